@@ -1,0 +1,28 @@
+"""Shared settings of the tests: quiet TensorFlow, fixed seeds, the real photos where they are."""
+
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# derandomize: CI tries the same examples every time; `HYPOTHESIS_PROFILE=long` looks for new ones by hand.
+settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("long", deadline=None, max_examples=2000, suppress_health_check=list(HealthCheck))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session")
+def photos_dir():
+    """The folder that holds both published datasets; skips, and says so, where there is none."""
+    folder = os.environ.get("CLOTHING_DATA_DIR")
+    if not folder or not (pathlib.Path(folder) / "clothing-dataset-small").is_dir():
+        pytest.skip("needs the real photos: set CLOTHING_DATA_DIR to the folder that holds clothing-dataset-small/")
+    return pathlib.Path(folder)

@@ -1,0 +1,78 @@
+"""What a number was measured with: machine, versions, threads. Imports none of the packages that it names."""
+
+import functools
+import importlib.metadata
+import os
+import pathlib
+import platform
+
+PACKAGES = (
+    "tensorflow", "keras", "numpy", "pandas", "scikit-learn", "ai-edge-litert", "ai-edge-quantizer", "keras-flops",
+)  # fmt: skip
+
+
+@functools.cache
+def cpu_name():
+    """The processor's name with its vector extensions that matter to inference, e.g. "AMD EPYC (AVX2)"."""
+    name, flags = platform.processor() or platform.machine(), ""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() == "flags":
+                flags = value.split()
+                break
+    marks = [
+        mark for flag, mark in (("avx2", "AVX2"), ("avx512f", "AVX-512"), ("avx512_vnni", "VNNI")) if flag in flags
+    ]
+    return f"{name} ({', '.join(marks)})" if marks else name
+
+
+def memory_gib():
+    """Physical memory in GiB, or None where the system does not say."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def versions(packages=PACKAGES):
+    """Installed versions by package name; packages that are not installed are left out."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe():
+    """The environment as a flat dictionary fit for JSON: processor, cores, memory, system, Python and packages.
+
+    Example:
+        >>> sorted(describe())[:3]
+        ['cores', 'cpu', 'memory_gib']
+    """
+    return {
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": memory_gib(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **versions(),
+    }
+
+
+def sentence():
+    """One line for captions: "AMD EPYC (AVX2), 2 cores, 23.5 GiB, TensorFlow 2.21.0, Keras 3.15.1"."""
+    facts = describe()
+    parts = [facts["cpu"], f"{facts['cores']} cores"]
+    if facts["memory_gib"]:
+        parts.append(f"{facts['memory_gib']} GiB")
+    parts += [
+        f"{label} {facts[key]}" for key, label in (("tensorflow", "TensorFlow"), ("keras", "Keras")) if key in facts
+    ]
+    return ", ".join(parts)

@@ -1,0 +1,89 @@
+"""Files that are written whole or not at all.
+
+Every artefact of the project (weights, results, converted models, caches) goes through :func:`atomic_path`: the bytes
+are written beside their target, flushed to the disk, and moved over the target in one step. A run that is killed at
+any moment leaves either the old file or the new one, never half of one.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+
+
+@contextlib.contextmanager
+def atomic_path(target):
+    """A temporary path beside `target` that becomes `target` when the block ends without an error.
+
+    Args:
+        target: the file to write; missing parent folders are made.
+
+    Yields:
+        pathlib.Path with the same suffixes as the target (Keras and NumPy choose a format by suffix).
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full; names the target. Nothing is left behind.
+
+    Example:
+        >>> import tempfile; folder = pathlib.Path(tempfile.mkdtemp())
+        >>> with atomic_path(folder / "a.txt") as part:
+        ...     _ = part.write_text("whole")
+        >>> (folder / "a.txt").read_text(), len(list(folder.iterdir()))
+        ('whole', 1)
+    """
+    target = pathlib.Path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _named(error, target) from error
+    part = target.with_name(f".{secrets.token_hex(4)}.part.{target.name}")
+    try:
+        yield part
+        descriptor = os.open(part, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        part.replace(target)
+    except OSError as error:
+        raise _named(error, target) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_bytes(target, data):
+    """Write `data` (bytes) to `target`, whole or not at all."""
+    with atomic_path(target) as part:
+        part.write_bytes(data)
+
+
+def write_text(target, text):
+    """Write `text` (str, UTF-8) to `target`, whole or not at all."""
+    write_bytes(target, text.encode("utf-8"))
+
+
+def write_json(target, value):
+    """Write `value` as indented JSON, whole or not at all; NaN and infinity are refused (they are not JSON)."""
+    write_text(target, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path):
+    """Read a JSON file; a damaged one is named.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not JSON; the message names it and says to delete it and run again.
+    """
+    path = pathlib.Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not a JSON file ({error}); delete it and run the step that writes it again"
+        ) from error
+
+
+def _named(error, target):
+    reason = error.strerror or str(error)
+    return type(error)(error.errno, f"cannot write {target}: {reason}; free some space or choose another folder")

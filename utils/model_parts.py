@@ -1,0 +1,167 @@
+"""Working on parts of a functional model: what trains, where the features are, the head, batch statistics."""
+
+import keras
+import numpy as np
+
+POOLED, CLASSIFIER = "pooled_features", "classifier"  # the names that every transfer model gives these two layers
+
+
+def set_trainable(model, from_layer=None, batch_norm=False):
+    """Choose the layers that training may change.
+
+    Args:
+        model: any functional model, changed in place. Compile it again afterwards.
+        from_layer: the first trainable layer, or the prefix of a block ("block6a", "block_13"); it and everything
+            behind it in the order of `model.layers` train. None: all layers. "classifier": the head alone.
+        batch_norm: also let batch normalization (behind `from_layer`) learn and update its statistics. Off, these
+            layers are frozen, which in Keras 3 also means that they run in inference mode during training.
+
+    Returns:
+        int, how many parameters are trainable now.
+
+    Raises:
+        ValueError: no layer of that name or prefix; names some choices.
+
+    Example:
+        >>> from utils import models
+        >>> model = models.transfer("efficientnet_lite0", 10, weights=None)
+        >>> set_trainable(model, "classifier")
+        12810
+    """
+    first = 0 if from_layer is None else layer_index(model, from_layer)
+    model.trainable = True  # or a model that was frozen as a whole would hide what its layers say
+    for index, layer in enumerate(model.layers):
+        frozen_norm = isinstance(layer, keras.layers.BatchNormalization) and not batch_norm
+        layer.trainable = index >= first and not frozen_norm
+    return sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+
+
+def split_at_features(model):
+    """Cut a transfer model at its pooled features; the two parts share the model's layers.
+
+    Returns:
+        (extractor, head): keras.Model from images to features (batch, D), and from features to probabilities.
+
+    Raises:
+        ValueError: the model has no layer named "pooled_features".
+
+    Example:
+        >>> from utils import models
+        >>> extractor, head = split_at_features(models.transfer("mobilenet_v2", 10, 96, weights=None))
+        >>> extractor.output.shape, head.output.shape
+        ((None, 1280), (None, 10))
+    """
+    index = layer_index(model, POOLED)
+    pooled = model.layers[index].output
+    features = keras.Input(pooled.shape[1:], name="features")
+    x = features
+    for layer in model.layers[index + 1 :]:
+        x = layer(x)
+    return keras.Model(model.input, pooled, name=f"{model.name}_features"), keras.Model(features, x, name="head")
+
+
+def attach_head(model, kernel, bias):
+    """Set the weights of the layer "classifier", e.g. to a linear probe fitted on the pooled features.
+
+    Args:
+        model: a model whose last layer is named "classifier", changed in place.
+        kernel: (D, classes) floats, so that logits = features @ kernel + bias.
+        bias: (classes,) floats.
+
+    Returns:
+        the model.
+
+    Raises:
+        ValueError: no such layer, shapes that do not fit, or a number that is not finite.
+
+    Example:
+        >>> from utils import models
+        >>> model = models.transfer("mobilenet_v2", 2, 96, weights=None)
+        >>> attach_head(model, np.zeros((1280, 2)), [0.0, np.log(3)])(np.zeros((1, 96, 96, 3))).numpy().round(2)
+        array([[0.25, 0.75]], dtype=float32)
+    """
+    layer = model.layers[layer_index(model, CLASSIFIER)]
+    arrays = [np.asarray(kernel, "float32"), np.asarray(bias, "float32")]
+    wanted = [tuple(weight.shape) for weight in layer.weights]
+    if [array.shape for array in arrays] != wanted:
+        raise ValueError(
+            f"the classifier takes a kernel of {wanted[0]} and a bias of {wanted[1]}, not {arrays[0].shape} and "
+            f"{arrays[1].shape}; fit the probe on this model's features and classes"
+        )
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError("the classifier's kernel or bias holds NaN or infinity; look at the fit that it comes from")
+    layer.set_weights(arrays)
+    return model
+
+
+def reestimate_batch_norm(model, images, batch_size=64, seed=0):
+    """Set the statistics of every batch normalization to those of `images`; kernels, scales and offsets stay.
+
+    Each layer sees its inputs normalized by the batch, and its moving mean and variance become the average over all
+    batches (Ioffe & Szegedy 2015, arXiv:1502.03167, algorithm 2). Dropout is off meanwhile.
+
+    Args:
+        model: a functional model, changed in place; what is trainable stays as it was.
+        images: array (n, height, width, 3) of training photos in 0..255; about 1,500 are plenty.
+        batch_size: photos in a batch; batches are drawn in random order, so that no batch is of one class.
+        seed: of that order.
+
+    Returns:
+        the model.
+
+    Raises:
+        ValueError: fewer than two photos, or their shape is not the model's.
+
+    Example:
+        >>> from utils import models
+        >>> model = models.transfer("efficientnet_b0", 10, 64, weights="warm_start")
+        >>> photos = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3)).astype("uint8")
+        >>> reestimate_batch_norm(model, photos, batch_size=4) is model
+        True
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[1:] != model.input_shape[1:] or len(images) < 2:
+        raise ValueError(
+            f"photos of shape {images.shape} do not fit model {model.name}; "
+            f"give at least two, (n, {', '.join(map(str, model.input_shape[1:]))})"
+        )
+    layers = list(model.layers)
+    norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+    drops = [layer for layer in layers if isinstance(layer, keras.layers.Dropout)]
+    before = [layer.trainable for layer in layers], [norm.momentum for norm in norms], [drop.rate for drop in drops]
+    batch_size = min(batch_size, len(images))
+    order = np.random.default_rng(seed).permutation(len(images))
+    batches = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
+    try:
+        model.trainable = True
+        for drop in drops:
+            drop.rate = 0.0
+        for number, batch in enumerate(batches):
+            for norm in norms:
+                norm.momentum = number / (number + 1)  # the moving average of 1, 2, 3 ... batches is their mean
+            model(images[np.sort(batch)].astype("float32"), training=True)
+    finally:
+        trainable, momenta, rates = before
+        for layer, value in zip(layers, trainable, strict=True):
+            layer.trainable = value
+        for norm, value in zip(norms, momenta, strict=True):
+            norm.momentum = value
+        for drop, value in zip(drops, rates, strict=True):
+            drop.rate = value
+    return model
+
+
+def layer_index(model, name):
+    """Where in `model.layers` the layer `name` is, or else the first of the block `name`.
+
+    Raises:
+        ValueError: neither is there; names some choices.
+    """
+    names = [layer.name for layer in model.layers]
+    if name in names:
+        return names.index(name)
+    for index, other in enumerate(names):
+        if isinstance(name, str) and name and other.startswith(f"{name}_"):
+            return index
+    choices = ", ".join(names[-8:])
+    raise ValueError(f"model {model.name} has no layer or block {name!r}; choose a layer of it, such as {choices}")

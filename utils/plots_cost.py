@@ -1,0 +1,298 @@
+"""Figures about cost and sight: where the MACs sit, what time they take, which pixels a feature sees.
+
+Every function takes data and returns a matplotlib Figure; none computes or shows anything.
+"""
+
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse, Rectangle
+
+DPI = 100
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+GREY = "#777777"
+
+
+def _figure(width, height, rows=1, columns=1, **kwargs):
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=11)
+    return figure, axes
+
+
+def _titles(axis, title=None, x=None, y=None):
+    if title:
+        axis.set_title(title, fontsize=13)
+    if x:
+        axis.set_xlabel(x, fontsize=12)
+    if y:
+        axis.set_ylabel(y, fontsize=12)
+
+
+def macs_by_block(blocks):
+    """Bars of MACs by block in execution order, stacked by kind of layer, one panel a model.
+
+    Args:
+        blocks: {model title: DataFrame}, indexed by block, one column a kind, values in millions of MACs.
+
+    Returns:
+        Figure.
+    """
+    kinds = list(dict.fromkeys(kind for frame in blocks.values() for kind in frame.columns))
+    columns = min(2, len(blocks))
+    rows = math.ceil(len(blocks) / columns)
+    figure, axes = _figure(6.2 * columns, 4.2 * rows, rows, columns)
+    for axis in axes.flat[len(blocks) :]:
+        axis.set_visible(False)
+    for axis, (title, frame) in zip(axes.flat, blocks.items(), strict=False):
+        bottom = np.zeros(len(frame))
+        for colour, kind in zip(COLOURS, kinds, strict=False):
+            values = frame[kind].to_numpy(float) if kind in frame else np.zeros(len(frame))
+            axis.bar(range(len(frame)), values, bottom=bottom, color=colour, label=kind, width=0.85)
+            bottom += values
+        axis.set_xticks(range(len(frame)), frame.index, rotation=90)
+        axis.tick_params(axis="x", labelsize=10)
+        _titles(axis, title, y="MACs (millions)")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(kinds), fontsize=12, frameon=False)
+    return figure
+
+
+def macs_by_type(shares):
+    """One bar a model, split into the shares of the kinds of layers.
+
+    Args:
+        shares: DataFrame, indexed by model title, one column a kind, values are shares of all MACs (rows sum to 1).
+
+    Returns:
+        Figure.
+    """
+    figure, ((axis,),) = _figure(9, 1.2 + 0.7 * len(shares))
+    left = np.zeros(len(shares))
+    for colour, kind in zip(COLOURS, shares.columns, strict=False):
+        values = shares[kind].to_numpy(float)
+        axis.barh(range(len(shares)), values, left=left, color=colour, label=kind, height=0.7)
+        for row, (start, value) in enumerate(zip(left, values, strict=True)):
+            if value >= 0.04:
+                white = colour in ("#0072B2", "#009E73", "#D55E00", "#000000")
+                axis.text(
+                    start + value / 2, row, f"{value:.0%}", ha="center", va="center", fontsize=11,
+                    color="white" if white else "black",
+                )  # fmt: skip
+        left += values
+    axis.set_yticks(range(len(shares)), shares.index)
+    axis.set_xlim(0, 1)
+    axis.set_xticks(np.linspace(0, 1, 6), [f"{tick:.0%}" for tick in np.linspace(0, 1, 6)])
+    axis.invert_yaxis()
+    _titles(axis, x="share of all MACs")
+    figure.legend(loc="outside upper center", ncols=len(shares.columns), fontsize=11, frameon=False)
+    return figure
+
+
+def macs_against_time(layers, rates=(1, 10, 100), annotate=4):
+    """Layers as points: MACs against measured milliseconds, both logarithmic, with lines of equal speed.
+
+    Args:
+        layers: DataFrame with columns kind, macs, median_ms, and path for the labels; macs above 0.
+        rates: speeds to draw lines at, in billions of MACs a second.
+        annotate: how many of the slowest layers are named.
+
+    Returns:
+        Figure.
+    """
+    figure, ((axis,),) = _figure(8.5, 5.6)
+    span = np.array([layers["macs"].min() * 0.7, layers["macs"].max() * 1.5], float)
+    low, high = layers["median_ms"].min() * 0.6, layers["median_ms"].max() * 1.8
+    for rate in rates:
+        times = span / (rate * 1e6)
+        axis.plot(span / 1e6, times, color=GREY, linewidth=1, linestyle="--", zorder=1)
+        y = min(times[1], high * 0.9)
+        if low < y:
+            axis.annotate(
+                f"{rate} GMAC/s", (y * rate, y), fontsize=10, color=GREY, ha="right", va="bottom",
+                xytext=(-4, 2), textcoords="offset points",
+            )  # fmt: skip
+    for colour, marker, (kind, group) in zip(COLOURS, MARKERS, layers.groupby("kind", sort=False), strict=False):
+        axis.scatter(group["macs"] / 1e6, group["median_ms"], s=48, color=colour, marker=marker, label=kind, zorder=2)
+    for number, row in enumerate(layers.nlargest(annotate, "median_ms").itertuples()):
+        axis.annotate(
+            row.path, (row.macs / 1e6, row.median_ms), fontsize=10, ha="right", xytext=(-8, 6 - 4 * (number % 2)),
+            textcoords="offset points",
+        )  # fmt: skip
+    axis.set(xscale="log", yscale="log", xlim=span / 1e6, ylim=(low, high))
+    _titles(axis, x="MACs of the layer (millions)", y="measured time (ms)")
+    axis.legend(fontsize=11, frameon=False, loc="upper left")
+    return figure
+
+
+def field_by_depth(curves, input_size=224):
+    """Receptive field (side, pixels) against depth, one line a model, with the input's side for comparison.
+
+    Args:
+        curves: {model title: sequence of sizes in pixels, in execution order}; drawn over relative depth 0..1.
+        input_size: side of the input in pixels.
+
+    Returns:
+        Figure.
+    """
+    figure, ((axis,),) = _figure(8.5, 5)
+    axis.axhline(input_size, color=GREY, linestyle="--", linewidth=1.2)
+    axis.annotate(
+        f"input: {input_size} px", (0.0, input_size), xytext=(4, 4), textcoords="offset points", fontsize=11, color=GREY
+    )
+    for colour, marker, (title, sizes) in zip(COLOURS, MARKERS, curves.items(), strict=False):
+        sizes = np.asarray(sizes, float)
+        depth = np.linspace(0, 1, len(sizes))
+        axis.step(depth, sizes, where="post", color=colour, linewidth=2.2, label=title)
+        axis.plot(depth[-1:], sizes[-1:], color=colour, marker=marker, markersize=9, linestyle="none")
+        axis.annotate(
+            f"{sizes[-1]:.0f}", (1, sizes[-1]), xytext=(8, 0), textcoords="offset points", fontsize=12, color=colour,
+            va="center", annotation_clip=False,
+        )  # fmt: skip
+    ticks = [3, 10, 30, 100, 300, 1000]
+    axis.set_yscale("log")
+    axis.set_yticks(ticks, ticks)
+    axis.minorticks_off()
+    axis.set_xlim(0, 1)
+    _titles(axis, x="depth (share of the network's layers)", y="receptive field (pixels)")
+    axis.legend(fontsize=12, frameon=False, loc="lower right")
+    return figure
+
+
+def regions_on_photo(photo, regions):
+    """What one feature sees, drawn on a photo, one panel a region; what lies outside the photo is padding.
+
+    Args:
+        photo: (height, width, 3), 0..255.
+        regions: {panel title: (start, stop, center)}, each (y, x) in pixels, unclipped.
+
+    Returns:
+        Figure.
+    """
+    figure, axes = _figure(4.2 * len(regions), 4.6, 1, len(regions))
+    height, width = photo.shape[:2]
+    lows = [min(0, *(start[axis] for start, _, _ in regions.values())) for axis in (0, 1)]
+    highs = [max(side, *(stop[axis] for _, stop, _ in regions.values())) for axis, side in enumerate((height, width))]
+    for axis, (title, (start, stop, center)) in zip(axes.flat, regions.items(), strict=True):
+        axis.add_patch(Rectangle((lows[1], lows[0]), highs[1] - lows[1], highs[0] - lows[0], color="#e6e6e6", zorder=0))
+        axis.imshow(np.asarray(photo).astype("uint8"), extent=(0, width, height, 0), zorder=1)
+        box = {"fill": False, "linewidth": 3, "zorder": 3}
+        corner, sides = (start[1], start[0]), (stop[1] - start[1], stop[0] - start[0])
+        axis.add_patch(Rectangle(corner, *sides, edgecolor="white", **{**box, "linewidth": 5}))
+        axis.add_patch(Rectangle(corner, *sides, edgecolor=COLOURS[5], **box))
+        axis.plot(center[1] + 0.5, center[0] + 0.5, "+", color=COLOURS[5], markersize=13, markeredgewidth=2.5, zorder=4)
+        margin = 0.03 * (highs[0] - lows[0])
+        axis.set(xlim=(lows[1] - margin, highs[1] + margin), ylim=(highs[0] + margin, lows[0] - margin), aspect="equal")
+        axis.axis("off")
+        _titles(axis, title)
+    return figure
+
+
+def effective_maps(maps):
+    """Effective receptive fields as maps, with the theoretical box and the fitted Gaussian, one panel a layer.
+
+    Args:
+        maps: {panel title: (map, start, stop, center, gaussian_size)}: map is (height, width) in 0..1, the rest (y, x)
+            in pixels.
+
+    Returns:
+        Figure.
+    """
+    figure, axes = _figure(4.4 * len(maps), 5.0, 1, len(maps))
+    for axis, (title, (values, start, stop, center, size)) in zip(axes.flat, maps.items(), strict=True):
+        height, width = values.shape
+        picture = axis.imshow(values, cmap="magma", vmin=0, vmax=1, extent=(0, width, height, 0))
+        axis.add_patch(
+            Rectangle(
+                (start[1], start[0]), stop[1] - start[1], stop[0] - start[0], fill=False, edgecolor=COLOURS[4],
+                linewidth=2.5,
+            )
+        )  # fmt: skip
+        axis.add_patch(
+            Ellipse(
+                (center[1] + 0.5, center[0] + 0.5), size[1], size[0], fill=False, edgecolor="white", linewidth=2,
+                linestyle="--",
+            )
+        )  # fmt: skip
+        axis.set(xlim=(-2, width + 2), ylim=(height + 2, -2), aspect="equal")
+        axis.set_xticks([])
+        axis.set_yticks([])
+        _titles(axis, title)
+    bar = figure.colorbar(picture, ax=list(axes.flat), location="bottom", shrink=0.5, aspect=40)
+    bar.set_label("gradient, share of the strongest pixel", fontsize=12)
+    bar.ax.tick_params(labelsize=11)
+    return figure
+
+
+def zoo(models, highlight=()):
+    """Models by parameters and MACs (logarithmic), coloured by receptive field.
+
+    Args:
+        models: DataFrame with columns model, params, macs, receptive_field_px, whole_image.
+        highlight: names that are ringed; all names are written.
+
+    Returns:
+        Figure.
+    """
+    figure, ((axis,),) = _figure(11, 7.5)
+    for whole, marker in ((False, "s"), (True, "o")):
+        group = models[models["whole_image"] == whole]
+        points = axis.scatter(
+            group["params"] / 1e6, group["macs"] / 1e9, c=np.log10(group["receptive_field_px"].astype(float)), s=90,
+            marker=marker, cmap="viridis", vmin=2, vmax=3.7, edgecolor="black", linewidth=0.5, zorder=2,
+            label="with squeeze-excite or other global operations" if whole else "local operations only",
+        )  # fmt: skip
+    ringed = models[models["model"].isin(highlight)]
+    axis.scatter(ringed["params"] / 1e6, ringed["macs"] / 1e9, s=330, facecolor="none", edgecolor=COLOURS[5], lw=2.5)
+    axis.set(xscale="log", yscale="log")
+    _write_apart(figure, axis, models)
+    bar = figure.colorbar(points, ax=axis)
+    bar.set_ticks(np.log10([100, 200, 500, 1000, 2000, 5000]), labels=[100, 200, 500, 1000, 2000, 5000])
+    bar.set_label("receptive field of the last layer (pixels)", fontsize=12)
+    _titles(axis, x="parameters (millions)", y="MACs (billions)")
+    axis.legend(fontsize=11, frameon=False, loc="upper left")
+    return figure
+
+
+def _write_apart(figure, axis, models):
+    """Write each model's name beside its point, at the first place that no other name has taken."""
+    figure.canvas.draw()
+    taken = []
+    offsets = [
+        (8, -4),
+        (-8, -4),
+        (0, 9),
+        (0, -17),
+        (8, 8),
+        (8, -16),
+        (-8, 8),
+        (-8, -16),
+        (14, 18),
+        (-14, 18),
+        (14, -28),
+    ]
+    points = axis.transData.transform(np.column_stack([models["params"] / 1e6, models["macs"] / 1e9]))
+    for name, (x, y) in zip(models["model"], points, strict=True):
+        width, height = 5.6 * len(name), 11
+        for right, up in offsets:
+            anchor = "left" if right > 0 else "right" if right < 0 else "center"
+            left = x + right - {"left": 0, "right": width, "center": width / 2}[anchor]
+            box = (left, y + up, left + width, y + up + height)
+            free = all(box[2] < o[0] or o[2] < box[0] or box[3] < o[1] or o[3] < box[1] for o in taken)
+            if free:
+                break
+        taken.append(box)
+        axis.annotate(
+            name,
+            (x, y),
+            xycoords="figure pixels",
+            xytext=(right, up),
+            textcoords="offset points",
+            fontsize=9,
+            ha=anchor,
+        )

@@ -1,0 +1,229 @@
+"""Where the backbones' ImageNet weights come from, and what to call them.
+
+Keras' weight files are looked for in `KERAS_HOME` (else `~/.keras`) under `models/`, as `keras.applications` does, and
+fetched from their public home when they are not there: quickly or not at all, whole or not at all. What a result
+rests on is read from the file itself, never assumed from its name.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+import threading
+import time
+import urllib.parse
+import warnings
+
+import h5py
+import keras
+import numpy as np
+
+ANSWER_S = 8  # how long the public home has to answer, all its addresses together
+STALL_S = 20  # how long a transfer may stand still
+RETRY_S = 60  # a failed download is not tried again before this: every caller in between gets the answer at once
+
+
+class WeightsUnavailable(RuntimeError):
+    """Pretrained weights are neither on this machine nor to be had from their public home."""
+
+
+class WarmStartWarning(UserWarning):
+    """A backbone starts from another network's weights, because its own cannot be had."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KerasFile:
+    """A weight file of `keras.applications`: its name, its public address, and what the official one measures."""
+
+    title: str
+    url: str
+    size_bytes: int
+    md5: str | None = None  # where Keras publishes it
+
+    @property
+    def name(self):
+        """The file's name in the cache."""
+        return self.url.rsplit("/", 1)[1]
+
+    def path(self):
+        """Where Keras keeps the file, whether it is there or not."""
+        home = os.environ.get("KERAS_HOME") or keras.config.keras_home()
+        return pathlib.Path(home).expanduser() / "models" / self.name
+
+    def place(self):
+        """The same in words that hold on every machine, for notebooks and tables."""
+        return f"{'$KERAS_HOME' if os.environ.get('KERAS_HOME') else '~/.keras'}/models/{self.name}"
+
+
+# The 224-pixel weights serve every input size: one backbone, one set of weights, one name for them.
+MOBILENET_V2 = KerasFile(
+    "MobileNetV2",
+    "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet_v2/"
+    "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5",
+    size_bytes=9_406_464,  # what Keras' download shows; it publishes no checksum of this file
+)
+EFFICIENTNET_B0 = KerasFile(
+    "EfficientNetB0",
+    "https://storage.googleapis.com/keras-applications/efficientnetb0_notop.h5",
+    size_bytes=16_705_208,
+    md5="50bc09e76180e00e4465e1a485ddc09d",  # keras/src/applications/efficientnet.py, WEIGHTS_HASHES["b0"][1]
+)
+
+
+def find(file, download=True):
+    """The local path of a Keras weight file, fetched if need be.
+
+    Args:
+        file: a KerasFile.
+        download: False looks on this machine only.
+
+    Returns:
+        pathlib.Path of a file that is there.
+
+    Raises:
+        WeightsUnavailable: it is neither here nor to be had; says what to do. Takes seconds, not minutes.
+
+    Example:
+        >>> find(MOBILENET_V2).suffix  # doctest: +SKIP
+        '.h5'
+    """
+    path = file.path()
+    if path.is_file():
+        return path
+    reason = _fetch(file, path) if download else "downloading was not asked for"
+    if reason:
+        raise WeightsUnavailable(
+            f"{file.title}'s ImageNet weights are not at {file.place()} and cannot be downloaded ({reason}); "
+            f"put {file.url} there, or set KERAS_HOME to a folder whose models/ holds it"
+        )
+    return path
+
+
+_failures = {}
+
+
+def _fetch(file, path):
+    """Download to `path`; None, or in a few words why it failed."""
+    when, reason = _failures.get(path, (-RETRY_S, None))
+    if time.monotonic() - when < RETRY_S:
+        return reason
+    reason = _no_answer(file.url) or _download(file, path)
+    if reason:
+        _failures[path] = time.monotonic(), reason
+    return reason
+
+
+def _no_answer(url):
+    """None, or why the server cannot be reached.
+
+    Asked in a thread, because a firewall that drops packets costs a time limit for each of the host's many addresses.
+    """
+    import requests
+
+    host, outcome = urllib.parse.urlsplit(url).hostname, [f"no answer within {ANSWER_S} s"]
+
+    def ask():
+        try:
+            requests.head(url, timeout=ANSWER_S)
+            outcome[0] = None
+        except requests.RequestException as error:
+            outcome[0] = f"no connection: {type(error).__name__}"
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_S)
+    return outcome[0] and f"{host} gives {outcome[0]}"
+
+
+def _download(file, path):
+    import pooch
+
+    log = pooch.get_logger()
+    level = log.level
+    log.setLevel(logging.ERROR)  # it prints the local path, which does not belong into a notebook
+    try:
+        pooch.retrieve(
+            file.url, f"md5:{file.md5}" if file.md5 else None, fname=path.name, path=path.parent,
+            downloader=pooch.HTTPDownloader(timeout=STALL_S, progressbar=True),
+        )  # fmt: skip
+    except OSError as error:  # requests' errors are OSErrors
+        return " ".join((getattr(error, "strerror", None) or type(error).__name__).split())
+    except ValueError:  # pooch's word for a wrong checksum; the file is gone again
+        return "what comes is not the published file: its MD5 differs"
+    finally:
+        log.setLevel(level)
+    if path.stat().st_size != file.size_bytes:  # e.g. a portal's log-in page
+        path.unlink()
+        return "what comes is not the published file: its size differs"
+    return None
+
+
+def load(model, file, path):
+    """Load a Keras weight file into `model`, layer by layer in order.
+
+    Raises:
+        ValueError: the file is damaged or does not fit; names it and says to delete it.
+    """
+    try:
+        model.load_weights(path)
+    except Exception as error:  # h5py and Keras raise nearly every kind of error on a damaged file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise ValueError(
+            f"{path} is damaged or is not {file.title}'s weight file ({reason}); delete it so that it is fetched again"
+        ) from error
+
+
+def describe(file, path):
+    """What the weights in a Keras weight file are, in one phrase.
+
+    A file is official when it has the MD5 that Keras publishes or, where Keras publishes none, the official size. The
+    numbers have the last word: kernels that take at most 255 values per output channel come from 8-bit weights.
+
+    Returns:
+        "ImageNet", "ImageNet (8-bit, dequantized)", or "ImageNet (file not verified)".
+
+    Raises:
+        ValueError: the file is damaged; names it.
+    """
+    facts = path.stat()
+    return _describe(file, path, facts.st_mtime_ns, facts.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _describe(file, path, _modified, size):
+    if file.md5 and hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == file.md5:
+        return "ImageNet"
+    if _eight_bit(path):
+        return "ImageNet (8-bit, dequantized)"
+    return "ImageNet" if file.md5 is None and size == file.size_bytes else "ImageNet (file not verified)"
+
+
+def _eight_bit(path):
+    """Whether every large kernel takes at most 255 values per output channel (int8, symmetric: -127..127)."""
+    kernels = []
+
+    def visit(name, item):
+        # Only kernels with far more than 255 weights a channel can show the difference.
+        if isinstance(item, h5py.Dataset) and item.ndim == 4 and "depthwise" not in name and item[..., 0].size >= 512:
+            kernels.append(item[..., 0])
+
+    try:
+        with h5py.File(path) as stored:
+            stored.visititems(visit)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a readable weight file ({error}); delete it to have it fetched again"
+        ) from error
+    return bool(kernels) and all(len(np.unique(kernel)) <= 255 for kernel in kernels)
+
+
+def warn_once(message):
+    """A WarmStartWarning that is shown once a process, however often its cause is met."""
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, WarmStartWarning, stacklevel=2)
+
+
+_warned = set()

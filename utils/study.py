@@ -1,0 +1,157 @@
+"""The runs of the study: which models are trained on which photos, with which choices, in which profile.
+
+The notebooks take their :class:`RunConfig` objects from here, and ``python -m utils.study`` trains the same runs in the
+background, so that a notebook finds them finished. Rows are named by study and model: ``a-baseline``, ``b-lite0-fine``.
+
+    python -m utils.study                        # what there is, and what is finished
+    python -m utils.study --profile full b-lite0-fine a-lite0-fine
+"""
+
+import argparse
+import dataclasses
+import sys
+
+from utils.run_config import RunConfig
+
+PROFILES = ("quick", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the study's tables: a run, the photos it belongs to, and the published number that it answers.
+
+    Attributes:
+        id: short name, also the name of the run.
+        title: what a reader calls it.
+        study: "A" (17 classes) or "B" (10 classes).
+        dataset: name for datasets.load.
+        split: split for datasets.load; None is the dataset's own honest one.
+        run: the RunConfig.
+        published: accuracy in the published study, 0..1, or None where it has no such row.
+        note: conditions that belong beside the number.
+    """
+
+    id: str
+    title: str
+    study: str
+    dataset: str
+    split: str | None
+    run: RunConfig
+    published: float | None = None
+    note: str = ""
+
+
+# Fine-tuning as FINDINGS of the project's first measurements suggest for small data on CPUs: a head from a linear
+# probe, batch normalization frozen, a low peak rate with warm-up and cosine, light augmentation.
+FINE_TUNE = {
+    "mode": "fine_tune",
+    "batch_size": 16,
+    "optimizer": "adamw",
+    "learning_rate": 3e-4,
+    "weight_decay": 0.01,
+    "schedule": "cosine",
+    "warmup_epochs": 1,
+    "label_smoothing": 0.1,
+    "dropout": 0.3,
+    "augment": "light",
+}
+FROZEN = {"mode": "frozen", "epochs": 60, "learning_rate": 1e-3, "dropout": 0.2, "patience": 15, "monitor": "val_loss"}
+
+
+def rows(profile="quick", stand_in=False):
+    """The rows of the study, in the order in which a reader meets them.
+
+    Args:
+        profile: "quick" (minutes on two cores) or "full" (hours).
+        stand_in: drawn garments take the place of both datasets, and inputs shrink with them.
+
+    Returns:
+        dict, row id -> Row.
+
+    Raises:
+        ValueError: unknown profile.
+
+    Example:
+        >>> rows("full")["a-baseline"].run.input_size
+        224
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile {profile!r} is unknown; choose one of {', '.join(PROFILES)}")
+    quick = profile == "quick"
+    seventeen, ten = ("sketches", "sketches") if stand_in else ("clothing-17", "clothing-10")
+    leaks = () if stand_in else ("sender",)  # the official validation part shares senders with train
+    if quick:
+        base = {"input_size": 64, "epochs": 6, "batch_size": 16, "balance_to": 30 if stand_in else 60}
+        said = "quick: input 64, at most 60 photos a class, 6 epochs"
+        if stand_in:
+            said = "quick: input 64, at most 30 drawings a class, 6 epochs"
+    else:
+        base = {"input_size": 224, "epochs": 12, "batch_size": 16, "patience": 3, "balance_to": None}
+        said = "as published; best checkpoint on validation"
+    base |= {"model": "baseline_cnn", "mode": "scratch", "learning_rate": 1e-3}
+    side = 96 if stand_in else 224
+    frozen = FROZEN | {"input_size": side} | ({"epochs": 30} if stand_in else {})
+
+    listed = [
+        Row("a-baseline", "Baseline CNN", "A", seventeen, None, RunConfig(name="a-baseline", **base), 0.46, said),
+        Row(
+            "a-weighted", "Baseline CNN, class weights", "A", seventeen, None,
+            RunConfig(name="a-weighted", class_weights=True, **base), 0.49, said,
+        ),
+        Row(
+            "a-lite0-frozen", "EfficientNet-Lite0, frozen", "A", seventeen, None,
+            RunConfig(name="a-lite0-frozen", model="efficientnet_lite0", class_weights=True, **frozen), 0.92,
+            "head on frozen features, class weights; the study fine-tuned EfficientNetB0",
+        ),
+        Row(
+            "b-mobilenet-frozen", "MobileNetV2, frozen", "B", ten, None,
+            RunConfig(name="b-mobilenet-frozen", model="mobilenet_v2", allow_leaks=leaks, **frozen), 0.8548,
+            "head on frozen features",
+        ),
+        Row(
+            "b-lite0-frozen", "EfficientNet-Lite0, frozen", "B", ten, None,
+            RunConfig(name="b-lite0-frozen", model="efficientnet_lite0", allow_leaks=leaks, **frozen), None,
+            "head on frozen features",
+        ),
+    ]  # fmt: skip
+    if not stand_in:
+        # The same in both profiles: quick uses them where they are finished (they ship in models/), full trains them.
+        fine = FINE_TUNE | {"model": "efficientnet_lite0"}
+        listed += [
+            Row(
+                "b-lite0-fine", "EfficientNet-Lite0, fine-tuned", "B", ten, None,
+                RunConfig(name="b-lite0-fine", epochs=8, allow_leaks=leaks, **fine), None, "all layers, 8 epochs",
+            ),
+            Row(
+                "a-lite0-fine", "EfficientNet-Lite0, fine-tuned", "A", seventeen, None,
+                RunConfig(name="a-lite0-fine", epochs=8, **fine), 0.92, "all layers, 8 epochs",
+            ),
+        ]  # fmt: skip
+    return {row.id: row for row in listed}
+
+
+def main(argv=None):
+    """Command line: train rows in order, or list them; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m utils.study", description="Train runs of the study.")
+    parser.add_argument("ids", nargs="*", help="row ids; none: list them")
+    parser.add_argument("--profile", choices=PROFILES, default="full")
+    options = parser.parse_args(argv)
+    known = rows(options.profile)
+    unknown = [name for name in options.ids if name not in known]
+    if unknown:
+        parser.error(f"no row is called {', '.join(unknown)}; there are {', '.join(known)}")
+    if not options.ids:
+        for row in known.values():
+            print(f"{row.id:22} study {row.study}  {row.title:34} {row.note}")
+        return 0
+    from utils import datasets, training  # TensorFlow takes seconds to import; the list above does without
+
+    for name in options.ids:
+        row = known[name]
+        run = training.train(row.run, datasets.load(row.dataset, split=row.split))
+        print(f"{name}: {run.run_id}, best epoch {run.best_epoch}, {run.duration_s / 60:.0f} minutes", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

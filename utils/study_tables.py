@@ -1,0 +1,166 @@
+"""What notebook 1 writes down: from runs and their evaluations to the rows of `results/` and the closing table."""
+
+import os
+import pathlib
+
+import pandas as pd
+from IPython.display import Markdown
+
+from utils import files, training
+from utils.run_store import runs_dir
+from utils.runs import find_finished
+
+# Study B, table of its test results: F1 by class on the same 372 photos.
+PUBLISHED_F1 = {
+    "dress": 0.73, "hat": 0.82, "longsleeve": 0.81, "outwear": 0.80, "pants": 0.93,
+    "shirt": 0.60, "shoes": 0.99, "shorts": 0.85, "skirt": 0.86, "t-shirt": 0.87,
+}  # fmt: skip
+PROJECT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def banner(profile, dataset):
+    """One sentence on top of everything that follows: which profile, which photos."""
+    kind = (
+        "**Drawn garments stand in for the photos: no number below says anything about clothes.**"
+        if dataset.stand_in
+        else "Real photos."
+    )
+    scale = (
+        "Quick profile: the baselines see a reduced input and few epochs, which each of their numbers says."
+        if profile == "quick"
+        else "Full profile."
+    )
+    return Markdown(f"{kind} {scale}")
+
+
+def finished_or_trained(rows, name, dataset, profile):
+    """The run of a row where it is finished or the profile is full; else None, and a printed sentence says why."""
+    if name not in rows:
+        print(f"{name} is not part of this profile with these photos: fine-tuning drawn garments would teach nothing")
+        return None
+    config = rows[name].run
+    if profile != "full" and not find_finished(config.run_id_for(dataset.fingerprint), runs_dir()):
+        print(
+            f"{rows[name].title} was not run: the quick profile trains nothing for half an hour, "
+            "and no finished run is at hand"
+        )
+        return None
+    return training.train(config, dataset, verbose=0)
+
+
+def validation_accuracy(run):
+    """Accuracy on the validation part at the epoch that was kept."""
+    return float(run.history.set_index("epoch").loc[run.best_epoch, "val_accuracy"])
+
+
+def best_by_validation(runs):
+    """Name of the run with the highest validation accuracy (the first of equals); nothing is chosen on test."""
+    return max(runs, key=lambda name: validation_accuracy(runs[name]))
+
+
+def result_rows(rows, runs, verdicts, data):
+    """The rows of `results/01_data_and_training.json`, measured and not run, in the order of the study.
+
+    Args:
+        rows: row id -> study.Row.
+        runs: row id -> Run, of those that were run.
+        verdicts: row id -> Evaluation on the test part.
+        data: study ("A", "B") -> Dataset.
+
+    Returns:
+        list of dictionaries fit for JSON; the layout is documented in utils.results.
+    """
+    return [_row(row, runs.get(name), verdicts.get(name), data[row.study]) for name, row in rows.items()]
+
+
+def _row(row, run, verdict, dataset):
+    common = {
+        "id": row.id,
+        "title": row.title,
+        "study": row.study,
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "protocol": f"{dataset.split} split",
+        "classes": len(dataset.classes),
+        "input_size": row.run.input_size,
+        "published_accuracy": row.published,
+        "conditions": row.note,
+    }
+    if run is None or verdict is None:
+        reason = "fine-tuning belongs to the full profile, and no finished run is at hand"
+        if row.run.mode == "frozen":
+            reason = "the pretrained weights could not be had on this machine"
+        return {**common, "status": "not run", "reason": reason}
+    return {
+        **common,
+        "status": "measured",
+        "params": int(run.model().count_params()),
+        "n_train": run.n_train,
+        "n_validation": run.n_validation,
+        "validation_accuracy": validation_accuracy(run),
+        "epochs": len(run.history),
+        "best_epoch": int(run.best_epoch),
+        "seed": row.run.seed,
+        "run_id": run.run_id,
+        "duration_s": float(run.duration_s),
+        "weights": run.weights_source,
+        **verdict.to_dict(),
+    }
+
+
+def closing_table(closing):
+    """The rows as a table for readers: published beside measured, with n, interval and conditions."""
+    table = pd.DataFrame(closing)
+    for column in ("n", "accuracy", "accuracy_low", "accuracy_high", "macro_recall", "weights", "reason"):
+        if column not in table:
+            table[column] = None
+    measured = table["status"] == "measured"
+    interval = [
+        f"{low:.1%}–{high:.1%}" if ok else ""
+        for ok, low, high in zip(measured, table.accuracy_low, table.accuracy_high, strict=True)
+    ]
+    return pd.DataFrame(
+        {
+            "study": table["study"],
+            "model": table["title"],
+            "published": [f"{p:.1%}" if pd.notna(p) else "–" for p in table["published_accuracy"]],
+            "measured": [f"{a:.1%}" if ok else "not run" for ok, a in zip(measured, table["accuracy"], strict=True)],
+            "95 % interval": interval,
+            "macro recall": [f"{r:.1%}" if ok else "" for ok, r in zip(measured, table["macro_recall"], strict=True)],
+            "n": [int(n) if ok else "" for ok, n in zip(measured, table["n"], strict=True)],
+            "conditions": [
+                c if ok else r for ok, c, r in zip(measured, table["conditions"], table["reason"], strict=True)
+            ],
+        }
+    )
+
+
+def dataset_facts(*sets):
+    """Name, size, senders, split and fingerprint of each dataset, for the results file."""
+    return [
+        {
+            "name": data.name,
+            "photos": len(data.frame),
+            "classes": list(data.classes),
+            "senders": int(data.frame["sender"].nunique()),
+            "split": data.split,
+            "parts": {part: int(n) for part, n in data.frame["split"].value_counts().items()},
+            "fingerprint": data.fingerprint,
+            "stand_in": data.stand_in,
+        }
+        for data in {data.name: data for data in sets}.values()
+    ]
+
+
+def save_figures(figures, folder=None):
+    """Save figures as PNG: into `repo_images/` when the committed notebooks are rendered, else under `build/`.
+
+    Args:
+        figures: file name without suffix -> matplotlib Figure.
+        folder: default: the environment variable CLOTHING_IMAGES_DIR, else build/repo_images of the project.
+    """
+    folder = pathlib.Path(folder or os.environ.get("CLOTHING_IMAGES_DIR") or PROJECT / "build" / "repo_images")
+    for name, figure in figures.items():
+        with files.atomic_path(folder / f"{name}.png") as part:
+            figure.savefig(part, dpi=100, bbox_inches="tight")
+    return sorted(figures)

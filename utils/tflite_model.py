@@ -1,0 +1,338 @@
+"""Run a .tflite classifier: any batch, float or quantized input and output, one lock, and no TensorFlow.
+
+Imports NumPy and ai-edge-litert only, so that ``python -m utils.classify`` starts in a fraction of a second.
+"""
+
+import contextlib
+import functools
+import os
+import pathlib
+import sys
+import tempfile
+import threading
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from utils import files
+
+__all__ = ["TFLiteModel", "default_threads", "description_path", "open_interpreter", "quiet", "read_description"]
+
+_MAGIC = b"TFL3"  # the flatbuffer's file identifier, at byte 4
+_RESOLVERS = {
+    "xnnpack": OpResolverType.BUILTIN,
+    "builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    "reference": OpResolverType.BUILTIN_REF,
+}
+
+
+class TFLiteModel:
+    """A .tflite image classifier as a function of photos.
+
+    Photos run through the interpreter one by one: at a fixed batch of 1, XNNPACK's plan is as fast a photo as at any
+    larger batch (on the development machine faster for float32 and equal for int8), needs one photo's memory, and no
+    reallocation when the batch changes.
+
+    Thread-safe: a lock lets one call at a time use the interpreter. For parallel throughput make one TFLiteModel a
+    thread, or raise `num_threads`.
+
+    Args:
+        model: path of a .tflite file, or its bytes.
+        num_threads: threads of one inference, at least 1. None: the cores this process may use, at most 4.
+        use_xnnpack: False runs LiteRT's own optimized kernels instead of the XNNPACK delegate.
+        kernels: "xnnpack", "builtin" or "reference" (the slow, plain kernels); overrides `use_xnnpack`.
+        labels: class names in the order of the output. None: those of the JSON beside the file, if there is one.
+
+    Attributes:
+        input_size: (height, width) in pixels.
+        input_dtype, output_dtype: of the tensors in the file; callers need not care.
+        n_classes: size of the output.
+        labels: tuple of class names, or None where nothing says them.
+        description: the JSON beside the file as a dict ({} without one).
+        num_threads, kernels: as resolved.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the bytes are not a .tflite model, are truncated, use operators this runtime lacks, or have other
+            inputs and outputs than one photo and one row of numbers; zero or negative threads.
+        TypeError: neither path nor bytes; a thread count that is not a whole number.
+
+    Example:
+        >>> model = TFLiteModel("models/clothing-10-int8.tflite", num_threads=2)  # doctest: +SKIP
+        >>> model(photos).shape  # photos: uint8 (n, 224, 224, 3)  # doctest: +SKIP
+        (n, 10)
+    """
+
+    def __init__(self, model, num_threads=None, use_xnnpack=True, kernels=None, labels=None):
+        self.kernels = kernels if kernels is not None else "xnnpack" if use_xnnpack else "builtin"
+        self.num_threads = _checked_threads(num_threads)
+        self.name, self.content = _read(model)
+        self._interpreter = open_interpreter(self.content, self.num_threads, self.kernels, self.name)
+        self._lock = threading.Lock()
+        (source,), (target,) = _single(self._interpreter, self.name)
+        self.input_size = tuple(int(side) for side in source["shape"][1:3])
+        self.n_classes = int(target["shape"][-1])
+        self.input_dtype, self.output_dtype = np.dtype(source["dtype"]), np.dtype(target["dtype"])
+        self._input, self._output = source["index"], target["index"]
+        self._scale_in, self._scale_out = source["quantization"], target["quantization"]
+        self.description = {} if isinstance(model, bytes | bytearray | memoryview) else read_description(model)
+        labels = labels if labels is not None else self.description.get("labels")
+        self.labels = tuple(labels) if labels is not None else None
+        if self.labels is not None and len(self.labels) != self.n_classes:
+            raise ValueError(
+                f"{self.name} gives {self.n_classes} probabilities, and there are {len(self.labels)} labels; "
+                "give the labels of this model"
+            )
+
+    def __call__(self, images):
+        """Probabilities of photos.
+
+        Args:
+            images: (n, height, width, 3), RGB in 0..255, uint8 or float; n of any size, also 0.
+
+        Returns:
+            float32 (n, classes): the file's output, dequantized where it is quantized.
+
+        Raises:
+            ValueError: another shape, a type that is no number, or NaN.
+        """
+        images = self.checked(images)
+        probabilities = np.empty((len(images), self.n_classes), np.float32)
+        interpreter, source, target = self._interpreter, self._input, self._output
+        scale, zero = self._scale_out
+        with self._lock:
+            for row, image in enumerate(images):
+                interpreter.set_tensor(source, self.to_input(image[None]))
+                interpreter.invoke()
+                output = interpreter.get_tensor(target).reshape(-1)
+                probabilities[row] = output if output.dtype == np.float32 else (output.astype(np.float32) - zero) * scale
+        return probabilities
+
+    @property
+    def size_bytes(self):
+        """Bytes of the file."""
+        return len(self.content)
+
+    @functools.cached_property
+    def weights_bytes(self):
+        """Bytes of the constant tensors in the file (weights, biases, small constants), without names and structure."""
+        from ai_edge_litert import schema_py_generated as schema
+
+        model = schema.Model.GetRootAs(self.content, 0)
+        used = {
+            model.Subgraphs(graph).Tensors(index).Buffer()
+            for graph in range(model.SubgraphsLength())
+            for index in range(model.Subgraphs(graph).TensorsLength())
+        }
+        # large files, and all of ai-edge-quantizer's, keep their data behind the flatbuffer and note place and size
+        return sum(max(model.Buffers(index).DataLength(), model.Buffers(index).Size()) for index in used)
+
+    @property
+    def arena_bytes(self):
+        """Bytes of the activation arena at batch 1: what LiteRT's planner reserves for all activations together.
+
+        Read from the addresses that the planner of the built-in kernels gave out, so tensors that never live at the
+        same time share memory, as they do on the device. (XNNPACK plans its own workspace, which the Python interface
+        does not show; it is of the same order.) Weights that are unpacked to float32 at load time (float16 and
+        weight-only schemes) are no activations: see `unpacked_bytes`.
+        """
+        return self._memory[0]
+
+    @property
+    def unpacked_bytes(self):
+        """Bytes of float32 copies of the weights that a float16 or weight-only file needs in memory beside the file."""
+        return self._memory[1]
+
+    @functools.cached_property
+    def _memory(self):
+        interpreter = open_interpreter(self.content, 1, "builtin", self.name)
+        ops = interpreter._get_ops_details()
+        computed = {self._input} | {int(index) for op in ops for index in op["outputs"]}
+        starts, ends, unpacked = [], [], 0
+        for op in ops:
+            constant = op["op_name"] == "DEQUANTIZE" and int(op["inputs"][0]) not in computed
+            for index in op["outputs"]:
+                view = interpreter.tensor(int(index))()
+                if constant:
+                    unpacked += view.nbytes
+                else:
+                    starts.append(view.__array_interface__["data"][0])
+                    ends.append(starts[-1] + view.nbytes)
+                del view  # the interpreter refuses to run while a view of its memory is alive
+        return max(ends) - min(starts), unpacked
+
+    def __repr__(self):
+        height, width = self.input_size
+        return (
+            f"TFLiteModel({self.name}: {height}x{width}x3 {self.input_dtype} -> {self.n_classes} {self.output_dtype}, "
+            f"{self.size_bytes:,} bytes, {self.kernels}, {self.num_threads} thread{'s'[: self.num_threads != 1]})"
+        )
+
+    def checked(self, images):
+        images = np.asarray(images)
+        height, width = self.input_size
+        if images.ndim != 4 or images.shape[1:] != (height, width, 3):
+            hint = "; one photo goes in as photo[None]" if images.shape == (height, width, 3) else ""
+            raise ValueError(
+                f"{self.name} takes photos of shape (n, {height}, {width}, 3), not {images.shape}; "
+                f"read them at {height} x {width} pixels, RGB{hint}"
+            )
+        if not (np.issubdtype(images.dtype, np.integer) or np.issubdtype(images.dtype, np.floating)):
+            raise ValueError(f"photos must be numbers in 0..255, not {images.dtype}; give uint8 or float32")
+        return images
+
+    def to_input(self, image):
+        if self.input_dtype == np.float32:
+            return image.astype(np.float32, copy=False)
+        scale, zero = self._scale_in
+        if self.input_dtype == np.uint8 and image.dtype == np.uint8 and scale == 1 and zero == 0:
+            return image
+        if self.input_dtype == np.int8 and image.dtype == np.uint8 and scale == 1 and zero == -128:
+            return (image ^ np.uint8(128)).view(np.int8)
+        limits = np.iinfo(self.input_dtype)
+        steps = np.rint(image.astype(np.float32) / np.float32(scale)) + zero
+        return np.clip(steps, limits.min, limits.max).astype(self.input_dtype)
+
+
+def open_interpreter(content, num_threads=1, kernels="xnnpack", name="the model", keep_tensors=False):
+    """A LiteRT interpreter with its tensors allocated.
+
+    Args:
+        content: bytes of a .tflite file.
+        num_threads: at least 1.
+        kernels: "xnnpack", "builtin" (optimized, without the delegate) or "reference".
+        name: what an error message calls the model.
+        keep_tensors: keep every intermediate tensor readable after a run.
+
+    Returns:
+        ai_edge_litert.interpreter.Interpreter.
+
+    Raises:
+        ValueError: damaged or foreign bytes, operators that the runtime lacks, or unknown kernels.
+    """
+    if kernels not in _RESOLVERS:
+        raise ValueError(f"kernels {kernels!r} is unknown; choose one of {', '.join(_RESOLVERS)}")
+    if bytes(content[4:8]) != _MAGIC:
+        raise ValueError(f"{name} is not a .tflite model; give a file that quantization.convert or a converter wrote")
+    try:
+        with _first_time_quiet():
+            interpreter = Interpreter(
+                model_content=bytes(content),
+                num_threads=num_threads,
+                experimental_op_resolver_type=_RESOLVERS[kernels],
+                experimental_preserve_all_tensors=keep_tensors,
+            )
+            interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        if "Flatbuffer" in reason:
+            raise ValueError(f"{name} is damaged or cut short; copy or convert it again") from error
+        raise ValueError(f"{name} cannot run on this LiteRT runtime ({reason}); convert it again") from error
+    return interpreter
+
+
+@contextlib.contextmanager
+def quiet():
+    """Hold back what Python and C++ code print (file descriptors 1 and 2); warnings are ignored too.
+
+    Errors are raised as ever; only the noise of converters and delegates goes. While the block runs, output of other
+    threads is lost as well.
+    """
+    import warnings
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with tempfile.TemporaryFile("w+") as sink, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        saved = [os.dup(1), os.dup(2)]
+        try:
+            os.dup2(sink.fileno(), 1)
+            os.dup2(sink.fileno(), 2)
+            with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+                yield
+        finally:
+            sink.flush()
+            for target, descriptor in enumerate(saved, start=1):
+                os.dup2(descriptor, target)
+                os.close(descriptor)
+
+
+_delegate_announced = False
+
+
+def _first_time_quiet():
+    """LiteRT announces its delegate on stderr, once a process; a notebook or a command's output is no place for it."""
+    global _delegate_announced
+    if _delegate_announced:
+        return contextlib.nullcontext()
+    _delegate_announced = True
+    return quiet()
+
+
+def default_threads():
+    """The cores that this process may use, at most 4."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 4)
+
+
+def description_path(path):
+    """Where the JSON that describes a .tflite file lies: beside it, under the same name."""
+    return pathlib.Path(path).with_suffix(".json")
+
+
+def read_description(path):
+    """The JSON beside a .tflite file: labels, input size, preprocessing, scheme, source.
+
+    Args:
+        path: of the .tflite file.
+
+    Returns:
+        dict; {} where there is no such JSON.
+
+    Raises:
+        ValueError: the JSON is damaged, or its labels are not a list of names.
+    """
+    beside = description_path(path)
+    if not beside.is_file():
+        return {}
+    description = files.read_json(beside)
+    labels = description.get("labels") if isinstance(description, dict) else 0
+    if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        raise ValueError(f"{beside} does not describe a model: its labels are no list of names; save the model again")
+    return description
+
+
+def _checked_threads(num_threads):
+    if num_threads is None:
+        return default_threads()
+    if isinstance(num_threads, bool) or not isinstance(num_threads, int | np.integer):
+        raise TypeError(f"num_threads is {num_threads!r}; give a whole number from 1 up")
+    if num_threads < 1:
+        raise ValueError(f"num_threads is {num_threads}; give 1 or more")
+    return int(num_threads)
+
+
+def _read(model):
+    if isinstance(model, bytes | bytearray | memoryview):
+        return "the model", bytes(model)
+    if not isinstance(model, str | os.PathLike):
+        raise TypeError(f"a .tflite model is a path or bytes, not {type(model).__name__}; convert the model first")
+    path = pathlib.Path(model)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no model {path}; check the path, or write one with quantization.save")
+    return path.name, path.read_bytes()
+
+
+def _single(interpreter, name):
+    sources, targets = interpreter.get_input_details(), interpreter.get_output_details()
+    fits = len(sources) == len(targets) == 1
+    if fits:
+        shape, output = sources[0]["shape"], targets[0]["shape"]
+        fits = len(shape) == 4 and shape[0] == 1 and shape[3] == 3 and len(output) == 2 and output[0] == 1
+    if not fits:
+        shapes = [tuple(int(n) for n in detail["shape"]) for detail in (*sources, *targets)]
+        raise ValueError(
+            f"{name} is no photo classifier: it needs one input (1, height, width, 3) and one output (1, classes), "
+            f"and has {shapes}"
+        )
+    return sources, targets
