@@ -177,8 +177,8 @@ def check_photos(paths, folder, progress=True):
     """Decode every photo once and remember what was found.
 
     A photo is looked at again only if its size or its time of change differ from what is remembered (in
-    `data/.cache`, a file a folder), so a second call for 5,000 photos only asks the file system for their sizes. A file that is
-    changed with its size and time kept goes unnoticed until the cache is deleted.
+    `data/.cache`, a file a folder), so a second call for 5,000 photos only asks the file system for their sizes. A file
+    that is changed with its size and time kept goes unnoticed until the cache is deleted.
 
     Args:
         paths: paths of the photos.
@@ -192,7 +192,7 @@ def check_photos(paths, folder, progress=True):
         FileNotFoundError: a path does not exist.
     """
     folder = pathlib.Path(folder).absolute()
-    key = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     memory = places.cache_dir() / f"photos-{key}.json"
     known = _recall(memory)
     found, todo = {}, []
@@ -227,14 +227,7 @@ def check_photos(paths, folder, progress=True):
 
 def _look(path):
     facts = photo.check_photo(path)
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            for block in iter(lambda: file.read(2**20), b""):
-                digest.update(block)
-    except OSError:
-        return ["", *(facts[name] for name in _FACTS[1:])]
-    return [digest.hexdigest(), *(facts[name] for name in _FACTS[1:])]
+    return [facts[name] for name in _FACTS]
 
 
 def _recall(memory):

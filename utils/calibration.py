@@ -41,37 +41,44 @@ class Statistics:
     def __repr__(self):
         return f"Statistics({len(self.names)} activations on {len(self)} photos)"
 
-    def ranges(self, method="min-max", photos=None):
+    def first(self, count):
+        """The statistics of the first `count` photos.
+
+        Raises:
+            ValueError: fewer than one, or more than were measured.
+        """
+        if not 1 <= count <= len(self):
+            raise ValueError(f"{count} calibration photos are wanted and {len(self)} were measured; measure more")
+        parts = {name: getattr(self, name)[:count] for name in ("lows", "highs", "samples")}
+        return dataclasses.replace(self, **parts)
+
+    def ranges(self, method="min-max"):
         """The range of each activation by one of `METHODS`.
 
-        "min-max": the extremes over all photos (the TFLite converter's rule). "moving average": low and high follow the photos'
-        extremes with weight 0.05 (ai-edge-quantizer's rule). "percentile": the central 99.98 % of the values. "mse":
-        the range, narrowed step by step from min-max, whose 256 levels reproduce the sampled values with the least
-        mean squared error.
+        "min-max": the extremes over all photos (the TFLite converter's rule). "moving average": low and high follow
+        the photos' extremes with weight 0.05 (ai-edge-quantizer's rule). "percentile": the central 99.98 % of
+        the values. "mse": the range, narrowed step by step from min-max, whose 256 levels reproduce the sampled values
+        with the least mean squared error.
 
         Args:
             method: one of `METHODS`.
-            photos: use the first so many photos; None: all.
 
         Returns:
             dict, activation name -> (low, high), floats. The input is 0..255, the range of a pixel, whatever was seen.
 
         Raises:
-            ValueError: unknown method, or more photos than there are.
+            ValueError: unknown method.
         """
         if method not in METHODS:
             raise ValueError(f"calibration {method!r} is unknown; choose one of {', '.join(METHODS)}")
-        count = len(self) if photos is None else photos
-        if not 1 <= count <= len(self):
-            raise ValueError(f"{count} calibration photos are wanted and {len(self)} were measured; measure more")
-        lows, highs = self.lows[:count], self.highs[:count]
+        lows, highs = self.lows, self.highs
         if method == "moving average":
             low, high = _moving_average(lows), _moving_average(highs)
         else:
             low, high = lows.min(axis=0), highs.max(axis=0)
         if method in ("percentile", "mse"):
             for index in range(len(self.names)):
-                values = np.concatenate(list(self.samples[:count, index]))
+                values = np.concatenate(list(self.samples[:, index]))
                 if method == "percentile":
                     low[index], high[index] = np.percentile(values, [100 - PERCENTILE, PERCENTILE])
                 else:
@@ -129,6 +136,7 @@ def _moving_average(values):
 
 
 def _least_error(values, low, high, levels=256, steps=40):
+    values = values[:: max(1, len(values) // 20_000)]
     best = (np.inf, low, high)
     for share in np.linspace(1, 0.2, steps):
         a, b = min(low * share, 0), max(high * share, 0)

@@ -6,6 +6,8 @@ import math
 import keras
 import numpy as np
 
+from utils.run_store import value_of
+
 
 @keras.saving.register_keras_serializable("clothing")
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
@@ -65,10 +67,34 @@ def make_optimizer(config, steps_per_epoch):
         )
     average = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
     if config.optimizer == "adam":
-        return keras.optimizers.Adam(rate, **average)
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, **average)
+        return _Adam(rate, **average)
+    optimizer = _AdamW(rate, weight_decay=config.weight_decay, **average)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
+
+
+def learning_rate(optimizer):
+    """The rate of the optimizer's next step, as a float."""
+    return float(keras.ops.convert_to_tensor(optimizer.learning_rate).numpy())
+
+
+class _OwnWeights:
+    """Part of an optimizer with a moving average: leaves the model its own weights until it is asked."""
+
+    def finalize_variable_values(self, var_list):
+        # Keras puts the averages into the model at the end of every `fit`; here that would be after every epoch.
+        pass
+
+    def take_averages(self, variables):
+        self._overwrite_model_variables_with_average_value(variables)
+
+
+class _Adam(_OwnWeights, keras.optimizers.Adam):
+    pass
+
+
+class _AdamW(_OwnWeights, keras.optimizers.AdamW):
+    pass
 
 
 class OneEpoch(keras.callbacks.Callback):
@@ -104,7 +130,7 @@ class StopOnNonFinite(keras.callbacks.Callback):
         """Raise if ``logs[name]`` is there and is not finite."""
         value = logs.get(name)
         if value is not None and not math.isfinite(value):
-            rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+            rate = learning_rate(self.model.optimizer)
             raise Diverged(
                 f"run {self.run_id}: {name} became {value} at {where}, at a learning rate of {rate:.3g}; use a lower "
                 f"learning_rate or a longer warm-up (epochs before this one are kept)"
@@ -116,13 +142,17 @@ def averaged_weights(model):
     """Inside the block the model has the optimizer's moving averages as weights; afterwards its own again.
 
     Without a moving average (``ema=0``) nothing changes.
+
+    Args:
+        model: compiled with an optimizer of :func:`make_optimizer`; its trainable variables in the order in which the
+            optimizer was built.
     """
     optimizer = model.optimizer
     if not getattr(optimizer, "use_ema", False):
         yield
         return
-    own = [np.array(variable) for variable in model.trainable_variables]
-    optimizer.finalize_variable_values(model.trainable_variables)
+    own = [value_of(variable) for variable in model.trainable_variables]
+    optimizer.take_averages(model.trainable_variables)
     try:
         yield
     finally:

@@ -43,19 +43,20 @@ class Paired:
     largest_change: float
 
     def to_frame(self):
-        """One row, units in the column names (points are percentage points)."""
+        """One row; points are percentage points, second minus first. Rows of several pairs can be concatenated."""
         row = {
-            "pair": f"{self.name_b} − {self.name_a}",
+            "first": self.name_a,
+            "second": self.name_b,
             "photos": self.n,
             "difference_points": 100 * self.difference,
             "low_points": 100 * self.difference_low,
             "high_points": 100 * self.difference_high,
-            f"only_{self.name_a}_right": self.only_a,
-            f"only_{self.name_b}_right": self.only_b,
+            "only_first_right": self.only_a,
+            "only_second_right": self.only_b,
             "p_value": self.p_value,
             "agreement_%": 100 * self.agreement,
         }
-        return pd.DataFrame([row]).set_index("pair")
+        return pd.DataFrame([row])
 
     def to_dict(self):
         """Plain numbers and strings, fit for results JSON."""
@@ -112,9 +113,7 @@ def compare(a, b):
              [int((~right_a & right_b).sum()), int((~right_a & ~right_b).sum())]]  # fmt: skip
     low, high = _difference_interval(cells[0][1], cells[1][0], a.n)
     several = a.senders is not None and len(set(a.senders)) > 1
-    sender_low, sender_high = (
-        sender_interval(right_b.astype(float) - right_a, a.senders) if several else (None, None)
-    )
+    sender_low, sender_high = sender_interval(right_b.astype(float) - right_a, a.senders) if several else (None, None)
     return Paired(
         name_a=name_a,
         name_b=name_b,

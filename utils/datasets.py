@@ -1,6 +1,6 @@
 """Which photos there are: fetch, verify, index, clean, split.
 
-Two published sets (CC0), both by Alexey Grigorev and 367 people who photographed their clothes:
+Two published sets (CC0), collected by Alexey Grigorev from people who photographed their clothes:
 
 - clothing-10, github.com/alexeygrigorev/clothing-dataset-small: 3,781 photos, ten classes, its own split.
 - clothing-17, github.com/alexeygrigorev/clothing-dataset: `images.csv` and 5,756 files; 5,096 photos of 17 classes
@@ -11,7 +11,6 @@ and `sketches`, drawn by the program, for where there is no network.
 
 import dataclasses
 import functools
-import gzip
 import hashlib
 import logging
 import pathlib
@@ -19,14 +18,12 @@ import warnings
 
 import pandas as pd
 
-from utils import audit, places, sketches, splits
+from utils import audit, places, published, sketches, splits
 
 NAMES = ("clothing-10", "clothing-17", "sketches", "auto")
 OFFICIAL_TEST_SENDERS = ("46", "204", "227", "309", "310")  # all photos of the small set's test part are theirs
 FRACTIONS = (0.70, 0.15, 0.15)
-MANIFESTS = pathlib.Path(__file__).resolve().parent / "manifests"
 _COLUMNS = ["path", "label", "split", "sender", "kids", "id", "sha256"]
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
 _log = logging.getLogger(__name__)
 
 
@@ -132,12 +129,12 @@ def load(name, root=None, download=True, split=None, seed=0, **options):
 
 
 def _choose(root, download):
-    from utils import fetch
-
-    if (root / fetch.SOURCES["clothing-10"].folder).is_dir():
+    if (root / published.SOURCES["clothing-10"].folder).is_dir():
         return "clothing-10"
     reason = "it is not on disk and download is off"
     if download:
+        from utils import fetch
+
         try:
             fetch.fetch("clothing-10", root, patient=False)
             return "clothing-10"
@@ -152,13 +149,13 @@ def _choose(root, download):
 
 
 def _folder(name, root, download):
-    from utils import fetch
-
-    folder = root / fetch.SOURCES[name].folder
+    folder = root / published.SOURCES[name].folder
     if folder.is_dir():
         return folder
     if not download:
         raise FileNotFoundError(f"{name} is not in {root}; set CLOTHING_DATA_DIR to the folder with {folder.name}/")
+    from utils import fetch
+
     return fetch.fetch(name, root)
 
 
@@ -166,7 +163,7 @@ def _load_small(folder, split, seed):
     rows = [
         (str(path), path.parent.name, part, path.stem)
         for part in splits.PARTS
-        for path in _walk(folder / part)
+        for path in published.photos_below(folder / part)
         if path.parent.parent == folder / part
     ]
     if not rows:
@@ -175,13 +172,13 @@ def _load_small(folder, split, seed):
     index, source = _people(folder.parent)
     frame = frame.merge(index[["id", "sender", "kids"]], on="id", how="left")
     steps, details = [("photos found", len(frame), "", f"{frame['label'].nunique()} classes")], {}
-    expected = set(manifest("clothing-dataset-small"))
+    expected = set(published.manifest("clothing-dataset-small"))
     there = {pathlib.Path(path).relative_to(folder).as_posix() for path in frame["path"]}
     steps.append(("published photos that are missing", len(expected - there), "not used", ""))
     details["missing"] = pd.DataFrame({"file": sorted(expected - there)})
     frame, unknown = _fill_senders(frame)
     steps.append(("photos whose sender is unknown", unknown, "each counts as a sender of its own", source))
-    frame = _clean(frame, folder, "clothing-dataset-small", steps, details)
+    frame = _clean(frame, folder, steps, details)
     conflicts = audit.label_conflicts(frame, index)
     where = ", ".join(f"{part} {n}" for part, n in conflicts["split"].value_counts().items())
     steps.append(("labels that differ from the full set's", len(conflicts), "kept as they are", where))
@@ -208,7 +205,12 @@ def _load_full(folder, split, seed):
     frame, dropped = audit.drop_labels(frame)
     named = ", ".join(f"{label} {n}" for label, n in dropped.items())
     steps.append(("photos with unimportant labels", int(dropped.sum()), "dropped", named))
-    frame = _clean(frame.reset_index(drop=True), folder, "clothing-dataset", steps, details)
+    unused = [
+        folder / "images" / file
+        for file in missing.files
+        if pathlib.PurePath(file).suffix.lower() in published.SUFFIXES
+    ]
+    frame = _clean(frame.reset_index(drop=True), folder, steps, details, unused)
     split = split or "grouped"
     if split == "grouped":
         frame["split"] = splits.grouped_split(frame, FRACTIONS, seed, OFFICIAL_TEST_SENDERS)
@@ -247,7 +249,7 @@ def _finish(name, folder, frame, split, seed, steps, details):
     return Dataset(name, folder, frame, classes, split, name == "sketches", allowed, report)
 
 
-def _clean(frame, folder, published, steps, details):
+def _clean(frame, folder, steps, details, unused=()):
     """The steps that need the files themselves: readable, RGB, published bytes, twins. Drops what cannot be decoded."""
     facts = audit.check_photos(frame["path"], folder)
     frame = pd.concat([frame.reset_index(drop=True), facts], axis=1)
@@ -265,92 +267,37 @@ def _clean(frame, folder, published, steps, details):
     steps.append(("photos that are not RGB", int(other.sum()), "converted when read", modes))
     turned = frame["orientation"].ne(1)
     steps.append(("photos that lie on their side by EXIF", int(turned.sum()), "turned when read", ""))
-    hashes = manifest(published)
+    hashes = published.manifest(folder.name)
     names = [pathlib.Path(path).relative_to(folder).as_posix() for path in frame["path"]]
     changed = [name in hashes and hashes[name] != sha for name, sha in zip(names, frame["sha256"], strict=True)]
     details["changed"] = frame.loc[changed, ["id", "path"]]
     steps.append(("photos whose bytes differ from the published ones", sum(changed), "kept", ""))
-    same = audit.twins(frame)
-    details["twins"] = same[["id", "label", "sender", "sha256"]]
-    odd = int((same.groupby("sha256")["label"].nunique() > 1).sum())
-    steps.append(("byte-identical twins", len(same), "kept, on one side", f"{odd} with two labels" if odd else ""))
+    _report_twins(frame, unused, steps, details)
     return frame
+
+
+def _report_twins(frame, unused, steps, details):
+    known = frame[["id", "label", "sender", "sha256"]]
+    if unused:
+        others = audit.check_photos(unused, unused[0].parent.parent)
+        others = pd.DataFrame({"id": [path.stem for path in unused], "sha256": others["sha256"]})
+        known = pd.concat([known, others], ignore_index=True)
+    details["twins"] = same = audit.twins(known)
+    odd = sum(len(set(labels.dropna())) > 1 for _, labels in same.groupby("sha256")["label"])
+    lone = int(same["label"].isna().sum())
+    notes = [f"{odd} pairs with two labels"] * bool(odd) + [f"{lone} without a row"] * bool(lone)
+    steps.append(("files with a byte-identical twin", len(same), "kept on one side", ", ".join(notes)))
 
 
 def _people(root):
-    """(id, sender, label, kids) of the full set: from its `images.csv` if it lies beside, else from the committed table."""
+    """(id, sender, label, kids) of the full set from its `images.csv`, if it lies beside, else the committed table."""
     path = root / "clothing-dataset" / "images.csv"
     if path.is_file():
         return audit.read_index(path), "senders from the full set's images.csv"
-    return people(), "senders from the committed table"
-
-
-@functools.cache
-def _people_table():
-    with gzip.open(MANIFESTS / "people.csv.gz", "rt", encoding="utf-8", newline="") as file:
-        frame = pd.read_csv(file, dtype=str, keep_default_na=False)
-    frame["kids"] = frame["kids"].map({"True": True, "False": False}).astype("boolean")
-    return frame
-
-
-def people():
-    """The committed copy of the full set's facts for the small set's photos: DataFrame `id`, `sender`, `label`, `kids`."""
-    return _people_table().copy()
-
-
-@functools.cache
-def manifest(folder):
-    """SHA-256 of every published file: dict of path below `folder` ("train/hat/….jpg") -> hexadecimal digest.
-
-    Made by `python -m utils.datasets DIR`, from a folder laid out as published; `sha256sum -c` reads it too.
-    """
-    with gzip.open(MANIFESTS / f"{folder}.sha256.gz", "rt", encoding="utf-8") as file:
-        return {name: digest for digest, name in (line.rstrip("\n").split("  ", 1) for line in file)}
+    return published.people(), "senders from the committed table"
 
 
 def _fill_senders(frame):
     unknown = frame["sender"].isna()
     frame["sender"] = frame["sender"].where(~unknown, "unknown-" + frame["id"])
     return frame, int(unknown.sum())
-
-
-def _walk(folder):
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
-
-
-def write_manifests(root, target=MANIFESTS):
-    """Write the manifests and the table of people from a folder that holds both sets as published.
-
-    The files are the same bytes whenever and wherever they are made: sorted, and compressed without a name or a time.
-    """
-    root = places.data_root(root)
-    small, full = root / "clothing-dataset-small", root / "clothing-dataset"
-    listed = {
-        "clothing-dataset-small": [path for part in splits.PARTS for path in _walk(small / part)],
-        "clothing-dataset": [full / "images.csv", *_walk(full / "images")],
-    }
-    for folder, found in listed.items():
-        lines = sorted(
-            f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(root / folder).as_posix()}" for p in found
-        )
-        _write_gz(target / f"{folder}.sha256.gz", sorted(lines, key=lambda line: line.split("  ", 1)[1]))
-    index = audit.read_index(full / "images.csv")
-    index = index[index["id"].isin({path.stem for path in listed["clothing-dataset-small"]})].sort_values("id")
-    rows = index[["id", "sender", "label", "kids"]].itertuples(index=False, name=None)
-    _write_gz(target / "people.csv.gz", ["id,sender,label,kids", *(",".join(map(str, row)) for row in rows)])
-
-
-def _write_gz(path, lines):
-    from utils import files
-
-    files.write_bytes(path, gzip.compress("".join(f"{line}\n" for line in lines).encode(), 9, mtime=0))
-
-
-if __name__ == "__main__":
-    import sys
-
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m utils.datasets DIR   (DIR holds both sets as published; writes utils/manifests)")
-    write_manifests(sys.argv[1])

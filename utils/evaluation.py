@@ -133,7 +133,9 @@ class Evaluation:
         return f"<p><b>{_escape(self._title())}</b></p><table>{rows}</table>{self.per_class.round(3).to_html()}"
 
     def _title(self):
-        people = "" if self.n_senders is None else f" by {self.n_senders} {'person' if self.n_senders == 1 else 'people'}"
+        people = (
+            "" if self.n_senders is None else f" by {self.n_senders} {'person' if self.n_senders == 1 else 'people'}"
+        )
         return f"{self.name or 'model'}: {self.n} photos{people}, {len(self.classes)} classes"
 
     def _facts(self):

@@ -113,7 +113,7 @@ def calibrate(model, frame, input_size, cache_dir=None, limit=1500, seed=0):
     variables = [variable for norm in norms for variable in (norm.moving_mean, norm.moving_variance)]
     digest = hashlib.sha256(repr((input_size, seed, len(variables))).encode())
     for norm in norms[:1]:
-        digest.update(np.asarray(norm.gamma).tobytes())
+        digest.update(run_store.value_of(norm.gamma).tobytes())
     copies = some["copy"] if "copy" in some.columns else [0] * len(some)
     for path, copy in zip(some["path"], copies, strict=True):
         digest.update(f"{_content(path)}/{int(copy)}".encode())
@@ -145,8 +145,8 @@ def _extractor(backbone, input_size, calibration, cache_dir):
     needed = models.needs_batch_norm(backbone)
     if needed and calibration is None:
         raise ValueError(
-            f"{backbone} starts from other weights here ({models.weights_source(backbone)}), and its batch normalization "
-            "has to be set on training photos: give calibration=, the frame of the training part"
+            f"{backbone} starts from other weights here ({models.weights_source(backbone)}), and its batch "
+            "normalization has to be set on training photos: give calibration=, the frame of the training part"
         )
     photos = tuple(calibration["path"]) if needed else ()
     key = (backbone, input_size, hash(photos), models.weights_source(backbone))
@@ -158,7 +158,7 @@ def _extractor(backbone, input_size, calibration, cache_dir):
         model.trainable = False
     digest = hashlib.sha256()
     for variable in model.weights:
-        digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
+        digest.update(np.ascontiguousarray(run_store.value_of(variable)).tobytes())
     shape = (BATCH_SIZE, input_size, input_size, 3)
     forward = tf.function(lambda images: model(images, training=False), autograph=False).get_concrete_function(
         tf.TensorSpec(shape, tf.float32)

@@ -1,8 +1,8 @@
 """Downloads that go on after a break, end after bounded trouble, and let no wrong byte in.
 
 The photos come as archives that GitHub packs on demand. It may pack the same files into other bytes tomorrow, so an
-archive's own SHA-256 proves nothing: the commit is pinned, the archive's size is bounded, and **every file in it is
-checked against a committed manifest of SHA-256** (`utils/manifests`, made by `python -m utils.datasets DIR` from folders
+archive's own SHA-256 proves nothing: the commit is pinned, the archive's size is bounded, and every file in it is
+checked against a committed manifest of SHA-256 (`utils/manifests`, made by `python -m utils.published DIR` from folders
 as published). A wrong byte is named, and never reaches the data folder.
 
     python -m utils.fetch clothing-10            # fetch it now
@@ -22,50 +22,10 @@ import requests
 import urllib3
 
 from utils import files, places
+from utils.published import SOURCES, manifest
 from utils.unpack import BadArchive, unpack
 
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where a dataset is published.
-
-    Attributes:
-        folder: name of its folder, and of its manifest.
-        repository: "owner/name" on GitHub.
-        references: commits or branches whose archive may hold the files, tried in turn. The manifest decides, so a
-            branch is safe to try.
-        max_archive_bytes, max_bytes: bounds of the archive and of what is in it.
-    """
-
-    folder: str
-    repository: str
-    references: tuple
-    max_archive_bytes: int
-    max_bytes: int
-
-    @property
-    def urls(self):
-        return tuple(f"https://github.com/{self.repository}/archive/{ref}.tar.gz" for ref in self.references)
-
-
-SOURCES = {
-    "clothing-10": Source(
-        "clothing-dataset-small",
-        "alexeygrigorev/clothing-dataset-small",
-        ("11961516512414bf9f6c150a832cfd21b54a6b54", "refs/heads/master"),
-        200 * 2**20,  # the photos have 106 MB
-        250 * 2**20,
-    ),
-    "clothing-17": Source(
-        "clothing-dataset",
-        "alexeygrigorev/clothing-dataset",
-        ("9556dff476f7b543d423b0f961e10a285a37b28a", "refs/heads/master"),
-        300 * 2**20,  # the photos have 161 MB
-        400 * 2**20,
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,16 +89,14 @@ def fetch(name, root=None, patient=True, archive=None):
         utils.unpack.BadArchive: what arrived is not what was published.
         OSError: the folder cannot be written, or the disk is full.
     """
-    from utils import datasets
-
     if name not in SOURCES:
         raise ValueError(f"{name!r} is not published anywhere; {' and '.join(SOURCES)} are")
     source, root = SOURCES[name], places.data_root(root)
-    manifest = datasets.manifest(source.folder)
+    listed = manifest(source.folder)
 
     def make(part):
         if archive is not None:
-            unpack(archive, part, manifest, source.max_bytes)
+            unpack(archive, part, listed, source.max_bytes)
             return
         if not patient and (reason := unreachable(source.urls[0])):
             raise DownloadError(f"{name} cannot be downloaded ({reason}); {_by_hand(name, root)}")
@@ -147,7 +105,7 @@ def fetch(name, root=None, patient=True, archive=None):
             packed = root / f".{source.folder}.{number}.tar.gz"
             try:
                 download(url, packed, source.max_archive_bytes)
-                unpack(packed, part, manifest, source.max_bytes)
+                unpack(packed, part, listed, source.max_bytes)
                 packed.unlink()
                 return
             except BadArchive as error:
@@ -165,17 +123,17 @@ def fetch(name, root=None, patient=True, archive=None):
 def _by_hand(name, root):
     source = SOURCES[name]
     return (
-        f"put github.com/{source.repository} as {source.folder}/ into {root}, or set CLOTHING_DATA_DIR to the folder that "
-        "holds it"
+        f"put github.com/{source.repository} as {source.folder}/ into {root}, "
+        "or set CLOTHING_DATA_DIR to the folder that holds it"
     )
 
 
 def download(url, target, max_bytes, sha256=None, patience=None, progress=True):
     """Download a file; go on where an earlier attempt broke off.
 
-    What has arrived lies in `<target>.part`, with the address and the server's validator (ETag) in `<target>.part.json`;
-    it is used again only for the same address and, where the server gives one, the same validator. The target appears whole
-    or not at all.
+    What has arrived lies in `<target>.part`, with the address and the server's validator (ETag) in
+    `<target>.part.json`; it is used again only for the same address and, where the server gives one, the same
+    validator. The target appears whole or not at all.
 
     Args:
         url: http or https; a redirect from https to http is refused.
@@ -237,9 +195,10 @@ def _persist(url, part, notes, max_bytes, patience, progress):
     from tqdm.auto import tqdm
 
     barren, pause = 0, patience.pause_s
-    with requests.Session() as session, tqdm(
-        desc=target_name(url), unit="B", unit_scale=True, disable=not progress, leave=False
-    ) as bar:
+    with (
+        requests.Session() as session,
+        tqdm(desc=target_name(url), unit="B", unit_scale=True, disable=not progress, leave=False) as bar,
+    ):
         session.max_redirects = patience.redirects
         for attempt in range(patience.total):
             before = _size(part)
@@ -363,6 +322,8 @@ def _reason(error):
     refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # which urllib3 counts among the timeouts
     if not refused and isinstance(error, (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError)):
         return "no answer in time"
+    if type(error).__name__ == "IncompleteRead" or isinstance(error, ConnectionResetError):
+        return "the connection broke off"
     text = str(error)
     return (text.rsplit(": ", 1)[-1] if len(text) > 120 else text)[:200] or type(error).__name__
 

@@ -72,7 +72,9 @@ def sender_interval(correct, senders, draws=10_000, seed=0, level=LEVEL):
     correct, codes, names = np.asarray(correct, dtype=float), *_codes(senders)
     _check_level(level)
     if correct.shape != codes.shape:
-        raise ValueError(f"sender_interval got {correct.size} answers and {codes.size} senders; give one sender a photo")
+        raise ValueError(
+            f"sender_interval got {correct.size} answers and {codes.size} senders; give one sender a photo"
+        )
     if not np.isfinite(correct).all():
         raise ValueError("sender_interval got an answer that is not a finite number; drop it or predict it again")
     if len(names) < 2:

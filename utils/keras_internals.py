@@ -113,7 +113,7 @@ def built_shapes(model):
 
 def _is_custom(layer_type):
     """A class directly below keras.Layer, keras.Model or keras.layers.Wrapper: only its `call` says what it does."""
-    if issubclass(layer_type, keras.layers.Lambda):
+    if issubclass(layer_type, (keras.layers.Lambda, keras.layers.Pipeline)):
         return True
     plain = (keras.Layer, keras.layers.Wrapper)
     return all(

@@ -163,7 +163,9 @@ class MagnitudePruning(keras.callbacks.Callback):
         if scope not in SCOPES:
             raise ValueError(f"scope is {scope!r}; choose one of {', '.join(SCOPES)}")
         if frequency < 1 or begin < 0 or end < 0:
-            raise ValueError(f"begin {begin} and end {end} are steps from 0 on, frequency {frequency} is 1 or more")
+            raise ValueError(
+                f"begin {begin}, end {end}, frequency {frequency}: give steps from 0 on, frequency 1 or more"
+            )
         self.sparsity, self.begin, self.end, self.initial = float(sparsity), begin, end, float(initial)
         self.frequency, self.scope, self.layer_names = frequency, scope, layers
         self.state_path = None if state_path is None else pathlib.Path(state_path)

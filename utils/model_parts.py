@@ -133,7 +133,8 @@ def reestimate_batch_norm(model, images, batch_size=64, seed=0):
     order = np.random.default_rng(seed).permutation(len(images))
     batches = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
     try:
-        model.trainable = True
+        for norm in norms:  # one by one: `model.trainable = True` passes over layers that were made frozen
+            norm.trainable = True
         for drop in drops:
             drop.rate = 0.0
         for number, batch in enumerate(batches):

@@ -326,7 +326,7 @@ def _known(backbone):
 
 
 def _class_count(classes):
-    if isinstance(classes, str | bytes | bool):
+    if isinstance(classes, str | bytes | bool) or not (hasattr(classes, "__index__") or hasattr(classes, "__iter__")):
         raise TypeError(f"classes are {classes!r}; give how many there are, or a sequence of their names")
     try:
         count = operator.index(classes)

@@ -85,7 +85,7 @@ def per_operator_times(
         kernels: "xnnpack", "builtin" or "reference".
         method: "alone" or "difference", see the module's head.
         rounds, calls, budget_s, seed: as for `latency.measure`.
-        macs: {output tensor name: MACs}; counted by `flops.count_tflite` unless given.
+        macs: {operator index: MACs}; counted by `flops.count_tflite` unless given.
 
     Returns:
         OperatorTimes.
@@ -123,10 +123,10 @@ def per_operator_times(
 
 
 def _macs(content):
-    """{output tensor name: MACs} as counted from the file."""
+    """{operator index: MACs} as counted from the file."""
     from utils import flops
 
-    return {row.path: row.macs or 0 for row in flops.count_tflite(content, unsupported="ignore").rows}
+    return {row.index: row.macs or 0 for row in flops.count_tflite(content, unsupported="ignore").rows}
 
 
 class _Runner:
@@ -259,7 +259,7 @@ class _Graph:
                     "operator": _BUILTIN[max(code.builtinCode, code.deprecatedBuiltinCode)],
                     "name": layers.get(name, name),
                     "output_shape": "x".join(str(int(side)) for side in output.shape),
-                    "macs": int(macs.get(name, 0)),
+                    "macs": int(macs.get(place, 0)),
                 }
             )
         return pd.DataFrame(rows)

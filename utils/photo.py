@@ -6,6 +6,7 @@ TensorFlow: the shipped classifier must see a photo exactly as the model did in 
 interpreter lock while it does, and obeys the orientation that a phone writes into the file, which TensorFlow ignores.)
 """
 
+import hashlib
 import io
 import pathlib
 import struct
@@ -39,8 +40,8 @@ def read_photo(source, input_size):
     What is done with unusual photos: the orientation in the EXIF block is obeyed; greyscale, palette and CMYK become
     RGB; transparency is laid over white; 16-bit grey keeps its upper 8 bits; of an animation the first frame counts;
     the format is told by the content, not by the file name (JPEG, PNG, WebP, GIF, BMP). Size is judged by the header,
-    before anything is decoded. A JPEG with both sides at least four times `input_size` is decoded at a half, a quarter or an
-    eighth of its size (libjpeg does that in the DCT), which saves time and memory and is the same everywhere.
+    before anything is decoded. A JPEG with both sides at least four times `input_size` is decoded at a half, a quarter
+    or an eighth of its size (libjpeg does that in the DCT), which saves time and memory and is the same everywhere.
 
     Args:
         source: path, or the file's bytes.
@@ -78,15 +79,17 @@ def check_photo(source):
         source: path, or the file's bytes.
 
     Returns:
-        dict: width, height (pixels, as stored), mode (Pillow's: "RGB", "L", "CMYK", …), format, orientation (EXIF, 1 =
-        upright), problem ("" for a photo that `read_photo` takes, else one phrase).
+        dict: sha256 (hexadecimal; "" for a file that is too large to read), width, height (pixels, as stored), mode
+        (Pillow's: "RGB", "L", "CMYK", …), format, orientation (EXIF, 1 = upright), problem ("" for a photo that
+        `read_photo` takes, else one phrase).
 
     Raises:
         FileNotFoundError: there is no such file.
     """
-    facts = {"width": 0, "height": 0, "mode": "", "format": "", "orientation": 1, "problem": ""}
+    facts = {"sha256": "", "width": 0, "height": 0, "mode": "", "format": "", "orientation": 1, "problem": ""}
     try:
         _, data = _name_and_bytes(source)
+        facts["sha256"] = hashlib.sha256(data).hexdigest()
         image = _open(data, facts)
         facts["orientation"] = _orientation(image)
         image.load()

@@ -35,8 +35,8 @@ def batches(
 ):  # fmt: skip
     """Batches of photos and one-hot labels for Keras.
 
-    Deterministic: the order of epoch e depends on (seed, e), the transform of a photo on (seed, e, its row), nothing else.
-    Each pass over the result is the next epoch, so a run that resumes at epoch 5 asks for `first_epoch=5`.
+    Deterministic: the order of epoch e depends on (seed, e), the transform of a photo on (seed, e, its row), nothing
+    else. Each pass over the result is the next epoch, so a run that resumes at epoch 5 asks for `first_epoch=5`.
 
     Args:
         frame: DataFrame with `path` and `label`, and `copy` where it was balanced.

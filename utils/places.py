@@ -23,15 +23,15 @@ def drawings_root(root=None):
 
 
 def cache_dir(folder=None):
-    """The folder for what can be computed again: `folder`, else CLOTHING_CACHE_DIR, else `data/.cache` of the project."""
+    """The folder for what can be computed again: `folder`, CLOTHING_CACHE_DIR, or the project's `data/.cache`."""
     return _absolute(folder or os.environ.get("CLOTHING_CACHE_DIR") or PROJECT / "data" / ".cache")
 
 
 def build_once(folder, make):
     """Make a folder whole or not at all; do nothing if it is there.
 
-    `make` fills a temporary folder beside it, which is then renamed. What a killed run left behind is removed, and a second
-    process that wants the same folder waits for the first.
+    `make` fills a temporary folder beside it, which is then renamed. What a killed run left behind is removed, and a
+    second process that wants the same folder waits for the first.
 
     Args:
         folder: the folder to make.

@@ -6,7 +6,7 @@ Every function takes data and returns a matplotlib Figure; none computes or show
 import math
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib import pyplot as plt
 from matplotlib.patches import Ellipse, Rectangle
 
 DPI = 100
@@ -17,8 +17,10 @@ GREY = "#777777"
 
 
 def _figure(width, height, rows=1, columns=1, **kwargs):
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
+    figure, axes = plt.subplots(
+        rows, columns, squeeze=False, figsize=(width, height), dpi=DPI, layout="constrained", **kwargs
+    )
+    plt.close(figure)  # so that a notebook shows it once, where it is asked for
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=11)
@@ -55,6 +57,7 @@ def macs_by_block(blocks):
             values = frame[kind].to_numpy(float) if kind in frame else np.zeros(len(frame))
             axis.bar(range(len(frame)), values, bottom=bottom, color=colour, label=kind, width=0.85)
             bottom += values
+        axis.set_ylim(0, 1.06 * bottom.max())
         axis.set_xticks(range(len(frame)), frame.index, rotation=90)
         axis.tick_params(axis="x", labelsize=10)
         _titles(axis, title, y="MACs (millions)")
@@ -94,7 +97,7 @@ def macs_by_type(shares):
     return figure
 
 
-def macs_against_time(layers, rates=(1, 10, 100), annotate=4):
+def macs_against_time(layers, rates=(1, 10, 100), annotate=3):
     """Layers as points: MACs against measured milliseconds, both logarithmic, with lines of equal speed.
 
     Args:
@@ -111,11 +114,11 @@ def macs_against_time(layers, rates=(1, 10, 100), annotate=4):
     for rate in rates:
         times = span / (rate * 1e6)
         axis.plot(span / 1e6, times, color=GREY, linewidth=1, linestyle="--", zorder=1)
-        y = min(times[1], high * 0.9)
-        if low < y:
+        x = max(span[0] / 1e6, low * rate)
+        if x < span[1] / 1e6:
             axis.annotate(
-                f"{rate} GMAC/s", (y * rate, y), fontsize=10, color=GREY, ha="right", va="bottom",
-                xytext=(-4, 2), textcoords="offset points",
+                f"{rate} GMAC/s", (x, x / rate), fontsize=10, color=GREY, ha="left", va="bottom",
+                xytext=(9, 1), textcoords="offset points",
             )  # fmt: skip
     for colour, marker, (kind, group) in zip(COLOURS, MARKERS, layers.groupby("kind", sort=False), strict=False):
         axis.scatter(group["macs"] / 1e6, group["median_ms"], s=48, color=colour, marker=marker, label=kind, zorder=2)
@@ -145,10 +148,12 @@ def field_by_depth(curves, input_size=224):
     axis.annotate(
         f"input: {input_size} px", (0.0, input_size), xytext=(4, 4), textcoords="offset points", fontsize=11, color=GREY
     )
-    for colour, marker, (title, sizes) in zip(COLOURS, MARKERS, curves.items(), strict=False):
+    for number, (title, sizes) in enumerate(curves.items()):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        style = "-" if number % 4 < 3 else (0, (2, 1.5))  # dashes, so that equal curves both show
         sizes = np.asarray(sizes, float)
         depth = np.linspace(0, 1, len(sizes))
-        axis.step(depth, sizes, where="post", color=colour, linewidth=2.2, label=title)
+        axis.step(depth, sizes, where="post", color=colour, linewidth=2.4, linestyle=style, label=title)
         axis.plot(depth[-1:], sizes[-1:], color=colour, marker=marker, markersize=9, linestyle="none")
         axis.annotate(
             f"{sizes[-1]:.0f}", (1, sizes[-1]), xytext=(8, 0), textcoords="offset points", fontsize=12, color=colour,
@@ -250,12 +255,12 @@ def zoo(models, highlight=()):
     ringed = models[models["model"].isin(highlight)]
     axis.scatter(ringed["params"] / 1e6, ringed["macs"] / 1e9, s=330, facecolor="none", edgecolor=COLOURS[5], lw=2.5)
     axis.set(xscale="log", yscale="log")
-    _write_apart(figure, axis, models)
     bar = figure.colorbar(points, ax=axis)
     bar.set_ticks(np.log10([100, 200, 500, 1000, 2000, 5000]), labels=[100, 200, 500, 1000, 2000, 5000])
     bar.set_label("receptive field of the last layer (pixels)", fontsize=12)
     _titles(axis, x="parameters (millions)", y="MACs (billions)")
     axis.legend(fontsize=11, frameon=False, loc="upper left")
+    _write_apart(figure, axis, models)
     return figure
 
 
@@ -263,34 +268,22 @@ def _write_apart(figure, axis, models):
     """Write each model's name beside its point, at the first place that no other name has taken."""
     figure.canvas.draw()
     taken = []
-    offsets = [
-        (8, -4),
-        (-8, -4),
-        (0, 9),
-        (0, -17),
-        (8, 8),
-        (8, -16),
-        (-8, 8),
-        (-8, -16),
-        (14, 18),
-        (-14, 18),
-        (14, -28),
-    ]
-    points = axis.transData.transform(np.column_stack([models["params"] / 1e6, models["macs"] / 1e9]))
-    for name, (x, y) in zip(models["model"], points, strict=True):
-        width, height = 5.6 * len(name), 11
-        for right, up in offsets:
+    beside = [(8, -4), (-8, -4), (0, 9), (0, -17), (8, 8), (8, -16), (-8, 8), (-8, -16), (14, 18), (-14, 18), (14, -28)]
+    pixels = DPI / 72  # of a point
+    places = np.column_stack([models["params"] / 1e6, models["macs"] / 1e9])
+    for name, place, (x, y) in zip(models["model"], places, axis.transData.transform(places), strict=True):
+        width, height = 5.2 * pixels * len(name), 10 * pixels
+        for right, up in beside:
             anchor = "left" if right > 0 else "right" if right < 0 else "center"
-            left = x + right - {"left": 0, "right": width, "center": width / 2}[anchor]
-            box = (left, y + up, left + width, y + up + height)
+            left = x + right * pixels - {"left": 0, "right": width, "center": width / 2}[anchor]
+            box = (left, y + up * pixels, left + width, y + up * pixels + height)
             free = all(box[2] < o[0] or o[2] < box[0] or box[3] < o[1] or o[3] < box[1] for o in taken)
             if free:
                 break
         taken.append(box)
         axis.annotate(
             name,
-            (x, y),
-            xycoords="figure pixels",
+            place,
             xytext=(right, up),
             textcoords="offset points",
             fontsize=9,

@@ -144,7 +144,7 @@ def fine_tune(
 
     Args:
         model: a Keras classifier with probabilities out.
-        train_batches: (images, labels) batches that `fit` takes, as `pipeline.batches(..., training=True)` gives; or a list.
+        train_batches: (images, labels) batches that `fit` takes, as `pipeline.batches` gives; or a list.
         epochs: passes over the batches; 0 trains nothing.
         learning_rate: peak, at the start.
         callbacks, validation, initial_epoch, verbose: as for `keras.Model.fit`.

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from utils import calibration
-from utils.tflite_model import TFLiteModel, default_threads, open_interpreter, quiet
+from utils.tflite_model import TFLiteModel, default_threads, interleaved_seconds, open_interpreter, quiet
 
 _STAYED = {"CONV_2D": "convolution", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "MatMul"}
 QUIET_SIGNAL = 1e-12  # mean square below which an activation is called silent
@@ -90,7 +90,7 @@ def alone(float_content, statistics, images, layers=None):
         DataFrame, worst first: "layer", "mean probability change", "largest probability change", "changed answers"
         (share of photos whose first class changes).
     """
-    from utils.quantization import convert
+    from utils.tflite_convert import convert
 
     statistics = _statistics(float_content, statistics)
     every = list(dict.fromkeys(tensor_layers(float_content).values()))
@@ -118,7 +118,7 @@ def mixed(float_content, statistics, worst, images, counts=(0, 1, 2, 4, 8), labe
         DataFrame, a row a count: "layers in float", "accuracy", "agreement with float", "mean probability change",
         "largest probability change", "size (bytes)", "time (int8 = 1)" (median of interleaved runs of one photo).
     """
-    from utils.quantization import _interleaved, convert
+    from utils.tflite_convert import convert
 
     statistics = _statistics(float_content, statistics)
     reference = TFLiteModel(float_content)(images)
@@ -126,7 +126,7 @@ def mixed(float_content, statistics, worst, images, counts=(0, 1, 2, 4, 8), labe
         count: convert(float_content, "int8", statistics=statistics, keep_float=list(worst)[:count])
         for count in dict.fromkeys((0, *counts))
     }
-    seconds = _interleaved({count: TFLiteModel(data) for count, data in files.items()}, images[:1])
+    seconds = interleaved_seconds({count: TFLiteModel(data) for count, data in files.items()}, images[:1])
     rows = []
     for count in counts:
         change = _change(files[count], images, reference, labels)
@@ -198,6 +198,8 @@ def layer_name(tensor, operator):
     """
     scopes = [scope.split("/") for scope in tensor.split(";")]
     chosen = scopes[0]
+    if len(scopes) == 1 and len(chosen) == 1:  # the output: named by the signature, not by a layer
+        return operator.lower()
     for scope in scopes:
         if len(scope) > 1 and re.sub(r"\d+$", "", scope[-1]) == _STAYED.get(operator):
             chosen = scope

@@ -14,6 +14,7 @@ import time
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from papermill.utils import find_first_tagged_cell_index
 
@@ -34,14 +35,14 @@ def read_with_parameters(path, parameters):
     Raises:
         ValueError: the notebook has no cell tagged `parameters`, or that cell does not assign a given name.
     """
-    notebook = nbformat.read(path, as_version=4)
+    notebook = load_notebook_node(str(path))
     index = find_first_tagged_cell_index(notebook, "parameters")
     if index < 0:
         raise ValueError(f"{path.name} has no cell tagged `parameters`; tag the one with the UPPER_CASE literals")
     for name in parameters:
         if not re.search(rf"^{name} = ", notebook.cells[index].source, flags=re.MULTILINE):
             raise ValueError(f"{path.name}: its parameters cell assigns no {name}; add the line, or do not pass it")
-    return parameterize_notebook(notebook, parameters)
+    return parameterize_notebook(notebook, parameters, kernel_name="python3", language="python")
 
 
 def section_of(notebook, index):

@@ -195,7 +195,12 @@ def read_arrays(path):
 
 def variables_to_arrays(variables):
     """Keras variables as arrays, named by position and kind, e.g. ``"0003.kernel"``."""
-    return {name: np.asarray(variable) for name, variable in zip(_names(variables), variables, strict=True)}
+    return {name: value_of(variable) for name, variable in zip(_names(variables), variables, strict=True)}
+
+
+def value_of(variable):
+    """A copy of a Keras variable as a NumPy array, also of one that is mirrored on several devices."""
+    return np.array(variable.value.numpy())
 
 
 def _names(variables):

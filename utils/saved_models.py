@@ -126,12 +126,11 @@ def _check_config(value):
 
 def _check_class(value):
     module, name = value.get("module"), value["class_name"]
-    plain = (
+    plain = isinstance(name, str) and isinstance(module, str | None) and (
         (module == "keras.layers" and name in _LAYERS)
-        or (module, name) in _MODELS
-        or (module in _HARMLESS_MODULES and isinstance(name, str))
-        or (module, name) in {("keras", "DTypePolicy"), (None, "__keras_tensor__")}
-    )
+        or module in _HARMLESS_MODULES
+        or (module, name) in _MODELS | {("keras", "DTypePolicy"), (None, "__keras_tensor__")}
+    )  # fmt: skip
     if not plain or value.get("registered_name") not in (None, name):
         raise Refused(f"it holds {module}.{name}, which is not one of the plain layers that are loaded here")
 

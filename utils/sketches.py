@@ -202,9 +202,7 @@ def _cloth(style, rng, big, cloth, trim):
     pen = ImageDraw.Draw(image)
     step = max(4, int(big * rng.uniform(0.03, 0.09)))
     thick = max(1, int(step * rng.uniform(0.2, 0.6)))
-    pattern = rng.choice(
-        ["none", "across", "along", "checks", "dots"], p=style["patterns"] * 0.5 + np.eye(5)[0] * 0.5
-    )
+    pattern = rng.choice(["none", "across", "along", "checks", "dots"], p=style["patterns"] * 0.5 + np.eye(5)[0] * 0.5)
     slant = int(rng.choice([0, 0, big // 3]))
     if pattern in ("across", "checks"):
         for y in range(-big, 2 * big, step):

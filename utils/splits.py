@@ -4,6 +4,8 @@ People photograph their own clothes in their own rooms, so two photos by one sen
 puts a sender on two sides measures memory of rooms as well as knowledge of clothes.
 """
 
+import warnings
+
 import numpy as np
 import pandas as pd
 
@@ -64,7 +66,7 @@ def leaks(frame):
 
 
 def _on_two_sides(frame, column):
-    pairs = frame[[column, "split"]].dropna().drop_duplicates()
+    pairs = frame[[column, "split"]].replace({column: ""}, pd.NA).dropna().drop_duplicates()
     pairs = pairs[pairs[column].duplicated(keep=False)]
     return {value: sorted(group) for value, group in pairs.groupby(column)["split"]}
 
@@ -104,9 +106,9 @@ def grouped_split(frame, fractions=(0.70, 0.15, 0.15), seed=0, test_senders=(), 
 
     How it is chosen: senders are taken from the largest to the smallest (equal ones in seeded order) and each goes
     where the class shares come nearest to their targets, as scikit-learn's StratifiedGroupKFold does, which knows only
-    equal folds; then single senders are moved for as long as a move improves it. The measure is the squared deviation of the
-    part's share of each class from its target, summed over classes and parts, plus that of all photos. A byte-identical
-    twin (column `sha256`) ties its two senders together.
+    equal folds; then single senders are moved for as long as a move improves it. The measure is the squared deviation
+    of the part's share of each class from its target, summed over classes and parts, plus that of all photos. A
+    byte-identical twin (column `sha256`) ties its two senders together.
 
     Args:
         frame: DataFrame with `label` and `sender`.
@@ -200,8 +202,6 @@ def grouped_folds(frame, k=5, seed=0):
     if len(set(groups)) < k:
         raise ValueError(f"{len(set(groups))} senders cannot make {k} folds; use fewer folds")
     labels = pd.factorize(frame["label"], sort=True)[0]
-    import warnings
-
     with warnings.catch_warnings():  # a class with fewer photos than folds is reported by the audit, not here
         warnings.simplefilter("ignore", UserWarning)
         folds = StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(labels, labels, groups)
@@ -218,8 +218,8 @@ def balance(frame, at_most=500, seed=0, before_split=False):
         frame: DataFrame with `label` and `split`.
         at_most: photos a class afterwards.
         seed: of the sampling.
-        before_split: the wrong order, on purpose: balance everything, then split the result at random, so that copies of
-            one photo fall on both sides. `check` refuses it unless {"sender", "file"} is allowed.
+        before_split: the wrong order, on purpose: balance everything, then split the result at random, so that copies
+            of one photo fall on both sides. `check` refuses it unless {"sender", "file"} is allowed.
 
     Returns:
         DataFrame like `frame` with a column `copy`: 0 the photo itself, k > 0 its k-th random transform.
@@ -275,7 +275,8 @@ def _groups(frame):
             sender = parent[sender]
         return sender
 
-    known = frame.assign(sender=senders)[["sha256", "sender"]].dropna().drop_duplicates()
+    known = pd.DataFrame({"sha256": frame["sha256"].to_numpy(), "sender": senders})
+    known = known.replace({"sha256": ""}, pd.NA).dropna().drop_duplicates()
     for _, group in known[known["sha256"].duplicated(keep=False)].groupby("sha256")["sender"]:
         first, *others = sorted(map(find, group))
         for other in others:

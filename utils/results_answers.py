@@ -1,0 +1,165 @@
+"""The studies' open questions and numbers, and how this project's results answer each in one sentence."""
+
+import dataclasses
+from collections.abc import Callable
+
+TRAINING, COSTS, QUANTIZATION = "01_data_and_training", "02_receptive_field_and_flops", "03_quantization"
+NOT_PHOTOS = "drawn garments stand in for the photos: these numbers say nothing about clothes"
+# Millions, as printed in the studies; keys as results_tables spells them.
+PUBLISHED_COSTS = {
+    "baselinecnn": {"costs": "2.9, 2,207.9, 4,415.9"},
+    "efficientnetb0": {"costs": "6.06, 385.9, 771.84"},
+    "mobilenetv2": {"receptive_field_px": 491},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One published number or open question.
+
+    Attributes:
+        id: key of `metrics["answers"]`, with which a notebook may answer in its own words.
+        study: "A" or "B".
+        published: what the study says or asks.
+        notebook: 1, 2 or 3, which measures it.
+        answer: function of the records -> sentence with its numbers, or None where they are not there.
+    """
+
+    id: str
+    study: str
+    published: str
+    notebook: int
+    answer: Callable
+
+
+def percent(share):
+    """0.935 -> "93.5 %"."""
+    return f"{100 * share:.1f} %"
+
+
+def as_published(share):
+    """As many digits as a study printed: 0.8548 -> "85.48 %", 0.92 -> "92 %"."""
+    return f"{round(100 * share, 4):g} %"
+
+
+def rows_of(records):
+    """The rows of notebook 1, or none."""
+    return records.get(TRAINING, {}).get("metrics", {}).get("rows") or []
+
+
+def row_of(records, name):
+    """The row called `name` of notebook 1, if it was measured, else None."""
+    found = [row for row in rows_of(records) if row.get("id") == name and row.get("status") == "measured"]
+    return found[0] if found and found[0].get("accuracy") is not None else None
+
+
+def _said(row):
+    return f"{percent(row['accuracy'])} ({100 * row['accuracy_low']:.1f}–{100 * row['accuracy_high']:.1f}, n = {row['n']:,})"
+
+
+def _accuracies(*names):
+    def answer(records):
+        rows = [row for name in names if (row := row_of(records, name))]
+        return "; ".join(f"{row['title']}: {_said(row)}" for row in rows) or None
+
+    return answer
+
+
+def _balancing(records):
+    protocols = records.get(TRAINING, {}).get("metrics", {}).get("protocols") or []
+    if len(protocols) < 2 or any(protocol.get("accuracy") is None for protocol in protocols):
+        return None
+    said = "; ".join(f"{p['protocol']}: {percent(p['accuracy'])} (n = {p['n']:,})" for p in protocols)
+    return f"The order decides. One frozen probe: {said}"
+
+
+def _senders(records):
+    table = records.get(TRAINING, {}).get("metrics", {}).get("senders") or []
+    said = [
+        f"{row['photos']}, {row['folds']} folds: {percent(row['accuracy'])} "
+        f"({100 * row['low']:.1f}–{100 * row['high']:.1f}, n = {row['n']:,})"
+        for row in table
+    ]
+    return (
+        "One frozen probe, folds that ignore senders and folds that keep them apart: " + "; ".join(said)
+        if said
+        else None
+    )
+
+
+def _baseline_flops(records):
+    metrics = records.get(COSTS, {}).get("metrics", {})
+    model = _model(metrics, "Baseline CNN")
+    if not model:
+        return None
+    ratio = metrics.get("published_baseline_over_exact")
+    text = f"Exactly {model['flops']:,} FLOPs, {model['macs']:,} MACs, {model['params']:,} parameters"
+    if ratio is None:
+        return text
+    return f"{text}; the published count divides the input size by the stride and is {100 * (ratio - 1):+.1f} % off"
+
+
+def _b0_costs(records):
+    model = _model(records.get(COSTS, {}).get("metrics", {}), "EfficientNetB0")
+    if not model:
+        return None
+    return (
+        f"{model['flops'] / 1e6:,.1f} M FLOPs and {model['params'] / 1e6:.2f} M parameters with global pooling and 17 outputs; "
+        "the published pair follows from no head that the study states"
+    )
+
+
+def _field(records):
+    model = _model(records.get(COSTS, {}).get("metrics", {}), "MobileNetV2")
+    if not model or model.get("receptive_field_px") is None:
+        return None
+    same = "confirmed" if model["receptive_field_px"] == 491 else "not confirmed"
+    return f"{model['receptive_field_px']:,} px, stride {model['receptive_field_stride_px']} px: {same}"
+
+
+def _model(metrics, title):
+    models = metrics.get("models") or {}
+    if isinstance(models, list):
+        models = {model.get("title"): model for model in models}
+    return models.get(title)
+
+
+def _confusions(records):
+    row = row_of(records, records.get(TRAINING, {}).get("metrics", {}).get("best_ten"))
+    if not row or not row.get("confusion"):
+        return None
+    classes = row["classes"]
+    pairs = sorted(
+        ((count, true, predicted) for true, counts in enumerate(row["confusion"]) for predicted, count in enumerate(counts)
+         if true != predicted and count),
+        key=lambda pair: (-pair[0], pair[1], pair[2]),
+    )[:3]  # fmt: skip
+    said = ", ".join(f"{classes[true]} → {classes[predicted]} ({count})" for count, true, predicted in pairs)
+    return f"{row['title']}: {said}" if said else f"{row['title']}: no confusion among {row['n']} photos"
+
+
+def _none(records):
+    return None
+
+
+QUESTIONS = (
+    Question("a_baseline", "A", "The baseline reaches 46 %, with class weights 49 %.", 1, _accuracies("a-baseline", "a-weighted")),
+    Question(
+        "a_92", "A", "EfficientNetB0 reaches 92 % on 17 classes.", 1,
+        _accuracies("a-b0-frozen", "a-lite0-frozen", "a-b0-fine", "a-lite0-fine"),
+    ),
+    Question("a_augmentation", "A", "Did augmenting to 500 a class come before the split?", 1, _balancing),
+    Question("senders", "A, B", "How much of an accuracy are the senders whom the model has seen?", 1, _senders),
+    Question("a_baseline_flops", "A", "The baseline costs 4,415.9 M FLOPs.", 2, _baseline_flops),
+    Question("a_b0_costs", "A", "EfficientNetB0: 6.06 M parameters and 771.84 M FLOPs.", 2, _b0_costs),
+    Question("a_3_2_s", "A", "The quantized model takes 3.2 s an image, slower than float: what is wrong?", 3, _none),
+    Question("a_2_4_m", "A", "Quantization cuts 771 M FLOPs to 2.4 M.", 3, _none),
+    Question("a_quantized", "A", "Quantized, the model keeps its 92 %.", 3, _none),
+    Question("a_pruning", "A", "Pruning was described and not done: what would it give?", 3, _none),
+    Question(
+        "b_85", "B", "Frozen MobileNetV2 reaches 85.48 % on the official test.", 1,
+        _accuracies("b-mobilenet-frozen", "b-lite0-frozen", "b-lite0-fine"),
+    ),
+    Question("b_confusions", "B", "Main confusions: shirt → longsleeve or outwear, dress → t-shirt, shorts → pants.", 1, _confusions),
+    Question("b_491", "B", "MobileNetV2's receptive field at its last convolution is 491 px.", 2, _field),
+)  # fmt: skip
