@@ -1,4 +1,4 @@
-"""A small MobileNet-like classifier and its files, built once for the tests of quantization, its errors and its training."""
+"""A small MobileNet-like classifier and its files, built once for the tests of quantization."""
 
 import functools
 
@@ -35,14 +35,13 @@ def network():
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization):
             n = layer.gamma.shape[0]
-            layer.set_weights([
-                random.uniform(0.5, 1.5, n), random.normal(0, 0.3, n), random.normal(0, 0.2, n), random.uniform(0.3, 2, n)
-            ])  # fmt: skip
+            gamma, beta = random.uniform(0.5, 1.5, n), random.normal(0, 0.3, n)
+            layer.set_weights([gamma, beta, random.normal(0, 0.2, n), random.uniform(0.3, 2, n)])
     pooled = keras.Model(image, model.get_layer("pooled_features").output).predict(photos(), verbose=0)
     logits = (pooled - pooled.mean(0)) @ (
         kernel := random.normal(size=(8, 4))
     )  # answers that differ from photo to photo
-    kernel = 2 * kernel / logits.std(0)
+    kernel = 0.6 * kernel / logits.std(0)
     model.get_layer("classifier").set_weights([kernel, -pooled.mean(0) @ kernel])
     return model
 
@@ -62,7 +61,7 @@ def files():
 
 
 def plain_loop(content, images):
-    """The interpreter without this project's wrapper: set, invoke, get; quantized by the formula of the specification."""
+    """The interpreter without this project's wrapper: set, invoke, get; quantized by the specification's formula."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=content, num_threads=1)

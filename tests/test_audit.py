@@ -161,7 +161,9 @@ def test_photos_are_looked_at_once(tmp_path, monkeypatch):
 original = audit._look
 
 
-@pytest.mark.parametrize("damage", ["", "[]", '{"version": 1}', '{"version": 1, "photos": [1]}', '{"version": 1, "photos": {"good.jpg": 5}}'])
+@pytest.mark.parametrize(
+    "damage", ["", "[]", '{"version": 1}', '{"version": 1, "photos": [1]}', '{"version": 1, "photos": {"good.jpg": 5}}']
+)
 def test_a_damaged_memory_is_only_a_memory(tmp_path, damage):
     paths = folder_of_photos(tmp_path / "photos")
     first = audit.check_photos(paths, tmp_path / "photos")
@@ -198,7 +200,9 @@ def test_the_second_look_at_two_thousand_photos_is_quick(tmp_path, monkeypatch):
 
 
 def test_a_report_prints_itself():
-    report = audit.Report("clothing-17", (("rows", 5403, "", "20 labels"), ("rows without a file", 5, "dropped", "Skip 5")))
+    report = audit.Report(
+        "clothing-17", (("rows", 5403, "", "20 labels"), ("rows without a file", 5, "dropped", "Skip 5"))
+    )
     assert repr(report).splitlines() == [
         "clothing-17: what cleaning found",
         "  rows: 5,403 (20 labels)",

@@ -191,3 +191,12 @@ def test_not_a_model_and_no_channel_left():
     model = inverted_residuals()
     with pytest.raises(ValueError, match="would keep no channel"):
         cp.rebuild(model, cp.find_blocks(model)[:1], {"a_expand": []})
+
+
+def test_a_layer_that_is_called_twice_is_left_alone():
+    image = keras.Input((8, 8, 3))
+    project = L.Conv2D(4, 1)
+    x = L.DepthwiseConv2D(3, padding="same")(L.Conv2D(16, 1)(image))
+    y = L.DepthwiseConv2D(3, padding="same")(L.Conv2D(16, 1)(image))
+    with pytest.raises(ValueError, match="no inverted-residual block"):
+        cp.find_blocks(keras.Model(image, L.Add()([project(x), project(y)])))

@@ -140,7 +140,7 @@ def test_no_tensorflow_and_no_noise(model_path, photo):
     """In a process of its own: the modules it loads, and nothing but the answer on both streams."""
     code = (
         "import sys; from utils import classify; code = classify.main(sys.argv[1:])\n"
-        "heavy = {'tensorflow', 'keras', 'jax', 'torch', 'matplotlib', 'sklearn', 'scipy', 'pandas'} & set(sys.modules)\n"
+        "heavy = {'tensorflow', 'keras', 'jax', 'torch', 'matplotlib', 'sklearn', 'pandas'} & set(sys.modules)\n"
         "print(sorted(heavy), code)"
     )
     done = subprocess.run(

@@ -94,12 +94,18 @@ def test_damaged_photos_are_dropped_by_name(little):
         loaded = datasets.load("clothing-17", little, download=False)
     assert "id-3" not in set(loaded.frame["id"])
     assert step(loaded, "photos that are not RGB")["details"] == "L 1"
-    assert step(loaded, "files with a byte-identical twin").tolist() == [2, "kept on one side", "1 pairs with two labels"]
+    assert step(loaded, "files with a byte-identical twin").tolist() == [
+        2,
+        "kept on one side",
+        "1 pairs with two labels",
+    ]
     splits.check(loaded.frame)
 
 
 def test_labels_that_differ_are_reported(little):
-    (little / "clothing-dataset-small/train/hat/id-9.jpg").rename(little / "clothing-dataset-small/train/shoes/id-9.jpg")
+    (little / "clothing-dataset-small/train/hat/id-9.jpg").rename(
+        little / "clothing-dataset-small/train/shoes/id-9.jpg"
+    )
     loaded = quiet("clothing-10", little)
     assert loaded.cleaning.details["conflicts"].to_dict("records") == [
         {"id": "id-9", "label": "shoes", "split": "train", "other_label": "Hat"}
@@ -145,7 +151,11 @@ def test_random_and_grouped_splits_by_name(little):
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [
-        ("clothing-11", {}, "there is no dataset 'clothing-11'; the datasets are clothing-10, clothing-17, sketches, auto"),
+        (
+            "clothing-11",
+            {},
+            "there is no dataset 'clothing-11'; the datasets are clothing-10, clothing-17, sketches, auto",
+        ),
         ("clothing-10", {"split": "fair"}, "there is no split 'fair'"),
         ("clothing-17", {"split": "official"}, "no official split"),
         ("sketches", {"split": "official"}, "no official split"),
@@ -278,7 +288,11 @@ def test_clothing_10_is_as_published(photos_dir):
     assert not others["sender"].isin(datasets.OFFICIAL_TEST_SENDERS).any()
     shared = loaded.part("validation")["sender"].isin(loaded.part("train")["sender"])
     assert int(shared.sum()) == 332  # FINDINGS: why the official validation flatters
-    assert step(loaded, "labels that differ from the full set's").tolist() == [26, "kept as they are", "train 23, validation 3"]
+    assert step(loaded, "labels that differ from the full set's").tolist() == [
+        26,
+        "kept as they are",
+        "train 23, validation 3",
+    ]
     for found in ("photos whose bytes differ from the published ones", "photos whose sender is unknown",
                   "unreadable, truncated or absurdly large photos", "photos that are not RGB"):  # fmt: skip
         assert step(loaded, found)["found"] == 0

@@ -266,7 +266,7 @@ def test_a_server_that_never_answers_is_given_up(server):
 
 def test_an_unwritable_target_is_named(server, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="cannot write .*file/a: .*choose another folder"):
+    with pytest.raises(OSError, match=r"cannot write .*file/a: .*choose another folder"):
         get(server, lambda h, n: h.send(200, BODY), tmp_path / "file" / "a")
 
 
@@ -390,7 +390,7 @@ def test_truncated_and_flipped_archives_are_named(tmp_path, share):
 @pytest.mark.parametrize("data", [b"", b"PK", b"\x1f\x8b", b"<html>busy</html>" * 100])
 def test_what_is_no_archive_is_named(tmp_path, data):
     (tmp_path / "a").write_bytes(data)
-    with pytest.raises(BadArchive, match="^a "):
+    with pytest.raises(BadArchive, match=r"^a "):
         unpack(tmp_path / "a", tmp_path / "out", MANIFEST, 10**6)
 
 
@@ -433,7 +433,7 @@ def test_fetch_tries_the_branch_where_the_commit_is_gone_or_differs(home, tmp_pa
 def test_a_wrong_byte_never_reaches_the_data_folder(home, tmp_path):
     tampered = tar(tmp_path / "t", [*good()[:2], ("set-1234/images.csv", b"tampered")]).read_bytes()
     home.scenario = lambda h, n: h.send(200, tampered)
-    with pytest.raises(fetch.DownloadError, match="images.csv in .* differs from the published file"):
+    with pytest.raises(fetch.DownloadError, match=r"images\.csv in .* differs from the published file"):
         fetch.fetch("clothing-10", home.root)
     assert [path.name for path in home.root.iterdir() if not path.name.endswith((".lock", ".json"))] == []
 

@@ -130,7 +130,7 @@ def test_names_are_the_same_every_time():
     assert first.layers[1].name == "preprocess" and first.layers[2].name == "normalization"
 
 
-@pytest.mark.parametrize(("size", "last"), [(100, 4), (160, 5), (192, 6)])
+@pytest.mark.parametrize(("size", "last"), [(100, 4), (160, 5)])
 def test_other_input_sizes_take_the_same_weights(mobilenet_home, size, last):
     model = models.feature_extractor("mobilenet_v2", size)
     assert model.get_layer("Conv_1").output.shape == (None, last, last, 1280)
@@ -403,6 +403,7 @@ def test_frozen_batch_norm_runs_in_inference_mode_and_never_moves():
         np.testing.assert_array_equal(old, new)
     assert not np.array_equal(kernel, model.get_layer("conv2d").get_weights()[0])  # the rest did learn
     models.set_trainable(model, batch_norm=True)
+    model.compile("sgd", "categorical_crossentropy", run_eagerly=True)
     model.train_on_batch(images, np.eye(3)[[0, 1, 2, 0]])
     assert not np.array_equal(statistics[2], model.get_layer("batch_normalization").moving_mean)
     assert not np.allclose(model(images, training=True), model(images, training=False), rtol=1e-3)

@@ -1,4 +1,4 @@
-"""Quantization-aware training: folding, rounding and its gradients by hand, and that training brings int8 nearer to float."""
+"""Quantization-aware training: folding, rounding and its gradients by hand; and int8 comes nearer to float."""
 
 import keras
 import numpy as np
@@ -81,8 +81,8 @@ def test_finish_gives_the_plain_model_back():
 def test_training_brings_int8_nearer_to_float():
     model, images = small.network(), small.photos()
     exact = model.predict(images, verbose=0)
-    trained, history = qat.train(model, images, images, epochs=15, learning_rate=5e-4, batch_size=8)
-    assert len(history) == 15
+    trained, history = qat.train(model, images, images, epochs=10, learning_rate=1e-4, batch_size=8)
+    assert len(history) == 10
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
     changes = [
         np.abs(quantization.TFLiteModel(quantization.convert(network, "int8", images))(images) - exact).mean()

@@ -74,7 +74,7 @@ def test_the_broken_layer_is_named():
         small.files()["float32"], statistics, small.photos(8, seed=6), layers=["a_expand", "b_dwconv", "b_expand"]
     )
     assert table["layer"][0] == "b_dwconv"
-    assert table["mean probability change"][0] > 3 * table["mean probability change"][1]
+    assert table["mean_change"][0] > 3 * table["mean_change"][1]
 
 
 def test_mixed_scheme_ends_at_float():
@@ -84,13 +84,13 @@ def test_mixed_scheme_ends_at_float():
     table = quantization_error.mixed(
         small.files()["float32"], small.photos(), every, images, counts=(0, 3, len(every)), labels=answers
     )
-    change = table["mean probability change"]
-    assert list(table["layers in float"]) == [0, 3, len(every)]
+    change = table["mean_change"]
+    assert list(table["layers_in_float"]) == [0, 3, len(every)]
     assert change[0] > change[2]
     assert change[2] < 1e-6
-    assert table["accuracy"][2] == table["agreement with float"][2] == 1
-    assert table["size (bytes)"][0] == len(small.files()["int8"])
-    assert table["size (bytes)"][2] > table["size (bytes)"][0]
+    assert table["accuracy"][2] == table["agreement"][2] == 1
+    assert table["size_bytes"][0] == len(small.files()["int8"])
+    assert table["size_bytes"][2] > table["size_bytes"][0]
 
 
 def test_a_layer_kept_in_float_is_float():

@@ -146,7 +146,6 @@ def test_drawings_are_neither_trivial_nor_hopeless(tmp_path):
     means = np.stack([edges["train"][labels["train"] == label].mean(0) for label in drawn.classes])
     nearest = ((edges["test"][:, None] - means) ** 2).sum(-1).argmin(1)
     accuracy = (np.array(drawn.classes)[nearest] == labels["test"]).mean()
-    print(accuracy)
     assert 0.25 < accuracy < 0.9
 
 

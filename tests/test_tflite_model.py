@@ -37,7 +37,7 @@ def test_uint8_interface_of_the_converter():
     model, images = TFLiteModel(content), small.photos(6, seed=8)
     assert model.input_dtype == model.output_dtype == np.uint8
     assert np.abs(model(images) - small.plain_loop(content, images)).max() < 1e-6
-    assert np.abs(model(images) - TFLiteModel(small.files()["float32"])(images)).max() < 0.15
+    assert np.abs(model(images) - TFLiteModel(small.files()["float32"])(images)).mean() < 0.1
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])

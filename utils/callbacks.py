@@ -67,8 +67,8 @@ def make_optimizer(config, steps_per_epoch):
         )
     average = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
     if config.optimizer == "adam":
-        return _Adam(rate, **average)
-    optimizer = _AdamW(rate, weight_decay=config.weight_decay, **average)
+        return KeepingAdam(rate, **average)
+    optimizer = KeepingAdamW(rate, weight_decay=config.weight_decay, **average)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
 
@@ -89,12 +89,32 @@ class _OwnWeights:
         self._overwrite_model_variables_with_average_value(variables)
 
 
-class _Adam(_OwnWeights, keras.optimizers.Adam):
-    pass
+class KeepingAdam(_OwnWeights, keras.optimizers.Adam):
+    """Adam that leaves the model its own weights."""
 
 
-class _AdamW(_OwnWeights, keras.optimizers.AdamW):
-    pass
+class KeepingAdamW(_OwnWeights, keras.optimizers.AdamW):
+    """AdamW that leaves the model its own weights."""
+
+
+class GlobalMeanCrossentropy(keras.losses.CategoricalCrossentropy):
+    """Cross-entropy as a mean over the photos of all devices.
+
+    Keras takes the mean on each device and then over devices: in a last batch that does not divide evenly, a photo
+    would count more on one device than on another, and two devices would train differently from one.
+    """
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        import tensorflow as tf
+
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            return super().__call__(y_true, y_pred, sample_weight)
+        losses = self.call(y_true, y_pred)
+        weights = tf.ones_like(losses) if sample_weight is None else tf.cast(sample_weight, losses.dtype)
+        photos = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(tf.shape(losses)[0], losses.dtype))
+        # The devices' gradients are summed, so each contributes its part of the one mean.
+        return tf.reduce_sum(losses * weights) / photos
 
 
 class OneEpoch(keras.callbacks.Callback):

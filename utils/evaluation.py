@@ -14,7 +14,9 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from utils.comparison import Paired, compare
 from utils.grouped_cv import GroupedCV, grouped_cv
-from utils.intervals import _sender_name, sender_interval, wilson
+from utils.intervals import sender_interval, sender_name, wilson
+from utils.mistakes import confusions, worst_mistakes
+from utils.predictions import check_labels, check_probabilities, photo_ids
 
 __all__ = [
     "Evaluation", "GroupedCV", "Paired", "check_labels", "check_probabilities", "compare", "confusions", "evaluate",
@@ -105,7 +107,7 @@ class Evaluation:
         return pd.DataFrame([row]).set_index("model")
 
     def to_dict(self):
-        """Everything but the photos' own rows as plain numbers, lists and strings, fit for results JSON (NaN -> None)."""
+        """Everything but the photos' own rows, as plain data fit for results JSON (NaN becomes None)."""
         return {
             "name": self.name,
             "classes": list(self.classes),
@@ -198,7 +200,7 @@ def evaluate(predict, frame, classes, name=None, bins=15):
     macro = per_class.loc[present, ["precision", "recall", "f1"]].mean()
 
     bins_table = reliability(probabilities, labels, bins)
-    senders = np.array([_sender_name(s) for s in frame["sender"]], dtype=object) if "sender" in frame else None
+    senders = np.array([sender_name(s) for s in frame["sender"]], dtype=object) if "sender" in frame else None
     per_sender = _per_sender(correct, senders)
     several = senders is not None and len(per_sender) > 1
     sender_low, sender_high = sender_interval(correct, senders) if several else (None, None)
@@ -226,81 +228,9 @@ def evaluate(predict, frame, classes, name=None, bins=15):
         probabilities=probabilities,
         labels=labels,
         predicted=predicted,
-        ids=_ids(frame),
+        ids=photo_ids(frame),
         senders=senders,
     )
-
-
-def check_labels(frame, classes):
-    """(n,) class numbers of the labels in `frame`.
-
-    Raises:
-        ValueError: no photos, no `label` column, fewer than two classes, a class named twice, or a label outside them.
-
-    Example:
-        >>> check_labels(pd.DataFrame({"label": ["shirt", "hat"]}), ["hat", "shirt"]).tolist()
-        [1, 0]
-    """
-    classes = tuple(classes)
-    if len(classes) < 2:
-        raise ValueError(f"judging needs at least two classes, and got {list(classes)}; name all classes of the model")
-    if len(set(classes)) < len(classes):
-        twice = sorted({str(c) for c in classes if classes.count(c) > 1})
-        raise ValueError(f"the class {', '.join(twice)} is named twice; give each class once, in the model's order")
-    if "label" not in getattr(frame, "columns", ()):
-        raise ValueError("the frame of photos has no column 'label'; take one from Dataset.part(...) or add the column")
-    if len(frame) == 0:
-        raise ValueError("there is no photo to judge on: the frame is empty; choose another part of the dataset")
-    numbers = frame["label"].map({label: number for number, label in enumerate(classes)})
-    if numbers.isna().any():
-        strangers = sorted({str(label) for label in frame["label"][numbers.isna()]})
-        raise ValueError(
-            f"label {', '.join(strangers)} is none of the model's {len(classes)} classes; "
-            "judge on the dataset that the model was trained for"
-        )
-    return numbers.to_numpy(dtype=int)
-
-
-def check_probabilities(probabilities, n, classes, where=""):
-    """`probabilities` as a float64 array (n, C), once it has proved to hold probabilities.
-
-    Rows may miss 1 by what 8-bit outputs round away (steps of 1/256 a class), not by more.
-
-    Raises:
-        ValueError: another shape, NaN or infinity, values outside 0..1, rows that do not sum to 1.
-        TypeError: not an array of numbers.
-
-    Example:
-        >>> check_probabilities([[0.25, 0.75]], 1, ["hat", "shirt"]).shape
-        (1, 2)
-    """
-    try:
-        array = np.asarray(probabilities, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"the predictions{where} are no array of numbers ({error}); give a function frame -> (n, C) or such an array"
-        ) from error
-    if array.shape != (n, len(classes)):
-        raise ValueError(
-            f"the predictions{where} have shape {array.shape}, but {n} photos and {len(classes)} classes need "
-            f"({n}, {len(classes)}); predict the same frame with a model of these classes"
-        )
-    bad = ~np.isfinite(array).all(axis=1)
-    if bad.any():
-        raise ValueError(
-            f"the predictions{where} hold NaN or infinity for {bad.sum()} of {n} photos (first: row {bad.argmax()}); "
-            "the training diverged or the conversion lost the weights, so make the model again"
-        )
-    sums = array.sum(axis=1)
-    tolerance = 1e-3 + (len(classes) + 1) / 512
-    bad = (np.abs(sums - 1) > tolerance) | (array < -1e-6).any(axis=1) | (array > 1 + 1e-3).any(axis=1)
-    if bad.any():
-        row = int(bad.argmax())
-        raise ValueError(
-            f"the predictions{where} are no probabilities: row {row} lies between {array[row].min():.3g} and "
-            f"{array[row].max():.3g} and sums to {sums[row]:.3g}; apply softmax to logits first"
-        )
-    return array
 
 
 def reliability(probabilities, labels, bins=15):
@@ -321,7 +251,8 @@ def reliability(probabilities, labels, bins=15):
         ValueError: `bins` is below 1.
 
     Example:
-        >>> reliability(np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([0, 1]), bins=10)[["n", "accuracy"]].values.tolist()
+        >>> table = reliability(np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([0, 1]), bins=10)
+        >>> table[["n", "accuracy"]].values.tolist()
         [[2.0, 0.5]]
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599.
@@ -350,71 +281,6 @@ def reliability(probabilities, labels, bins=15):
     return pd.DataFrame(rows)
 
 
-def confusions(evaluation, top=10):
-    """The commonest confusions, most photos first.
-
-    Returns:
-        DataFrame: true, predicted, photos, share_% (of the true class's photos), at most `top` rows.
-
-    Example:
-        >>> photos = pd.DataFrame({"label": ["hat", "hat", "shirt"]})
-        >>> judged = evaluate([[0.1, 0.9], [0.9, 0.1], [0.2, 0.8]], photos, ["hat", "shirt"])
-        >>> confusions(judged).values.tolist()
-        [['hat', 'shirt', 1, 50.0]]
-    """
-    counts = evaluation.confusion.copy()
-    np.fill_diagonal(counts, 0)
-    order = np.argsort(-counts, axis=None, kind="stable")[: max(0, top)]
-    rows = [
-        {
-            "true": evaluation.classes[true],
-            "predicted": evaluation.classes[predicted],
-            "photos": int(counts[true, predicted]),
-            "share_%": round(100 * float(evaluation.confusion_normalised[true, predicted]), 1),
-        }
-        for true, predicted in zip(*np.unravel_index(order, counts.shape), strict=True)
-        if counts[true, predicted] > 0
-    ]
-    return pd.DataFrame(rows, columns=["true", "predicted", "photos", "share_%"])
-
-
-def worst_mistakes(evaluation, frame, n=24):
-    """The photos that the model was most confidently wrong about.
-
-    Args:
-        evaluation: of `frame`.
-        frame: the very frame that was judged, in the same order.
-        n: at most this many.
-
-    Returns:
-        DataFrame: the rows of `frame`, most confident first, with true, predicted, confidence (probability of the
-        predicted class), true_probability and position (row number in `frame`) added.
-
-    Raises:
-        ValueError: `frame` is not the one that was judged.
-
-    Example:
-        >>> photos = pd.DataFrame({"label": ["hat", "hat", "shirt"], "id": ["a", "b", "c"]})
-        >>> judged = evaluate([[0.1, 0.9], [0.4, 0.6], [0.2, 0.8]], photos, ["hat", "shirt"])
-        >>> worst_mistakes(judged, photos)[["id", "predicted", "confidence"]].values.tolist()
-        [['a', 'shirt', 0.9], ['b', 'shirt', 0.6]]
-    """
-    same = len(frame) == evaluation.n and np.array_equal(check_labels(frame, evaluation.classes), evaluation.labels)
-    ids = _ids(frame)
-    if not same or (ids is not None and evaluation.ids is not None and not np.array_equal(ids, evaluation.ids)):
-        raise ValueError("worst_mistakes needs the frame that was evaluated, in the same order; pass that one")
-    wrong = np.flatnonzero(~evaluation.correct)
-    wrong = wrong[np.argsort(-evaluation.confidence[wrong], kind="stable")][: max(0, n)]
-    names = np.array(evaluation.classes, dtype=object)
-    return frame.iloc[wrong].assign(
-        true=names[evaluation.labels[wrong]],
-        predicted=names[evaluation.predicted[wrong]],
-        confidence=evaluation.confidence[wrong],
-        true_probability=evaluation.probabilities[wrong, evaluation.labels[wrong]],
-        position=wrong,
-    )
-
-
 def _per_sender(correct, senders):
     columns = ["sender", "n", "correct", "accuracy", "accuracy_low", "accuracy_high"]
     if senders is None:
@@ -424,13 +290,6 @@ def _per_sender(correct, senders):
     table["accuracy"] = table["correct"] / table["n"]
     table["accuracy_low"], table["accuracy_high"] = wilson(table["correct"].to_numpy(), table["n"].to_numpy())
     return table.sort_values(["n", "sender"], ascending=[False, True], ignore_index=True)
-
-
-def _ids(frame):
-    for column in ("id", "path"):
-        if column in frame:
-            return frame[column].astype(str).to_numpy(dtype=object)
-    return None
 
 
 def _plain(value):

@@ -94,8 +94,7 @@ def gradcam(model, photos, class_index=None, layer=None, captions=None, batch_si
     if photos.ndim != 4 or len(photos) == 0 or photos.shape[-1] != 3:
         raise ValueError(f"photos have shape {photos.shape}; Grad-CAM needs (n, height, width, 3), n at least 1")
     name, maps = _map_tensor(model, layer)
-    score_layer = _logit_layer(model)
-    inner = score_layer.input if score_layer is not None else model.output
+    inner, kernel = _logits(model)
     watched = keras.Model(model.inputs, [maps, inner, model.output])
 
     heats, chosen, given = [], [], []
@@ -108,12 +107,10 @@ def gradcam(model, photos, class_index=None, layer=None, captions=None, batch_si
     for start in range(0, len(photos), batch_size):
         batch = tf.convert_to_tensor(photos[start : start + batch_size].astype(np.float32))
         with tf.GradientTape() as tape:
-            tape.watch(batch)  # a frozen model has no trainable weight that would start the recording
+            tape.watch(batch)  # weights that were built frozen do not start the recording
             found, features, probabilities = watched(batch, training=False)
-            scores = probabilities
-            if score_layer is not None:
-                # The logit, not the probability: softmax is flat where the model is sure, and its gradient vanishes.
-                scores = tf.linalg.matmul(features, score_layer.kernel)
+            # The logit, not the probability: softmax is flat where the model is sure, and its gradient vanishes.
+            scores = features if kernel is None else tf.linalg.matmul(features, kernel)
             probabilities = probabilities.numpy()
             numbers = probabilities.argmax(-1) if wanted is None else wanted[start : start + batch_size]
             score = tf.reduce_sum(tf.gather(scores, numbers, axis=1, batch_dims=1))
@@ -166,13 +163,20 @@ def _is_map(tensor):
     return hasattr(tensor, "shape") and len(tensor.shape) == 4
 
 
-def _logit_layer(model):
-    """The last Dense with softmax, whose input and kernel give the logits; None where the model ends otherwise."""
+def _logits(model):
+    """(tensor, kernel): the tensor times the kernel (None: the tensor itself) is the logits, but for the bias.
+
+    A model that ends in a Dense with softmax, or in a softmax of its own, has logits; any other is taken by its output.
+    """
     import keras
 
     last = model.layers[-1]
-    softmax = isinstance(last, keras.layers.Dense) and last.activation is keras.activations.softmax
-    return last if softmax and len(last.input.shape) == 2 else None
+    softmax = getattr(last, "activation", None) is keras.activations.softmax
+    if isinstance(last, keras.layers.Dense) and softmax and len(last.input.shape) == 2:
+        return last.input, last.kernel
+    if isinstance(last, keras.layers.Softmax) or (isinstance(last, keras.layers.Activation) and softmax):
+        return last.input, None
+    return model.output, None
 
 
 def _captions(frame, chosen, given):

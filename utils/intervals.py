@@ -95,12 +95,13 @@ def sender_interval(correct, senders, draws=10_000, seed=0, level=LEVEL):
 
 
 def _codes(senders):
-    names = np.array([_sender_name(sender) for sender in senders], dtype=object)
+    names = np.array([sender_name(sender) for sender in senders], dtype=object)
     unique, codes = np.unique(names.astype(str), return_inverse=True)
     return codes, unique
 
 
-def _sender_name(sender):
+def sender_name(sender):
+    """A sender as text; whoever is missing is "unknown"."""
     missing = sender is None or sender != sender or str(sender) in ("", "<NA>", "nan")  # NaN differs from itself
     return "unknown" if missing else str(sender)
 

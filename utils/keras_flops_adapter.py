@@ -52,8 +52,8 @@ def keras_flops_total(model, batch_size=1):
     for tensor in graph.inputs:
         if None in tensor.shape[1:]:
             raise ValueError(
-                f"input {tensor.name!r} of {model.name!r} has the shape {tensor.shape}, and keras-flops counts fixed shapes "
-                "only; build the model for one input size"
+                f"input {tensor.name!r} of {model.name!r} has the shape {tensor.shape}, and keras-flops "
+                "counts fixed shapes only; build the model for one input size"
             )
     with _package() as get_flops, _quiet():
         return int(get_flops(_stand_in(graph), batch_size=batch_size))

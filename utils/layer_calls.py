@@ -16,6 +16,7 @@ function. It knows Keras and nothing else: no clothing, no backend, no numbers.
 What Keras does not publish is read in one place, :mod:`utils.keras_internals`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -218,29 +219,24 @@ class _Walk:
 
     def _outputs(self, layer, args, kwargs, references, given, known, path):
         """[(shape, dtype)] of a call: the known ones where they hold, else what Keras infers from the new shapes."""
-        same = [reference.shape for reference in references] == [tensor.shape for tensor in given]
-        if known is not None and same:
-            return [(reference.shape, reference.dtype) for reference in known]
-        if known is not None and internals.keeps_batch(type(layer)):
-            batches = {tensor.shape[0] for tensor in given if tensor.shape}
-            only_batch = all(
-                reference.shape[:1] == (None,) and reference.shape[1:] == tensor.shape[1:]
-                for reference, tensor in zip(references, given, strict=True)
-            )
-            if only_batch and len(batches) == 1 and all(reference.shape[:1] == (None,) for reference in known):
-                batch = batches.pop()
-                return [((batch, *reference.shape[1:]), reference.dtype) for reference in known]
-        args, kwargs = _filled(args, kwargs, references, given)
-        try:
-            internals.check_input(layer, args)
-            outputs = tree.flatten(layer.compute_output_spec(*args, **kwargs))
-        except Exception as error:
-            shapes = " + ".join(str(tensor.shape) for tensor in given)
-            raise ValueError(
-                f"layer {path!r} ({type(layer).__name__}) cannot take the shape {shapes}: {_first_line(error)}; "
-                "give an input_shape that the model's layers fit"
-            ) from error
-        return [(tuple(output.shape), output.dtype) for output in outputs]
+        outputs = _known_outputs(layer, references, given, known)
+        if outputs is None:
+            args, kwargs = _filled(args, kwargs, references, given)
+            try:
+                internals.check_input(layer, args)
+                outputs = _described(layer.compute_output_spec(*args, **kwargs))
+            except Exception as error:
+                shapes = " + ".join(str(tensor.shape) for tensor in given)
+                raise ValueError(
+                    f"layer {path!r} ({type(layer).__name__}) cannot take the shape {shapes}: {_first_line(error)}; "
+                    "give an input_shape that the model's layers fit"
+                ) from error
+        if any(None in shape[1:] for shape, _ in outputs) and not any(None in tensor.shape[1:] for tensor in given):
+            # Some layers (EinsumDense) say less of their output than follows from their input: ask the backend.
+            with contextlib.suppress(Exception):
+                args, kwargs = _filled(args, kwargs, references, given)
+                outputs = _described(keras.Operation.compute_output_spec(layer, *args, **kwargs))
+        return outputs
 
     # --- layers that hold layers --------------------------------------------------------------------------------------
 
@@ -462,6 +458,29 @@ def _build_sequential(model, input_shape):
 
 
 # --- arguments of a call ----------------------------------------------------------------------------------------------
+
+
+def _known_outputs(layer, references, given, known):
+    """[(shape, dtype)] where a call's outputs follow from those that Keras has recorded, else None."""
+    if known is None:
+        return None
+    if [reference.shape for reference in references] == [tensor.shape for tensor in given]:
+        return [(reference.shape, reference.dtype) for reference in known]
+    if not internals.keeps_batch(type(layer)):
+        return None
+    batches = {tensor.shape[0] for tensor in given if tensor.shape}
+    only_batch = all(
+        reference.shape[:1] == (None,) and reference.shape[1:] == tensor.shape[1:]
+        for reference, tensor in zip(references, given, strict=True)
+    )
+    if only_batch and len(batches) == 1 and all(reference.shape[:1] == (None,) for reference in known):
+        batch = batches.pop()
+        return [((batch, *reference.shape[1:]), reference.dtype) for reference in known]
+    return None
+
+
+def _described(outputs):
+    return [(tuple(output.shape), output.dtype) for output in tree.flatten(outputs)]
 
 
 def _filled(args, kwargs, references, given):

@@ -153,6 +153,8 @@ def _orientation(image):
 
 
 def _phrase(error):
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"it has more than {MAX_PIXELS // 10**6} megapixels"
     if isinstance(error, UnidentifiedImageError):
         return "not a JPEG, PNG, WebP, GIF or BMP image"
     return str(error) or type(error).__name__

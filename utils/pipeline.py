@@ -25,6 +25,7 @@ __all__ = ["Augment", "augment_batch", "batches", "decode", "load_images"]
 MEMORY_SHARE = 0.25  # of the memory that is free now: what "auto" lets decoded photos take
 COPY_TRANSFORM = Augment.light()  # of the copies that balancing makes
 _DECODED_VERSION = 1  # of decoded pixels: raise it when a change alters them
+_CHUNK = 256  # photos that are decoded at a time on their way to the disk
 _log = logging.getLogger(__name__)
 _in_memory = weakref.WeakValueDictionary()  # decoded photos that some dataset still uses, by key
 
@@ -50,7 +51,9 @@ def batches(
             disk; the log says which), or None (decode in every pass).
         cache_dir: folder for the disk cache; default `data/.cache`.
         drop_remainder: leave out a last batch that is not full.
-        first_epoch: number of the first pass; or a callable that says the number of the pass that begins.
+        first_epoch: number of the first pass; or a callable that says the number of the pass that begins, which is the
+            safe way with Keras' `fit`: it takes one pass more at its start where it still has to build the model, and
+            under every distribution strategy.
 
     Returns:
         tf.data.Dataset of (float32 (b, s, s, 3) in 0..255, float32 (b, C)), with known cardinality.
@@ -78,8 +81,10 @@ def batches(
     if count == 0:
         raise ValueError(f"{n} photos make no full batch of {batch_size}; use a smaller batch or keep the remainder")
     read = _reader(frame, input_size, cache, cache_dir)
-    targets = np.eye(len(classes), dtype=np.float32)[[classes.index(label) for label in frame["label"]]]
+    columns = {label: column for column, label in enumerate(classes)}
+    targets = tf.constant([columns[label] for label in frame["label"]], tf.int32)
     passes = itertools.count(first_epoch) if not callable(first_epoch) else iter(first_epoch, object())
+    size = batch_size if drop_remainder else None
 
     def rows_of_next_pass():
         epoch = next(passes)
@@ -87,23 +92,17 @@ def batches(
         for start in range(0, count * batch_size, batch_size):
             yield np.int64(epoch), rows[start : start + batch_size]
 
-    def pixels(epoch, rows):
-        if augment is None:
-            return read(rows), targets[rows]
-        drawn = random_transforms(augment, [(seed, int(epoch), int(row), 21) for row in rows], input_size)
-        return read(rows), targets[rows], *drawn
-
-    kinds = [tf.uint8, tf.float32] + [tf.float32, tf.float32] * (augment is not None)
-    size = batch_size if drop_remainder else None
+    def draw(epoch, rows):
+        return random_transforms(augment, [(seed, int(epoch), int(row), 21) for row in rows], input_size)
 
     def batch(epoch, rows):
-        images, labels, *drawn = tf.numpy_function(pixels, [epoch, rows], kinds, stateful=False)
-        images.set_shape([size, input_size, input_size, 3])
-        labels.set_shape([size, len(classes)])
-        if drawn:
-            drawn[0].set_shape([size, 8])
-            drawn[1].set_shape([size, 2])
-        return (apply_transforms(images, *drawn) if drawn else tf.cast(images, tf.float32)), labels
+        images = tf.ensure_shape(read(rows), [size, input_size, input_size, 3])
+        labels = tf.one_hot(tf.gather(targets, rows), len(classes))
+        if augment is None:
+            return tf.cast(images, tf.float32), labels
+        matrices, light = tf.numpy_function(draw, [epoch, rows], [tf.float32, tf.float32], stateful=False)
+        images = apply_transforms(images, tf.ensure_shape(matrices, [size, 8]), tf.ensure_shape(light, [size, 2]))
+        return tf.ensure_shape(images, [size, input_size, input_size, 3]), labels
 
     signature = (tf.TensorSpec([], tf.int64), tf.TensorSpec([size], tf.int64))
     stream = tf.data.Dataset.from_generator(rows_of_next_pass, output_signature=signature)
@@ -163,31 +162,41 @@ def load_images(frame, input_size, out=None):
 
 
 def _reader(frame, input_size, cache, cache_dir):
-    """A function from rows (int array) to uint8 photos, out of the chosen cache."""
+    """A function from rows (int64 tensor) to uint8 photos (tensor), out of the chosen cache."""
     if cache not in ("memory", "disk", "auto", None):
         raise ValueError(f"there is no cache {cache!r}; use 'memory', 'disk', 'auto' or None")
     if cache is None:
         small = frame[[column for column in ("path", "copy") if column in frame]].reset_index(drop=True)
-        return lambda rows: load_images(small.iloc[rows], input_size)
+        return _by_numpy(lambda rows: load_images(small.iloc[rows], input_size))
     key, size = _key(frame, input_size), len(frame) * input_size * input_size * 3
     if cache == "auto":
         free = _free_memory()
         cache = "memory" if key in _in_memory or size <= MEMORY_SHARE * free else "disk"
-        why = f"{size / 2**20:.0f} MiB decoded, {free / 2**20:.0f} MiB of memory free"
-        _log.info("%d photos at %d px are cached %s: %s", len(frame), input_size, _WHERE[cache], why)
+        why = f": {size / 2**20:.0f} MiB decoded, {free / 2**20:.0f} MiB of memory free"
     else:
-        _log.info("%d photos at %d px are cached %s", len(frame), input_size, _WHERE[cache])
+        why = ""
+    where = {"memory": "in memory", "disk": "on disk"}[cache]
+    _log.info("%d photos at %d px are cached %s%s", len(frame), input_size, where, why)
     if cache == "memory":
+        # a tensor and not a NumPy function: TensorFlow never lets go of what a NumPy function refers to
         images = _in_memory.get(key)
         if images is None:
-            images = load_images(frame, input_size)
+            images = tf.constant(load_images(frame, input_size, _aligned((len(frame), input_size, input_size, 3))))
             _in_memory[key] = images
-        return lambda rows: images[rows]
+        return lambda rows: tf.gather(images, rows)
     images = _on_disk(frame, input_size, places.cache_dir(cache_dir) / f"photos-{key}.npy")
-    return lambda rows: images[rows]
+    return _by_numpy(lambda rows: images[rows])
 
 
-_WHERE = {"memory": "in memory", "disk": "on disk"}
+def _by_numpy(function):
+    return lambda rows: tf.numpy_function(function, [rows], tf.uint8, stateful=False)
+
+
+def _aligned(shape):
+    """An uninitialised uint8 array that TensorFlow can take over without a copy (it wants 64-byte alignment)."""
+    raw = np.empty(int(np.prod(shape)) + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + raw.size - 64].reshape(shape)
 
 
 def _on_disk(frame, input_size, path):
@@ -198,11 +207,12 @@ def _on_disk(frame, input_size, path):
             return images
     except (OSError, ValueError, EOFError):
         pass
-    with files.atomic_path(path) as part:
-        images = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
-        load_images(frame, input_size, images)
-        images.flush()
-        del images
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    # written, not mapped: writing to a mapped file on a full disk kills the process
+    with files.atomic_path(path) as part, part.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(frame), _CHUNK):
+            file.write(load_images(frame.iloc[start : start + _CHUNK], input_size))
     return np.load(path, mmap_mode="r")
 
 

@@ -45,7 +45,8 @@ def label_distribution(frames, title=None):
         ValueError: no photos or no column `label`.
 
     Example:
-        >>> page = label_distribution(pd.DataFrame({"label": ["hat", "hat", "shirt"], "split": ["train", "test", "train"]}))
+        >>> photos = pd.DataFrame({"label": ["hat", "hat", "shirt"], "split": ["train", "test", "train"]})
+        >>> page = label_distribution(photos)
     """
     frames = frames if isinstance(frames, dict) else {None: frames}
     for frame in frames.values():
@@ -66,8 +67,12 @@ def label_distribution(frames, title=None):
         axis.margins(x=0.1)
         style.labels(axis, "photos", title=name)
     axes[0, 0].invert_yaxis()
+    keys = {}  # a part may be missing from the first panel
+    for axis in axes[0]:
+        keys |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    shown = [part for part in PARTS if part in keys] + [part for part in keys if part not in PARTS]
     page.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=TEXT
+        [keys[part] for part in shown], shown, loc="outside lower center", ncols=3, frameon=False, fontsize=TEXT
     )
     return style.titled(page, title)
 

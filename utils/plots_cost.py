@@ -97,13 +97,14 @@ def macs_by_type(shares):
     return figure
 
 
-def macs_against_time(layers, rates=(1, 10, 100), annotate=3):
+def macs_against_time(layers, rates=(1, 10, 100)):
     """Layers as points: MACs against measured milliseconds, both logarithmic, with lines of equal speed.
+
+    The slowest layer of each kind is named.
 
     Args:
         layers: DataFrame with columns kind, macs, median_ms, and path for the labels; macs above 0.
         rates: speeds to draw lines at, in billions of MACs a second.
-        annotate: how many of the slowest layers are named.
 
     Returns:
         Figure.
@@ -122,10 +123,11 @@ def macs_against_time(layers, rates=(1, 10, 100), annotate=3):
             )  # fmt: skip
     for colour, marker, (kind, group) in zip(COLOURS, MARKERS, layers.groupby("kind", sort=False), strict=False):
         axis.scatter(group["macs"] / 1e6, group["median_ms"], s=48, color=colour, marker=marker, label=kind, zorder=2)
-    for number, row in enumerate(layers.nlargest(annotate, "median_ms").itertuples()):
+    for row in layers.loc[layers.groupby("kind", sort=False)["median_ms"].idxmax()].itertuples():
+        right = row.macs < span.mean() / 4
         axis.annotate(
-            row.path, (row.macs / 1e6, row.median_ms), fontsize=10, ha="right", xytext=(-8, 6 - 4 * (number % 2)),
-            textcoords="offset points",
+            row.path, (row.macs / 1e6, row.median_ms), fontsize=10, ha="left" if right else "right",
+            xytext=(8 if right else -8, 6), textcoords="offset points",
         )  # fmt: skip
     axis.set(xscale="log", yscale="log", xlim=span / 1e6, ylim=(low, high))
     _titles(axis, x="MACs of the layer (millions)", y="measured time (ms)")
@@ -179,7 +181,7 @@ def regions_on_photo(photo, regions):
     Returns:
         Figure.
     """
-    figure, axes = _figure(4.2 * len(regions), 4.6, 1, len(regions))
+    figure, axes = _figure(3.3 * len(regions), 3.9, 1, len(regions))
     height, width = photo.shape[:2]
     lows = [min(0, *(start[axis] for start, _, _ in regions.values())) for axis in (0, 1)]
     highs = [max(side, *(stop[axis] for _, stop, _ in regions.values())) for axis, side in enumerate((height, width))]
@@ -193,7 +195,8 @@ def regions_on_photo(photo, regions):
         axis.plot(center[1] + 0.5, center[0] + 0.5, "+", color=COLOURS[5], markersize=13, markeredgewidth=2.5, zorder=4)
         margin = 0.03 * (highs[0] - lows[0])
         axis.set(xlim=(lows[1] - margin, highs[1] + margin), ylim=(highs[0] + margin, lows[0] - margin), aspect="equal")
-        axis.axis("off")
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
         _titles(axis, title)
     return figure
 
@@ -208,10 +211,14 @@ def effective_maps(maps):
     Returns:
         Figure.
     """
-    figure, axes = _figure(4.4 * len(maps), 5.0, 1, len(maps))
-    for axis, (title, (values, start, stop, center, size)) in zip(axes.flat, maps.items(), strict=True):
+    columns = min(3, len(maps))
+    rows = math.ceil(len(maps) / columns)
+    figure, axes = _figure(3.2 * columns, 4.1 * rows + 0.9, rows, columns)
+    for axis in axes.flat[len(maps) :]:
+        axis.set_visible(False)
+    for axis, (title, (values, start, stop, center, size)) in zip(axes.flat, maps.items(), strict=False):
         height, width = values.shape
-        picture = axis.imshow(values, cmap="magma", vmin=0, vmax=1, extent=(0, width, height, 0))
+        picture = axis.imshow(values, cmap=plt.get_cmap("magma", 12), vmin=0, vmax=1, extent=(0, width, height, 0))
         axis.add_patch(
             Rectangle(
                 (start[1], start[0]), stop[1] - start[1], stop[0] - start[0], fill=False, edgecolor=COLOURS[4],
@@ -225,10 +232,10 @@ def effective_maps(maps):
             )
         )  # fmt: skip
         axis.set(xlim=(-2, width + 2), ylim=(height + 2, -2), aspect="equal")
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
         _titles(axis, title)
-    bar = figure.colorbar(picture, ax=list(axes.flat), location="bottom", shrink=0.5, aspect=40)
+    bar = figure.colorbar(picture, ax=list(axes.flat), location="bottom", shrink=0.6, aspect=30)
     bar.set_label("gradient, share of the strongest pixel", fontsize=12)
     bar.ax.tick_params(labelsize=11)
     return figure
@@ -265,13 +272,14 @@ def zoo(models, highlight=()):
 
 
 def _write_apart(figure, axis, models):
-    """Write each model's name beside its point, at the first place that no other name has taken."""
+    """Write each model's name beside its point, at the first place that no other name or point has taken."""
     figure.canvas.draw()
-    taken = []
     beside = [(8, -4), (-8, -4), (0, 9), (0, -17), (8, 8), (8, -16), (-8, 8), (-8, -16), (14, 18), (-14, 18), (14, -28)]
     pixels = DPI / 72  # of a point
     places = np.column_stack([models["params"] / 1e6, models["macs"] / 1e9])
-    for name, place, (x, y) in zip(models["model"], places, axis.transData.transform(places), strict=True):
+    points = axis.transData.transform(places)
+    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in points]
+    for name, place, (x, y) in zip(models["model"], places, points, strict=True):
         width, height = 5.2 * pixels * len(name), 10 * pixels
         for right, up in beside:
             anchor = "left" if right > 0 else "right" if right < 0 else "center"

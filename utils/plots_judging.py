@@ -24,7 +24,7 @@ def confusion_matrix(evaluation, title=None):
     """
     classes, counts = list(evaluation.classes), evaluation.confusion
     side = max(5.0, 2.2 + 0.44 * len(classes))
-    page, axes = style.figure(side + 0.6, side)
+    page, axes = style.figure(side + 0.6, 0.94 * side)
     axis = axes[0, 0]
     marks = np.where(counts == 0, "", counts.astype(str))
     seaborn.heatmap(
@@ -80,7 +80,7 @@ def reliability_diagram(evaluation, title=None):
 
 
 def class_f1(evaluation, published=None, title=None):
-    """F1 of each class as bars, lowest first; published values as diamonds.
+    """F1 of each class as bars, highest on top; published values as diamonds.
 
     Args:
         evaluation: Evaluation.
@@ -105,8 +105,8 @@ def class_f1(evaluation, published=None, title=None):
     if published:
         shown = [(place, published[label]) for place, label in enumerate(table.index) if label in published]
         if shown:
-            axis.plot([f1 for _, f1 in shown], [place for place, _ in shown], "D", color=ORANGE, markeredgecolor="black",
-                      markersize=9, linestyle="none", label="published")  # fmt: skip
+            axis.plot([f1 for _, f1 in shown], [place for place, _ in shown], "D", color=ORANGE,
+                      markeredgecolor="black", markersize=9, linestyle="none", label="published")  # fmt: skip
     axis.set_yticks(places, [f"{label} ({int(n)})" for label, n in zip(table.index, table["support"], strict=True)])
     axis.set_xlim(0, 1.02)
     page.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=TEXT)
@@ -168,8 +168,9 @@ def random_against_grouped(table, title=None):
 
     Example:
         >>> import pandas as pd
-        >>> rows = [("clothing-10", "random", 3781, 0.87, 0.86, 0.88), ("clothing-10", "grouped", 3781, 0.84, 0.82, 0.86)]
-        >>> page = random_against_grouped(pd.DataFrame(rows, columns=["photos", "folds", "n", "accuracy", "low", "high"]))
+        >>> rows = [("all", "random", 3781, 0.87, 0.86, 0.88), ("all", "grouped", 3781, 0.84, 0.82, 0.86)]
+        >>> table = pd.DataFrame(rows, columns=["photos", "folds", "n", "accuracy", "low", "high"])
+        >>> page = random_against_grouped(table)
     """
     style.need(table, "photos", "folds", "n", "accuracy", "low", "high")
     unknown = sorted({str(folds) for folds in table["folds"]} - set(PROTOCOLS))
@@ -234,7 +235,7 @@ def balancing_order(table, title=None):
             0.012,
             -place,
             f"{row['accuracy']:.1%}{shared}",
-            color="white",
+            color="black" if colour == ORANGE else "white",
             va="center",
             fontsize=TEXT,
             fontweight="bold",
@@ -284,7 +285,7 @@ def accuracy_against_cost(table, cost="macs", unit=1e6, label="MACs (millions)",
     if log:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.4g}")
-        axis.xaxis.set_minor_formatter(lambda value, _: f"{value:,.4g}" if str(f"{value:e}")[0] in "25" else "")
+        axis.xaxis.set_minor_formatter(lambda value, _: f"{value:,.4g}" if str(f"{value:e}")[0] in "235" else "")
         axis.tick_params(axis="x", which="minor", labelsize=TEXT - 1)
     axis.margins(x=0.12)
     axis.grid(color="#e5e5e5", linewidth=0.8)

@@ -70,7 +70,7 @@ def mistakes(worst, title=None, columns=6, side=140):
     sheet = style.Sheet(max(columns * wide, 320), math.ceil(len(worst) / columns) * high)
     for index, row in enumerate(worst.to_dict("records")):
         x, y = (index % columns) * wide + 4, (index // columns) * high
-        sheet.photo(x, y, style.thumbnail(row["path"], side, colours=24))
+        sheet.photo(x, y, style.thumbnail(row["path"], side))
         sheet.text(x, y + side + 3, f"{row['true']}", size=10)
         sheet.text(x, y + side + 20, f"→ {row['predicted']} {row['confidence']:.0%}", size=10, color=style.RED)
     return sheet.page(title)
@@ -95,8 +95,8 @@ def gradcam_overlay(cams, title=None, side=150):
     sheet = style.Sheet(pairs * wide, math.ceil(len(cams.images) / pairs) * high)
     for index, (image, overlay, caption) in enumerate(zip(cams.images, cams.overlays, cams.captions, strict=True)):
         x, y = (index % pairs) * wide + 4, (index // pairs) * high
-        sheet.photo(x, y, style.thumbnail(image, side, colours=24))
-        sheet.photo(x + side + 3, y, style.thumbnail(overlay, side, colours=32))
+        sheet.photo(x, y, style.thumbnail(image, side, colours=64))
+        sheet.photo(x + side + 3, y, style.thumbnail(overlay, side, colours=0))
         sheet.text(x, y + side + 4, caption, size=10)
     return sheet.page(title)
 

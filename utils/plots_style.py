@@ -85,7 +85,7 @@ def thumbnail(photo, side, colours=40):
     Args:
         photo: path of an image file, or uint8 array (h, w, 3).
         side: of the square, in pixels.
-        colours: of its own palette; a notebook with a dozen sheets must stay under 1 MB.
+        colours: of its own palette, 0 for all; a notebook full of sheets must stay under 1 MB.
 
     Raises:
         ValueError: the file cannot be read as an image; names it.

@@ -25,7 +25,8 @@ from utils.tflite_convert import (
 from utils.tflite_model import TFLiteModel, description_path, interleaved_seconds
 
 __all__ = [
-    "SCHEMES", "Scheme", "TFLiteModel", "calibration_study", "compare_tools", "convert", "convert_all",
+    "SCHEMES", "Scheme", "TFLiteModel", "calibration_study", "compare_tools", "confidence_threshold", "convert",
+    "convert_all",
     "evaluate_schemes", "float_tflite", "gzip_bytes", "representative_photos", "save",
 ]  # fmt: skip
 
@@ -101,6 +102,36 @@ def save(path, data, labels=None, scheme=None, source=None, **facts):
     return path
 
 
+def confidence_threshold(probabilities, labels, keep=0.95):
+    """The probability below which `utils.classify` says that a photo may show none of the classes.
+
+    Chosen so that the right answers on validation photos mostly stay above it.
+
+    Args:
+        probabilities: (n, classes) of validation photos, by the model that will be shipped.
+        labels: (n,) class indices.
+        keep: share of the right answers that must not be doubted.
+
+    Returns:
+        float, rounded down to two digits.
+
+    Raises:
+        ValueError: no right answer to choose it from, labels that do not fit, or a share outside 0..1.
+
+    Example:
+        >>> confidence_threshold([[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]], [0, 1, 1], keep=1.0)
+        0.7
+    """
+    probabilities = np.asarray(probabilities, dtype=float)
+    labels = _checked_labels(labels, probabilities)
+    if not 0 < keep <= 1:
+        raise ValueError(f"the share of answers to keep is {keep}; give a number above 0 and up to 1")
+    right = probabilities.max(1)[probabilities.argmax(1) == labels]
+    if len(right) == 0:
+        raise ValueError("no answer is right, so no threshold can be chosen; check the labels' order")
+    return float(np.floor(np.quantile(right, 1 - keep) * 100 + 1e-6) / 100)
+
+
 def gzip_bytes(data):
     """Bytes that a download takes: the size of `data` after gzip at its highest level."""
     return len(gzip.compress(data, 9, mtime=0))
@@ -118,9 +149,9 @@ def compare_tools(model, representative, images, labels=None, schemes=None, num_
         num_threads: threads of the interpreter.
 
     Returns:
-        DataFrame, a row a scheme and tool: "scheme", "tool", "serves" (this project uses it), "accuracy",
-        "agreement with float", "mean probability change", "largest probability change", "size (bytes)", "gzip (bytes)",
-        "time (float32 = 1)" (median of interleaved runs of one photo), "conversion (s)".
+        DataFrame, a row a scheme and tool: "scheme", "tool", "serves" (this project uses it), "accuracy", "agreement"
+        (with the float model's first class), "mean_change" and "largest_change" (of a probability), "size_bytes",
+        "gzip_bytes", "time_ratio" (to float32, medians of interleaved runs of one photo), "conversion_s".
     """
     both = schemes or [name for name, scheme in SCHEMES.items() if len(scheme.tools) > 1]
     model = as_keras_model(model)
@@ -142,13 +173,13 @@ def compare_tools(model, representative, images, labels=None, schemes=None, num_
             "tool": tool,
             "serves": tool == SCHEMES[name].tool,
             "accuracy": np.nan if labels is None else np.mean(probabilities.argmax(1) == np.asarray(labels)),
-            "agreement with float": np.mean(probabilities.argmax(1) == reference.argmax(1)),
-            "mean probability change": change.mean(),
-            "largest probability change": change.max(),
-            "size (bytes)": len(data),
-            "gzip (bytes)": gzip_bytes(data),
-            "time (float32 = 1)": times[name, tool] / times["float32", "converter"],
-            "conversion (s)": round(seconds, 2),
+            "agreement": np.mean(probabilities.argmax(1) == reference.argmax(1)),
+            "mean_change": change.mean(),
+            "largest_change": change.max(),
+            "size_bytes": len(data),
+            "gzip_bytes": gzip_bytes(data),
+            "time_ratio": times[name, tool] / times["float32", "converter"],
+            "conversion_s": round(seconds, 2),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -164,10 +195,10 @@ def evaluate_schemes(models, images, labels, reference="float32", num_threads=No
         num_threads: threads of the interpreter.
 
     Returns:
-        DataFrame indexed by name: "accuracy", "low", "high" (95 % Wilson interval), "macro F1", "agreement with float",
-        "largest probability change", "size (bytes)", "gzip (bytes)", "times smaller", "weights (bytes)",
-        "arena (bytes)" (activations at batch 1), "unpacked (bytes)" (float copies of packed weights in
-        memory), "MACs (M)" (counted from the file).
+        DataFrame indexed by name: "accuracy", "accuracy_low", "accuracy_high" (95 % Wilson interval), "macro_f1",
+        "agreement" (share of photos with the reference's first class), "largest_change" (of a probability),
+        "size_bytes", "gzip_bytes", "times_smaller", "weights_bytes", "arena_bytes" (activations at batch 1),
+        "unpacked_bytes" (float copies of packed weights in memory), "macs_m" (millions, counted from the file).
 
     Raises:
         ValueError: no photos, labels of another length or out of range, or no model named as the reference.
@@ -194,18 +225,18 @@ def evaluate_schemes(models, images, labels, reference="float32", num_threads=No
         low, high = wilson(right, len(labels))
         rows[name] = {
             "accuracy": right / len(labels),
-            "low": low,
-            "high": high,
-            "macro F1": f1_score(labels, answers, average="macro", labels=np.arange(model.n_classes), zero_division=0),
-            "agreement with float": np.mean(answers == exact.argmax(1)),
-            "largest probability change": float(np.abs(probabilities - exact).max()),
-            "size (bytes)": model.size_bytes,
-            "gzip (bytes)": gzip_bytes(model.content),
-            "times smaller": rows[reference]["size (bytes)"] / model.size_bytes if rows else 1.0,
-            "weights (bytes)": model.weights_bytes,
-            "arena (bytes)": model.arena_bytes,
-            "unpacked (bytes)": model.unpacked_bytes,
-            "MACs (M)": count_tflite(model.content).total_macs / 1e6,
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "macro_f1": f1_score(labels, answers, average="macro", labels=np.arange(model.n_classes), zero_division=0),
+            "agreement": np.mean(answers == exact.argmax(1)),
+            "largest_change": float(np.abs(probabilities - exact).max()),
+            "size_bytes": model.size_bytes,
+            "gzip_bytes": gzip_bytes(model.content),
+            "times_smaller": rows[reference]["size_bytes"] / model.size_bytes if rows else 1.0,
+            "weights_bytes": model.weights_bytes,
+            "arena_bytes": model.arena_bytes,
+            "unpacked_bytes": model.unpacked_bytes,
+            "macs_m": count_tflite(model.content).total_macs / 1e6,
         }
     return pd.DataFrame.from_dict(rows, orient="index").loc[list(models)].rename_axis("scheme")
 
@@ -224,9 +255,11 @@ def calibration_study(model, representative, images, labels=None, counts=(1, 3, 
         methods: of `calibration.METHODS`, tried with all n photos; None: all.
 
     Returns:
-        DataFrame, a row a trial: "calibration", "photos", "accuracy", "agreement with float",
-        "mean probability change", "largest probability change".
+        DataFrame, a row a trial: "method", "photos", "agreement" (with the float model's first class), "mean_change",
+        "largest_change" (of a probability), with labels also "accuracy", "accuracy_low", "accuracy_high" (Wilson).
     """
+    from utils.intervals import wilson
+
     source = float_tflite(model)
     reference = TFLiteModel(source)
     representative = check_representative(representative, SCHEMES["int8"], reference.input_size)
@@ -240,13 +273,16 @@ def calibration_study(model, representative, images, labels=None, counts=(1, 3, 
         probabilities = TFLiteModel(data)(images)
         change = np.abs(probabilities - exact)
         rows.append({
-            "calibration": method,
+            "method": method,
             "photos": count,
-            "accuracy": np.nan if labels is None else np.mean(probabilities.argmax(1) == labels),
-            "agreement with float": np.mean(probabilities.argmax(1) == exact.argmax(1)),
-            "mean probability change": change.mean(),
-            "largest probability change": change.max(),
+            "agreement": np.mean(probabilities.argmax(1) == exact.argmax(1)),
+            "mean_change": change.mean(),
+            "largest_change": change.max(),
         })  # fmt: skip
+        if labels is not None:
+            right = int(np.sum(probabilities.argmax(1) == labels))
+            rows[-1] |= dict(zip(("accuracy_low", "accuracy_high"), wilson(right, len(labels)), strict=True))
+            rows[-1]["accuracy"] = right / len(labels)
     return pd.DataFrame(rows)
 
 

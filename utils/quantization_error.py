@@ -87,7 +87,7 @@ def alone(float_content, statistics, images, layers=None):
         layers: names; None: every layer of the file.
 
     Returns:
-        DataFrame, worst first: "layer", "mean probability change", "largest probability change", "changed answers"
+        DataFrame, worst first: "layer", "mean_change", "largest_change", "changed_answers"
         (share of photos whose first class changes).
     """
     from utils.tflite_convert import convert
@@ -100,11 +100,11 @@ def alone(float_content, statistics, images, layers=None):
         rows.append({"layer": layer} | _change(
             convert(float_content, "int8", statistics=statistics, keep_float=others), images, reference
         ))  # fmt: skip
-    return pd.DataFrame(rows).sort_values("mean probability change", ascending=False, ignore_index=True)
+    return pd.DataFrame(rows).sort_values("mean_change", ascending=False, ignore_index=True)
 
 
 def mixed(float_content, statistics, worst, images, counts=(0, 1, 2, 4, 8), labels=None):
-    """Keep the worst layers in float32, the rest in int8, and see what that buys and costs.
+    """Keep the worst layers_in_float32, the rest in int8, and see what that buys and costs.
 
     Args:
         float_content: bytes of the float32 .tflite.
@@ -115,8 +115,8 @@ def mixed(float_content, statistics, worst, images, counts=(0, 1, 2, 4, 8), labe
         labels: (n,) class indices, to add the accuracy.
 
     Returns:
-        DataFrame, a row a count: "layers in float", "accuracy", "agreement with float", "mean probability change",
-        "largest probability change", "size (bytes)", "time (int8 = 1)" (median of interleaved runs of one photo).
+        DataFrame, a row a count: "layers_in_float", "accuracy", "agreement", "mean_change",
+        "largest_change", "size_bytes", "time_ratio" (median of interleaved runs of one photo).
     """
     from utils.tflite_convert import convert
 
@@ -131,13 +131,13 @@ def mixed(float_content, statistics, worst, images, counts=(0, 1, 2, 4, 8), labe
     for count in counts:
         change = _change(files[count], images, reference, labels)
         rows.append({
-            "layers in float": count,
+            "layers_in_float": count,
             "accuracy": change.get("accuracy", np.nan),
-            "agreement with float": 1 - change["changed answers"],
-            "mean probability change": change["mean probability change"],
-            "largest probability change": change["largest probability change"],
-            "size (bytes)": len(files[count]),
-            "time (int8 = 1)": seconds[count] / seconds[0],
+            "agreement": 1 - change["changed_answers"],
+            "mean_change": change["mean_change"],
+            "largest_change": change["largest_change"],
+            "size_bytes": len(files[count]),
+            "time_ratio": seconds[count] / seconds[0],
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -216,9 +216,9 @@ def _change(content, images, reference, labels=None):
     probabilities = TFLiteModel(content)(images)
     change = np.abs(probabilities - reference)
     found = {
-        "mean probability change": change.mean(),
-        "largest probability change": change.max(),
-        "changed answers": np.mean(probabilities.argmax(1) != reference.argmax(1)),
+        "mean_change": change.mean(),
+        "largest_change": change.max(),
+        "changed_answers": np.mean(probabilities.argmax(1) != reference.argmax(1)),
     }
     if labels is not None:
         found["accuracy"] = np.mean(probabilities.argmax(1) == np.asarray(labels))

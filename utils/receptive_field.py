@@ -150,7 +150,7 @@ class ReceptiveField:
 
         Example:
             >>> ReceptiveField((3, 3), (2, 2), (1, 1), True, False).features_at(0, 9)
-            Region(start=(0, 5), stop=(1, 6), fraction_inside=None)
+            Region(start=(0, 4), stop=(1, 6), fraction_inside=None)
         """
         self._check(pixel, "pixel")
         boxes = []
@@ -241,6 +241,7 @@ def receptive_field(
             branches that disagree (names the layer and both values) and layers without a rule.
 
     Example:
+        >>> import keras
         >>> image = keras.Input((64, 48, 3))
         >>> model = keras.Model(image, keras.layers.Conv2D(8, (3, 5), strides=2, dilation_rate=1, name="conv")(image))
         >>> receptive_field(model)
@@ -281,6 +282,7 @@ def table(model, input_size=None, *, macs=True, input=None, rules=None, unsuppor
         padding_… in pixels; aligned; whole_image; macs (<NA> where unknown, as without an input size).
 
     Example:
+        >>> import keras
         >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="conv")])
         >>> table(model)[["layer", "size_y_px", "macs"]].to_dict("records")[-1]
         {'layer': 'conv', 'size_y_px': 3, 'macs': 3888}
@@ -313,10 +315,7 @@ def _macs(model, walk):
     rows = {call.path: [] for call in walk.calls}
     for row in report.rows:
         # A wrapper is one call here; there its inner calls come first, each with a path behind the wrapper's.
-        if row.path in rows:
-            holder = row.path
-        else:
-            holder = next(path for path in _holders(row.path) if path in rows)
+        holder = row.path if row.path in rows else next(path for path in _holders(row.path) if path in rows)
         rows[holder].append(row.macs)
     known = [None if None in macs else sum(macs) for macs in rows.values()]
     return pd.array(known, dtype="Int64")

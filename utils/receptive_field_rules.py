@@ -423,9 +423,9 @@ _KINDS = {
         Relu Relu6 Sigmoid SparseSigmoid Softplus Softsign SoftShrink SparsePlus Silu Squareplus LogSigmoid LeakyRelu
         HardSigmoid HardSilu Elu Selu Gelu Celu TanhShrink HardTanh HardShrink Threshold BatchNorm Rsqrt Erf Erfc
         Absolute Arccos Arcsin Arctan Cbrt Ceil Clip Conjugate Copy Cos Cosh Equal Exp Exp2 Expm1 Floor Greater
-        GreaterEqual Isfinite Isinf Isnan Less LessEqual Log Log10 Log1p Log2 Logaddexp LogicalAnd LogicalNot LogicalOr Negative
-        NotEqual Reciprocal Round Sign Sin Sinh Sqrt Square Tan Tanh Trunc NanToNum OnesLike ZerosLike StopGradient Cast
-        SaturateCast ConvertToTensor Select""",
+        GreaterEqual Isfinite Isinf Isnan Less LessEqual Log Log10 Log1p Log2 Logaddexp LogicalAnd LogicalNot LogicalOr
+        Negative NotEqual Reciprocal Round Sign Sin Sinh Sqrt Square Tan Tanh Trunc NanToNum OnesLike ZerosLike
+        StopGradient Cast SaturateCast ConvertToTensor Select""",
 }  # fmt: skip
 RULES = {name: rule for rule, names in _KINDS.items() for name in names.split()}
 

@@ -12,10 +12,10 @@ Layout of `metrics` (more keys are welcome everywhere; the tables use these):
 
 ``01_data_and_training``
     rows: list, one a model and dataset. id, title, study ("A", "B"), dataset, split ("official", "grouped", "random"),
-        protocol (words), model (key of models.BACKBONES or "baseline_cnn"), classes (names or their number), input_size,
-        status ("measured", "not run"), reason, conditions (words), weights (words), published_accuracy; with
-        `Evaluation.to_dict()` flat inside: n, accuracy, accuracy_low, accuracy_high, sender_low, sender_high, n_senders,
-        macro_recall, macro_f1, cross_entropy, ece, per_class, confusion ...; params, macs (integers). Optional:
+        protocol (words), model (key of models.BACKBONES or "baseline_cnn"), classes (names or their number),
+        input_size, status ("measured", "not run"), reason, conditions (words), weights (words), published_accuracy;
+        with `Evaluation.to_dict()` flat inside: n, accuracy, accuracy_low, accuracy_high, sender_low, sender_high,
+        n_senders, macro_recall, macro_f1, cross_entropy, ece, per_class, confusion ...; params, macs. Optional:
         grouped = {accuracy, accuracy_low, accuracy_high, n, k, macro_recall} (or `GroupedCV.to_dict()`) from
         sender-grouped cross-validation of the same recipe; grouped_reason (why there is none); headline (true: show it
         in the headline table; without any flag all transfer models are shown); seeds = [accuracy, ...].
@@ -29,9 +29,14 @@ Layout of `metrics` (more keys are welcome everywhere; the tables use these):
     published_baseline_over_exact: study A's FLOPs of the baseline over the exact ones.
 ``03_quantization``
     schemes: list, model (title), row (id of the row of notebook 1), scheme (key of quantization.SCHEMES), title,
-        classes, n, accuracy, accuracy_low, accuracy_high, macro_f1, agreement (0..1), largest_change, size_bytes,
-        gzip_bytes, arena_bytes, macs, latency_ms (median), latency_ratio (to float32), conditions, status, reason.
-    machine: words, beside every millisecond.
+        classes, n (else that of the row), accuracy, accuracy_low, accuracy_high, macro_f1, agreement (0..1),
+        largest_change, size_bytes, gzip_bytes, arena_bytes, macs (or macs_m, millions), latency_ms (median),
+        latency_ratio (to float32), conditions, status, reason.
+    machine: one sentence for beside every millisecond: which machine, how many threads and rounds.
+    latency: title of a model -> way of calling it -> time as a ratio to LiteRT float32.
+    b0: keras_macs, int8_macs, mean_ops of EfficientNetB0 with 17 classes.
+    pruning: list, kind ("weights", "channels", ...), removed (share), accuracy, accuracy_low, accuracy_high, macs_m,
+        file_mb, gzip_mb.
 any of them
     answers: id of a question (see `results_tables.QUESTIONS`) -> one sentence with its numbers.
 """
@@ -117,8 +122,8 @@ def read(name, folder=None):
 
     Raises:
         FileNotFoundError: it has not been run; the message says which notebook to run first.
-        ValueError: the file is no record of this version: not JSON, too large, a missing or wrong field, a number that is
-            not finite. The message names the file and says what to do.
+        ValueError: the file is no record of this version: not JSON, too large, a missing or wrong field, a number that
+            is not finite. The message names the file and says what to do.
     """
     path = _path(name, folder)
     number = int(name[:2]) if name[:2].isdigit() else name
@@ -142,6 +147,10 @@ def read(name, folder=None):
     if version != SCHEMA_VERSION or record["name"] != name or record["profile"] not in PROFILES:
         raise ValueError(f"{path} is not a record of {name} in schema version {SCHEMA_VERSION}; delete it and {again}")
     _check_finite(record, path, again)
+    for key in ("rows", "senders", "protocols", "schemes"):
+        rows = record["metrics"].get(key, [])
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"{path} holds {key} that are no list of rows; delete it and {again}")
     return record
 
 
@@ -176,7 +185,7 @@ def fill(text, records):
                 known = ", ".join(results_tables.TABLES)
                 raise ValueError(f"no table is called {name!r}; there are {known}")
             opened = name
-            parts += [text[place : marker.end()], "\n\n", results_tables.TABLES[name](records).strip(), "\n\n"]
+            parts += [text[place : marker.end()], "\n\n", _build(name, records), "\n\n"]
         else:
             if opened != name:
                 raise ValueError(f"the marker /table:{name} closes nothing; put <!-- table:{name} --> before it")
@@ -256,6 +265,17 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def _build(name, records):
+    """One table; what a builder trips over is a record in another layout than the one above."""
+    try:
+        return results_tables.TABLES[name](records).strip()
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"table {name} cannot be made from the results ({type(error).__name__}: {error}); "
+            "run the notebooks again: make run"
+        ) from error
 
 
 def _path(name, folder):

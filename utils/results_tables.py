@@ -7,7 +7,20 @@ profile or from drawn garments say so. The layout that the builders read is docu
 
 import re
 
-from utils.results_answers import NOT_PHOTOS, PUBLISHED_COSTS, QUESTIONS, as_published, percent, rows_of
+from utils.results_answers import NOT_PHOTOS, PUBLISHED_COSTS, QUESTIONS, as_published, rows_of
+from utils.results_cells import (
+    Notes,
+    accuracy_cell,
+    markdown,
+    not_run,
+    not_yet,
+    number_cell,
+    number_of,
+    pair_cell,
+    percent_cell,
+    plain_accuracy,
+    words,
+)
 
 TRAINING, COSTS, QUANTIZATION = "01_data_and_training", "02_receptive_field_and_flops", "03_quantization"
 TABLES = {}
@@ -26,7 +39,7 @@ def table(name):
 @table("headline")
 def headline(records):
     """Model, accuracy on the official test and on people whom it has never seen, cost, size, latency."""
-    if missing := _not_yet(records, TRAINING):
+    if missing := not_yet(records, TRAINING):
         return missing
     rows = rows_of(records)
     shown = [row for row in rows if row.get("headline")] or [row for row in rows if not _is_baseline(row)]
@@ -40,27 +53,27 @@ def headline(records):
         official, grouped = _judgements(row, notes)
         cost = _cost(records, row)
         files = {scheme: _scheme(records, row, scheme) for scheme in ("float32", "int8")}
-        if row.get("weights") and not _not_run(row):
+        if row.get("weights") and not not_run(row):
             notes.add(f"{row.get('title')}: weights {row['weights']}")
         lines.append(
             [
-                _text(row.get("title", row.get("id"))) + notes.mark(row),
+                words(row.get("title", row.get("id"))) + notes.mark(row),
                 _classes(row),
                 row.get("input_size"),
                 official,
                 grouped,
-                _number(cost, "params", 1e6, 2, notes, "notebook 2 has not counted this model"),
-                _number(cost, "macs", 1e6, 1, notes, "notebook 2 has not counted this model"),
-                _number(cost, "flops", 1e6, 1, notes, "notebook 2 has not counted this model"),
-                _pair(files, "size_bytes", 1e3, 0, notes, "notebook 3 has not converted this model"),
-                _pair(files, "latency_ms", 1, 1, notes, "notebook 3 has not timed this model"),
+                number_cell(cost, "params", 1e6, 2, notes, "notebook 2 has not counted this model"),
+                number_cell(cost, "macs", 1e6, 1, notes, "notebook 2 has not counted this model"),
+                number_cell(cost, "flops", 1e6, 1, notes, "notebook 2 has not counted this model"),
+                pair_cell(files, "size_bytes", 1e3, 0, notes, "notebook 3 has not converted this model"),
+                pair_cell(files, "latency_ms", 1, 1, notes, "notebook 3 has not timed this model"),
             ]
         )
     machine = records.get(QUANTIZATION, {}).get("metrics", {}).get("machine")
     if machine:
-        notes.add(f"Milliseconds: one photo, one thread, median, on {_text(machine)}")
+        notes.add(f"Milliseconds: {words(machine)}")
     notes.add("Intervals: Wilson over photos on the official test, bootstrap over senders for people never seen")
-    return _markdown(header, lines) + notes.text()
+    return markdown(header, lines) + notes.text()
 
 
 @table("study_a")
@@ -78,7 +91,7 @@ def study_b(records):
 @table("costs")
 def costs(records):
     """Parameters, MACs, FLOPs and receptive field, published beside exact."""
-    if missing := _not_yet(records, COSTS):
+    if missing := not_yet(records, COSTS):
         return missing
     notes = Notes(records)
     header = [
@@ -91,24 +104,24 @@ def costs(records):
         reason = cost.get("reason") or "notebook 2 gives no such number"
         lines.append(
             [
-                _text(title),
-                *(_number(cost, field, 1e6, digits, notes, reason)
+                words(title),
+                *(number_cell(cost, field, 1e6, digits, notes, reason)
                   for field, digits in (("params", 2), ("macs", 1), ("flops", 1))),
                 published.get("costs", "–"),
-                _number(cost, "weight_bytes", 1e6, 2, notes, reason),
-                _number(cost, "receptive_field_px", 1, 0, notes, reason),
-                _number(cost, "receptive_field_stride_px", 1, 0, notes, reason),
+                number_cell(cost, "weight_bytes", 1e6, 2, notes, reason),
+                number_cell(cost, "receptive_field_px", 1, 0, notes, reason),
+                number_cell(cost, "receptive_field_stride_px", 1, 0, notes, reason),
                 published.get("receptive_field_px", "–"),
             ]
         )  # fmt: skip
     notes.add("FLOPs = 2 × MACs of the linear algebra, one photo; element-wise operations are not in them")
-    return _markdown(header, lines) + notes.text()
+    return markdown(header, lines) + notes.text()
 
 
 @table("schemes")
 def schemes(records):
     """Every quantization scheme: accuracy, agreement with float, bytes, MACs, milliseconds."""
-    if missing := _not_yet(records, QUANTIZATION):
+    if missing := not_yet(records, QUANTIZATION):
         return missing
     metrics = records[QUANTIZATION]["metrics"]
     notes = Notes(records, QUANTIZATION)
@@ -118,24 +131,25 @@ def schemes(records):
     ]  # fmt: skip
     lines = []
     for row in metrics.get("schemes") or []:
+        row = _with_photos(records, row)
         reason = row.get("reason") or "notebook 3 gives no such number"
         lines.append(
             [
-                _text(row.get("model", "–")),
-                _text(row.get("title") or row.get("scheme")) + notes.mark(row, QUANTIZATION),
-                _accuracy(row, notes, reason),
-                _percent(row, "macro_f1", notes, reason),
-                _percent(row, "agreement", notes, reason),
-                _number(row, "size_bytes", 1e3, 0, notes, reason),
-                _number(row, "gzip_bytes", 1e3, 0, notes, reason),
-                _number(row, "macs", 1e6, 1, notes, reason),
-                _number(row, "latency_ms", 1, 1, notes, reason),
-                _number(row, "latency_ratio", 1, 2, notes, reason),
+                words(row.get("model", "–")),
+                words(row.get("title") or row.get("scheme")) + notes.mark(row, QUANTIZATION),
+                accuracy_cell(row, notes, reason),
+                percent_cell(row, "macro_f1", notes, reason),
+                percent_cell(row, "agreement", notes, reason),
+                number_cell(row, "size_bytes", 1e3, 0, notes, reason),
+                number_cell(row, "gzip_bytes", 1e3, 0, notes, reason),
+                number_cell(row, "macs", 1e6, 1, notes, reason),
+                number_cell(row, "latency_ms", 1, 1, notes, reason),
+                number_cell(row, "latency_ratio", 1, 2, notes, reason),
             ]
         )
     if metrics.get("machine"):
-        notes.add(f"Milliseconds: one photo, one thread, median, on {_text(metrics['machine'])}")
-    return _markdown(header, lines) + notes.text()
+        notes.add(f"Milliseconds: {words(metrics['machine'])}")
+    return markdown(header, lines) + notes.text()
 
 
 @table("answers")
@@ -143,14 +157,14 @@ def answers(records):
     """The studies' open questions and numbers, with this project's answer to each."""
     given = {}
     for record in records.values():
-        given |= {key: _text(text) for key, text in (record["metrics"].get("answers") or {}).items()}
+        given |= dict(record["metrics"].get("answers") or {})
     lines = []
     for question in QUESTIONS:
         answer = given.get(question.id) or question.answer(records)
         if answer is None:
             answer = f"not run: notebook {question.notebook} measures this (`make full`)"
-        lines.append([question.study, _text(question.published), answer])
-    return _markdown(["study", "what it says or asks", "answer"], lines) + Notes(records, *records).text()
+        lines.append([question.study, words(question.published), words(answer)])
+    return markdown(["study", "what it says or asks", "answer"], lines) + Notes(records, *records).text()
 
 
 def text_summary(records):
@@ -161,62 +175,24 @@ def text_summary(records):
         lines.append(f"{name} ({record['profile']} profile; {kind})")
         if name == TRAINING:
             for row in rows_of(records):
-                what = "not run: " + str(row.get("reason")) if _not_run(row) else _plain_accuracy(row)
+                what = "not run: " + str(row.get("reason")) if not_run(row) else plain_accuracy(row)
                 lines.append(f"  {row.get('study', ''):2} {row.get('title', row.get('id'))!s:34} {what}")
         elif name == COSTS:
             for title, cost in _models(records).items():
-                params, macs = _value(cost, "params"), _value(cost, "macs")
+                params, macs = number_of(cost, "params"), number_of(cost, "macs")
                 if params is not None and macs is not None:
                     lines.append(f"  {title:37} {params / 1e6:6.2f} M parameters, {macs / 1e6:8.1f} M MACs")
         elif name == QUANTIZATION:
             for row in record["metrics"].get("schemes") or []:
-                what = "not run: " + str(row.get("reason")) if _not_run(row) else _plain_accuracy(row)
-                size = _value(row, "size_bytes")
+                what = "not run: " + str(row.get("reason")) if not_run(row) else plain_accuracy(row)
+                size = number_of(row, "size_bytes")
                 size = "" if size is None else f", {size / 1e6:.2f} MB"
                 lines.append(f"  {row.get('model', '')!s:20} {row.get('title') or row.get('scheme')!s:24} {what}{size}")
     return "\n".join(lines)
 
 
-class Notes:
-    """Numbered remarks below a table; the same remark gets the same number."""
-
-    def __init__(self, records, *names):
-        self.records, self.reasons, self.lines = records, [], []
-        for name in names or (TRAINING,):
-            record = records.get(name)
-            if record and record["data"] == "sketches":
-                self.add(f"**{NOT_PHOTOS[0].upper()}{NOT_PHOTOS[1:]}**")
-            if record and record["profile"] == "quick":
-                self.add(
-                    "Made with the quick profile: reduced inputs and few epochs for the baselines; `make full` makes the numbers"
-                )
-
-    def add(self, line):
-        """A sentence below the table."""
-        if line not in self.lines:
-            self.lines.append(line)
-
-    def reason(self, reason):
-        """ "not run" with the number of its reason."""
-        reason = _text(reason or "the results do not say why")
-        if reason not in self.reasons:
-            self.reasons.append(reason)
-        return f"not run [{self.reasons.index(reason) + 1}]"
-
-    def mark(self, row, name=TRAINING):
-        """What must stand in the row itself: the stand-in."""
-        drawn = row.get("dataset") == "sketches" or self.records.get(name, {}).get("data") == "sketches"
-        return " (drawn garments)" if drawn else ""
-
-    def text(self):
-        """All remarks as Markdown, reasons first."""
-        lines = [f"[{number}] Not run: {reason}." for number, reason in enumerate(self.reasons, 1)]
-        lines += [line if line.endswith((".", "**")) else line + "." for line in self.lines]
-        return "" if not lines else "\n\n" + "<br>\n".join(f"<sub>{line}</sub>" for line in lines)
-
-
 def _study(records, letter):
-    if missing := _not_yet(records, TRAINING):
+    if missing := not_yet(records, TRAINING):
         return missing
     notes = Notes(records)
     header = ["model", "published", "measured (95 %), n", "over senders (95 %)", "macro recall", "split", "conditions"]
@@ -226,96 +202,51 @@ def _study(records, letter):
             continue
         reason = row.get("reason")
         senders = "–"
-        if _not_run(row):
+        if not_run(row):
             senders = notes.reason(reason)
-        elif _value(row, "sender_low") is not None and _value(row, "sender_high") is not None:
+        elif number_of(row, "sender_low") is not None and number_of(row, "sender_high") is not None:
             senders = (
                 f"{100 * row['sender_low']:.1f}–{100 * row['sender_high']:.1f} ({row.get('n_senders', '?')} people)"
             )
-        published = _value(row, "published_accuracy")
-        conditions = "; ".join(_text(part) for part in (row.get("conditions"), _weights(row)) if part)
+        published = number_of(row, "published_accuracy")
+        conditions = "; ".join(words(part) for part in (row.get("conditions"), _weights(row)) if part)
         lines.append(
             [
-                _text(row.get("title", row.get("id"))) + notes.mark(row),
+                words(row.get("title", row.get("id"))) + notes.mark(row),
                 "–" if published is None else as_published(published),
-                _accuracy(row, notes, reason),
+                accuracy_cell(row, notes, reason),
                 senders,
-                _percent(row, "macro_recall", notes, reason),
-                _text(row.get("split") or "–"),
+                percent_cell(row, "macro_recall", notes, reason),
+                words(row.get("split") or "–"),
                 conditions or "–",
             ]
         )
-        if isinstance(grouped := row.get("grouped"), dict) and not _not_run(row):
+        if isinstance(grouped := row.get("grouped"), dict) and not not_run(row):
             kind = f"sender-grouped {grouped.get('k', '')}-fold".replace(" -", " ")
             lines.append(
                 [
-                    f"{_text(row.get('title', row.get('id')))}, {kind}", "–", _accuracy(grouped, notes, None),
+                    f"{words(row.get('title', row.get('id')))}, {kind}", "–", accuracy_cell(grouped, notes, None),
                     f"{100 * grouped['accuracy_low']:.1f}–{100 * grouped['accuracy_high']:.1f}",
-                    _percent(grouped, "macro_recall", notes, "the results do not hold it"), "grouped",
+                    percent_cell(grouped, "macro_recall", notes, "the results do not hold it"), "grouped",
                     "each photo judged by a model that has seen nobody of its sender",
                 ]
             )  # fmt: skip
-    return _markdown(header, lines) + notes.text()
+    return markdown(header, lines) + notes.text()
 
 
 def _judgements(row, notes):
     """Cells: official test, and people never seen."""
     reason = row.get("reason")
-    if _not_run(row):
+    if not_run(row):
         return notes.reason(reason), notes.reason(reason)
     grouped = row.get("grouped")
     if row.get("split") == "grouped":
-        low, high = _value(row, "sender_low"), _value(row, "sender_high")
+        low, high = number_of(row, "sender_low"), number_of(row, "sender_high")
         over = {**row, "accuracy_low": low, "accuracy_high": high} if low is not None else row
-        return "– (no official test)", _accuracy(over, notes, reason)
-    cell = _accuracy(grouped, notes, None) if isinstance(grouped, dict) else None
+        return "– (no official test)", accuracy_cell(over, notes, reason)
+    cell = accuracy_cell(grouped, notes, None) if isinstance(grouped, dict) else None
     why = row.get("grouped_reason") or "no sender-grouped folds were trained for this model"
-    return _accuracy(row, notes, reason), cell or notes.reason(why)
-
-
-def _accuracy(row, notes, reason):
-    accuracy, low, high = (_value(row, field) for field in ("accuracy", "accuracy_low", "accuracy_high"))
-    if accuracy is None or _not_run(row):
-        return notes.reason(reason)
-    interval = "" if low is None or high is None else f" ({100 * low:.1f}–{100 * high:.1f})"
-    n = _value(row, "n")
-    return f"{percent(accuracy)}{interval}" + ("" if n is None else f", {n:,.0f}")
-
-
-def _plain_accuracy(row):
-    accuracy, low, high = (_value(row, field) for field in ("accuracy", "accuracy_low", "accuracy_high"))
-    if accuracy is None:
-        return "no accuracy"
-    interval = "" if low is None or high is None else f" ({100 * low:.1f}–{100 * high:.1f})"
-    published = _value(row, "published_accuracy")
-    beside = "" if published is None else f", published {as_published(published)}"
-    return f"{percent(accuracy)}{interval}, n = {row.get('n')}{beside}"
-
-
-def _percent(row, field, notes, reason):
-    value = _value(row, field)
-    return notes.reason(reason) if value is None or _not_run(row) else percent(value)
-
-
-def _number(row, field, unit, digits, notes, reason):
-    value = None if row is None else _value(row, field)
-    return notes.reason(reason) if value is None else f"{value / unit:,.{digits}f}"
-
-
-def _pair(by_scheme, field, unit, digits, notes, reason):
-    cells = [
-        _number(row, field, unit, digits, notes, (row or {}).get("reason") or reason) for row in by_scheme.values()
-    ]
-    return cells[0] if cells[0] == cells[1] and "not run" in cells[0] else " / ".join(cells)
-
-
-def _value(row, field):
-    """A number out of a record; text where a number belongs is refused by name."""
-    value = row.get(field)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        title = row.get("title") or row.get("id") or row.get("scheme") or "a row"
-        raise ValueError(f"{field} of {title} in the results is {value!r:.40}, not a number; run the notebook again")
-    return value
+    return accuracy_cell(row, notes, reason), cell or notes.reason(why)
 
 
 def _cost(records, row):
@@ -333,6 +264,13 @@ def _cost(records, row):
 def _scheme(records, row, scheme):
     listed = records.get(QUANTIZATION, {}).get("metrics", {}).get("schemes") or []
     return next((s for s in listed if s.get("row") == row.get("id") and s.get("scheme") == scheme), None)
+
+
+def _with_photos(records, row):
+    """A scheme's row with its number of photos (those of its model's row) and its MACs as a plain count."""
+    photos = {judged.get("id"): judged.get("n") for judged in rows_of(records)}.get(row.get("row"))
+    millions = number_of(row, "macs_m")
+    return {"n": photos, "macs": None if millions is None else millions * 1e6} | row
 
 
 def _models(records):
@@ -358,24 +296,3 @@ def _is_baseline(row):
 
 def _weights(row):
     return f"weights {row['weights']}" if row.get("weights") and not _is_baseline(row) else None
-
-
-def _not_run(row):
-    return row.get("status", "measured") != "measured"
-
-
-def _not_yet(records, name):
-    return None if name in records else f"*Not run yet: notebook {int(name[:2])} writes this table (`make full`).*"
-
-
-def _markdown(header, lines):
-    if not lines:
-        return "*The results hold no row for this table.*"
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join("–" if cell is None else str(cell) for cell in row) + " |" for row in rows)
-
-
-def _text(value):
-    """Words out of a record as one Markdown cell: no line break, column or tag of their own."""
-    words = " ".join(str(value).split())
-    return words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "\\|")

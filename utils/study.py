@@ -130,6 +130,45 @@ def rows(profile="quick", stand_in=False):
     return {row.id: row for row in listed}
 
 
+def deployment_scale(profile="quick", stand_in=False):
+    """How much work each section of notebook 3 does.
+
+    Args:
+        profile: "quick" or "full".
+        stand_in: drawn garments: the smallest sizes that still run every section.
+
+    Returns:
+        dict of numbers of photos, rounds and epochs; 0 photos means all.
+
+    Example:
+        >>> deployment_scale("full")["timing_rounds"]
+        30
+    """
+    full = {
+        "calibration_photos": 200, "calibration_counts": [1, 3, 10, 30, 100], "tool_schemes": None, "tool_photos": 0,
+        "error_photos": 16, "blame_layers": 24, "mixed_counts": (0, 1, 2, 4), "qat_photos": 1000, "qat_epochs": 3,
+        "timing_rounds": 30, "timing_budget_s": 120, "latency_backbones": ["mobilenet_v2", "efficientnet_b0"],
+        "prune_levels": [0.5, 0.7, 0.8, 0.9], "channel_levels": [0.125, 0.25, 0.5],
+        "prune_kinds": ["weights", "weights, one-shot", "channels"], "prune_photos": 0, "prune_epochs": 3,
+        "prune_test_photos": 0, "loop_rounds": 4,
+    }  # fmt: skip
+    quick = {
+        "calibration_photos": 50, "calibration_counts": [1, 10], "tool_schemes": ["int8"], "tool_photos": 60,
+        "error_photos": 8, "blame_layers": 8, "mixed_counts": (0, 4), "qat_photos": 48, "qat_epochs": 1,
+        "timing_rounds": 8, "timing_budget_s": 15, "latency_backbones": [],
+        "prune_levels": [0.8], "channel_levels": [0.25], "prune_kinds": ["weights", "channels"], "prune_photos": 96,
+        "prune_epochs": 1, "prune_test_photos": 100, "loop_rounds": 2,
+    }  # fmt: skip
+    if profile not in PROFILES:
+        raise ValueError(f"profile {profile!r} is unknown; choose one of {', '.join(PROFILES)}")
+    if profile == "full":
+        return full
+    if stand_in:
+        quick |= {"calibration_photos": 20, "tool_photos": 30, "blame_layers": 4, "qat_photos": 20, "prune_photos": 48}
+        quick |= {"prune_test_photos": 40, "timing_rounds": 6, "timing_budget_s": 8}
+    return quick
+
+
 def main(argv=None):
     """Command line: train rows in order, or list them; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m utils.study", description="Train runs of the study.")

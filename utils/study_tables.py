@@ -6,7 +6,7 @@ import pathlib
 import pandas as pd
 from IPython.display import Markdown
 
-from utils import files, training
+from utils import files, models, training
 from utils.run_store import runs_dir
 from utils.runs import find_finished
 
@@ -164,3 +164,67 @@ def save_figures(figures, folder=None):
         with files.atomic_path(folder / f"{name}.png") as part:
             figure.savefig(part, dpi=100, bbox_inches="tight")
     return sorted(figures)
+
+
+def model_to_deploy(rows, dataset, profile):
+    """The run that notebook 3 makes small: the fine-tuned one where it is finished, else the frozen one.
+
+    Args:
+        rows: row id -> study.Row.
+        dataset: the ten-class Dataset.
+        profile: "quick" or "full"; full trains what is not finished.
+
+    Returns:
+        Run, finished; a sentence that says which is printed.
+    """
+    run = finished_or_trained(rows, "b-lite0-fine", dataset, profile)
+    if run is None:
+        print("so the frozen model with a head trained on cached features takes its place")
+        run = training.train(rows["b-lite0-frozen"].run, dataset, verbose=0)
+    return run
+
+
+def scratch_folder(name, run, profile):
+    """Where a long experiment on `run` keeps its finished points: runs/NAME/RUN-PROFILE, ignored by git."""
+    return runs_dir() / name / f"{run.run_id}-{profile}"
+
+
+def deployment_path(dataset, profile):
+    """Where notebook 3 puts its int8 file: `models/` in the full profile on photos, else under `build/`."""
+    if profile == "full" and not dataset.stand_in:
+        return PROJECT / "models" / f"{dataset.name}-int8.tflite"
+    return PROJECT / "build" / f"{dataset.name}-int8.tflite"
+
+
+def scheme_rows(table, run, dataset, price):
+    """Rows for `results/03_quantization.json`: accuracy, bytes and time of each scheme; layout in utils.results.
+
+    Args:
+        table: of quantization.evaluate_schemes, indexed by scheme.
+        run: the Run that was converted.
+        dataset: its Dataset.
+        price: of runtimes.price_list(...).to_frame().
+
+    Returns:
+        list of dictionaries.
+    """
+    timed = price.set_index("name")
+    conditions = f"{dataset.name}, {dataset.split} test part, input {run.config.input_size}; {run.weights_source}"
+    rows = []
+    for scheme, found in table.iterrows():
+        key = f"LiteRT {scheme}"
+        time = timed.loc[key] if key in timed.index else {}
+        rows.append(
+            {
+                "model": models.BACKBONES[run.config.model].title,
+                "row": run.config.name,
+                "scheme": scheme,
+                "classes": len(dataset.classes),
+                "latency_ms": time.get("median_ms"),
+                "latency_ratio": time.get("ratio"),
+                "status": "measured",
+                "conditions": conditions,
+                **found.to_dict(),
+            }
+        )
+    return rows

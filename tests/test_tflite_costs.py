@@ -1,0 +1,197 @@
+"""Costs read from `.tflite` files: equal to the Keras model in every scheme, honest bytes, hostile files refused."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils import flops
+
+L = keras.layers
+SCHEMES = ("float32", "float16", "dynamic_range", "int8", "int16x8")
+
+
+def convert(model, scheme="float32"):
+    """A `.tflite` file as bytes, straight from TensorFlow's converter (the oracle must not be this project's own)."""
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    if scheme != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if scheme == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if scheme in ("int8", "int16x8"):
+        shape = (1, *model.inputs[0].shape[1:])
+        converter.representative_dataset = lambda: ([np.random.default_rng(i).random(shape, "f4")] for i in range(3))
+        sets = tf.lite.OpsSet
+        wide = sets.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+        converter.target_spec.supported_ops = [sets.TFLITE_BUILTINS_INT8 if scheme == "int8" else wide]
+    return converter.convert()
+
+
+def mobile_block():
+    """Everything that MobileNetV2 and EfficientNet are made of, small."""
+    x = y = keras.Input((24, 20, 3))
+    y = L.BatchNormalization()(L.Conv2D(8, 3, strides=2, padding="same", use_bias=False)(y))
+    skip = y = L.ReLU(6.0)(y)
+    y = L.Activation("silu")(L.BatchNormalization()(L.DepthwiseConv2D(3, padding="same")(y)))
+    gate = L.Reshape((1, 1, 8))(L.GlobalAveragePooling2D()(y))
+    gate = L.Conv2D(8, 1, activation="sigmoid")(L.Conv2D(2, 1, activation="relu")(gate))
+    y = L.Add()([skip, L.Conv2D(8, 1)(L.Multiply()([y, gate]))])
+    y = L.Dense(256, activation="relu")(L.GlobalAveragePooling2D()(y))
+    model = keras.Model(x, L.Dense(5, activation="softmax")(y))
+    rng = np.random.default_rng(0)  # no zero biases: the converter would leave them out
+    model.set_weights([rng.uniform(0.1, 1, weight.shape) for weight in model.get_weights()])
+    return model
+
+
+@pytest.fixture(scope="module")
+def block():
+    model = mobile_block()
+    return model, {scheme: convert(model, scheme) for scheme in SCHEMES}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_has_the_macs_of_the_keras_model(block, scheme):
+    model, files = block
+    report = flops.count_tflite(files[scheme], unsupported="raise")
+    wanted = flops.count(model)
+    assert report.total_macs == wanted.total_macs and report.total_flops == 2 * report.total_macs
+    assert report.batch_size == 1 and report.unsupported == ()
+    types = report.by_type()
+    assert types.loc["CONV_2D", "calls"] == 4 and types.loc["DEPTHWISE_CONV_2D", "macs"] == 12 * 10 * 8 * 9
+    assert types.loc["FULLY_CONNECTED", "macs"] == 8 * 256 + 256 * 5
+    assert types.loc["MEAN", "elementwise_ops"] == 2 * 12 * 10 * 8
+    for column in ("macs", "params", "elementwise_ops", "weight_bytes", "activation_bytes"):
+        assert report.to_frame()[column].sum() == getattr(report, f"total_{column}")
+
+
+def test_weight_bytes_are_those_of_the_scheme(block):
+    _, files = block
+    reports = {scheme: flops.count_tflite(data) for scheme, data in files.items()}
+    params = reports["float32"].total_params
+    assert {report.total_params for report in reports.values()} == {params}
+    biases = 8 + 8 + 2 + 8 + 8 + 256 + 5
+    assert reports["float32"].total_weight_bytes == 4 * params
+    assert reports["float16"].total_weight_bytes == 2 * params
+    assert reports["int8"].total_weight_bytes == params + 3 * biases  # biases in int32
+    assert (
+        reports["int16x8"].total_weight_bytes >= params + 7 * biases - 7 * 69
+    )  # biases in int64 (Dense ones may be int32)
+    assert params < reports["dynamic_range"].total_weight_bytes < reports["float32"].total_weight_bytes
+    for scheme, report in reports.items():
+        assert report.total_weight_bytes < len(files[scheme])
+
+
+def test_activation_bytes_are_those_of_the_scheme(block):
+    _, files = block
+    first = {
+        scheme: next(row for row in flops.count_tflite(data).rows if row.type == "CONV_2D")
+        for scheme, data in files.items()
+    }
+    elements = 12 * 10 * 8
+    assert [first[scheme].activation_bytes // elements for scheme in SCHEMES] == [4, 4, 4, 1, 2]
+    row = first["float32"]
+    assert (row.kernel, row.strides, row.filters) == ((3, 3), (2, 2), 8)
+    assert row.input_shapes == ((1, 24, 20, 3),) and row.output_shapes == ((1, 12, 10, 8),)
+
+
+@pytest.mark.parametrize("name, last", [("MobileNetV2", "block_6_project_BN"), ("EfficientNetB0", "block3b_add")])
+def test_files_of_the_studies_networks(name, last, tmp_path):
+    """Study A: quantization is said to cut FLOPs from 771 M to 2.4 M; EfficientNetB0's MEAN operators come to 2.37 M.
+
+    Converting the whole networks takes a minute, so their first halves stand for them here. That the pooling of all of
+    EfficientNetB0 comes to 2,369,248 is in test_flops; that MEAN is that pooling, here.
+    """
+    whole = getattr(keras.applications, name)(weights=None, classes=17)
+    model = keras.Model(whole.input, L.GlobalAveragePooling2D()(whole.get_layer(last).output))
+    path = tmp_path / f"{name}.tflite"
+    path.write_bytes(convert(model))
+    wanted, report = flops.count(model), flops.count_tflite(path, unsupported="raise")
+    assert report.total_macs == wanted.total_macs
+    assert report.name == path.name and str(tmp_path) not in repr(report)
+    pooling = wanted.by_type().loc["GlobalAveragePooling2D", "elementwise_ops"]
+    assert report.by_type().loc["MEAN", "elementwise_ops"] == pooling
+
+
+@pytest.mark.parametrize(
+    "shape, layer",
+    [
+        ((9, 7, 4), lambda: L.Conv2DTranspose(5, 3, strides=2, padding="same")),
+        ((9, 7, 4), lambda: L.Conv2D(6, 3, groups=2, dilation_rate=2)),
+        ((9, 7, 4), lambda: L.SeparableConv2D(6, 3, depth_multiplier=2)),
+        ((20, 4), lambda: L.Conv1D(6, 3, strides=2)),
+        ((6, 7, 8, 2), lambda: L.Conv3D(3, 2)),
+        ((6, 8), lambda: L.Dense(5)),
+        ((6, 8), lambda: L.EinsumDense("abc,cde->abde", output_shape=(6, 2, 3))),
+    ],
+)
+def test_operators(shape, layer):
+    model = keras.Sequential([keras.Input(shape, batch_size=2), layer()])
+    report = flops.count_tflite(convert(model), unsupported="raise")
+    assert report.total_macs == flops.count(model).total_macs > 0
+    assert report.batch_size == 2 and report.total_macs == 2 * flops.count(model, shape and (1, *shape)).total_macs
+
+
+def test_attention():
+    x = keras.Input((6, 8), batch_size=1)
+    model = keras.Model(x, L.MultiHeadAttention(2, 4)(x, x))
+    assert flops.count_tflite(convert(model), unsupported="raise").total_macs == flops.count(model).total_macs
+
+
+def test_a_loop_is_named_and_never_zero():
+    x = keras.Input((5, 3), batch_size=1)
+    data = convert(keras.Model(x, L.Dense(2)(L.SimpleRNN(4)(x))))
+    with pytest.warns(UserWarning, match="lower bounds"):
+        report = flops.count_tflite(data)
+    assert [one.type for one in report.unsupported] == ["WHILE"]
+    assert next(row for row in report.rows if row.type == "WHILE").macs is None
+    with pytest.raises(ValueError, match="WHILE"):
+        flops.count_tflite(data, unsupported="raise")
+    with pytest.raises(ValueError, match="'zero' is unknown"):
+        flops.count_tflite(data, unsupported="zero")
+
+
+# --- files that are none ----------------------------------------------------------------------------------------------
+
+
+def test_foreign_files_are_refused_by_name(tmp_path, block):
+    _, files = block
+    for name, data in {
+        "empty.tflite": b"",
+        "photo.tflite": b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(500),
+        "archive.tflite": b"PK\x03\x04" + bytes(500),
+        "marked.tflite": b"\x10\x00\x00\x00TFL3" + bytes(500),
+        "noise.tflite": b"\x10\x00\x00\x00TFL3" + bytes(range(256)) * 20,
+    }.items():
+        path = tmp_path / name
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=f"^{name} is not a TensorFlow Lite model"):
+            flops.count_tflite(path)
+    with pytest.raises(FileNotFoundError, match=r"missing\.tflite is not there"):
+        flops.count_tflite(tmp_path / "missing.tflite")
+    with pytest.raises(FileNotFoundError, match="is no file"):
+        flops.count_tflite(tmp_path)
+    with pytest.raises(ValueError, match=r"^the model given as bytes is not"):
+        flops.count_tflite(files["float32"][:100])
+
+
+@pytest.mark.parametrize("scheme", ["float32", "int8"])
+def test_a_file_that_is_cut_short_is_refused(block, scheme):
+    data = block[1][scheme]
+    for keep in [*range(0, len(data) - 64, max(1, len(data) // 60)), len(data) // 2]:
+        with pytest.raises(ValueError, match="is not a TensorFlow Lite model"):
+            flops.count_tflite(data[:keep], unsupported="ignore")
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_a_damaged_file_gives_a_report_or_one_valueerror(block, data):
+    contents = bytearray(block[1]["int8"])
+    for _ in range(data.draw(st.integers(1, 8))):
+        contents[data.draw(st.integers(8, len(contents) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        flops.count_tflite(bytes(contents), unsupported="ignore")
+    except ValueError as error:
+        assert "is not a TensorFlow Lite model" in str(error)
