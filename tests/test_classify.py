@@ -91,7 +91,7 @@ def test_low_confidence_is_said(capsys, tmp_path, photo):
 def test_folders_are_walked_and_bad_photos_do_not_stop_the_rest(capsys, model_path, tmp_path, photo):
     below = tmp_path / "below" / "deeper"
     below.mkdir(parents=True)
-    (below / "good.jpg").write_bytes(photo.read_bytes())
+    (below / "good.JPG").write_bytes(photo.read_bytes())
     (below / "cut.jpg").write_bytes(photo.read_bytes()[:200])
     (below / "notes.txt").write_text("not a photo")
     code, out, err = run(capsys, tmp_path, tmp_path / "missing.jpg", "--model", model_path)

@@ -183,12 +183,29 @@ def test_416_for_a_part_that_is_wrong_starts_over(server, tmp_path):
 def test_another_range_than_asked_for_starts_over(server, tmp_path):
     def scenario(handler, number):
         if number == 2:
-            handler.send(206, BODY[5:], Content_Range=f"bytes 5-{len(BODY) - 1}/{len(BODY)}")
+            handler.send(206, BODY[5:200_005], Content_Range=f"bytes 5-200004/{len(BODY)}")
         else:
             handler.send_range(stop=100_000 if number == 1 else None)
 
     get(server, scenario, tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == BODY
+
+
+def test_a_break_shows_without_a_length_too(server, tmp_path):
+    """The total of Content-Range tells, where the answer itself has no length."""
+
+    def scenario(handler, number):
+        if number != 2:
+            return handler.send_range(stop=100_000 if number == 1 else None)
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes 100000-{len(BODY) - 1}/{len(BODY)}")
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        return handler.wfile.write(BODY[100_000:150_000])
+
+    get(server, scenario, tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == BODY
+    assert server.requests[2]["Range"] == "bytes=150000-"
 
 
 def test_a_stalled_and_a_dripping_server_end(server, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 import quantization_models as small
 
 from utils import calibration, quantization, quantization_error
+from utils.tflite_model import quiet
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,8 @@ def test_ratio_by_an_independent_calculation(table):
     exact = keras.Model(small.network().input, small.network().get_layer("pooled_features").output).predict(
         images, verbose=0
     )
-    interpreter = Interpreter(model_content=small.files()["int8"], experimental_preserve_all_tensors=True)
+    with quiet():
+        interpreter = Interpreter(model_content=small.files()["int8"], experimental_preserve_all_tensors=True)
     interpreter.allocate_tensors()
     (detail,) = [d for d in interpreter.get_tensor_details() if "pooled_features" in d["name"] and len(d["shape"]) == 2]
     scale, zero = detail["quantization"]

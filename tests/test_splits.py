@@ -39,6 +39,21 @@ def test_grouped_split_is_near_its_shares_in_every_class_with_enough_senders():
     assert (table.sub([0.15, 0.7, 0.15]).abs() < 0.05).all(axis=None)  # columns: test, train, validation
 
 
+def test_grouped_split_cannot_be_bettered_by_moving_one_sender():
+    frame = people(25, 3, 5)
+    parts = splits.grouped_split(frame, seed=4)
+
+    def deviation(parts):
+        classes = pd.crosstab(frame["label"], parts, normalize="index").reindex(columns=splits.PARTS, fill_value=0)
+        both = np.vstack([classes, parts.value_counts(normalize=True).reindex(splits.PARTS, fill_value=0)])
+        return ((both - [0.7, 0.15, 0.15]) ** 2).sum()
+
+    best = deviation(parts)
+    for sender in set(frame["sender"]):
+        for part in splits.PARTS:
+            assert deviation(parts.where(frame["sender"] != sender, part)) > best - 1e-9
+
+
 def test_grouped_split_is_fixed_by_its_seed_and_not_by_the_order_of_rows():
     frame = people()
     parts = splits.grouped_split(frame, seed=1)

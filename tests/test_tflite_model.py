@@ -92,6 +92,16 @@ def test_memory_by_hand():
     assert TFLiteModel(small.files()["weight_int8"]).unpacked_bytes >= 4 * kernels
 
 
+def test_weights_that_lie_behind_the_flatbuffer_are_counted():
+    """ai-edge-quantizer moves more than 256 KiB of weights there."""
+    import keras
+
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Dense(100_000, activation="relu")(keras.layers.GlobalAveragePooling2D()(image))
+    content = quantization.convert(keras.Model(image, keras.layers.Dense(2)(x)), "weight_int8")
+    assert 500_000 <= TFLiteModel(content).weights_bytes <= 500_000 + 4 * 100_002 + 64
+
+
 def test_wrapper_overhead_is_small():
     """Processor time against the bare interpreter, on a network of 4 ms; the published 3 % is the benchmark's."""
     import keras

@@ -247,7 +247,8 @@ def test_no_damage_gives_anything_but_tensors_or_a_sentence(tmp_path_factory, da
 @pytest.mark.parametrize(
     ("shape", "strides", "offset"),
     [
-        ((10**6, 10**6), (0, 0), 0),  # a terabyte out of one number
+        ((10, 10), (0, 0), 0),  # a stride of 0 makes much out of one number
+        ((10**6, 10**6), (0, 0), 0),  # a terabyte
         ((7,), (1,), 0),
         ((2, 3), (3, 2), 0),
         ((3,), (1,), 4),
@@ -262,7 +263,7 @@ def test_no_damage_gives_anything_but_tensors_or_a_sentence(tmp_path_factory, da
 )
 def test_tensors_stay_inside_their_storage(tmp_path, shape, strides, offset):
     storage = _Storage("1", np.arange(6, dtype="<f4"))
-    with pytest.raises(ValueError, match=r"weights\.pth"):
+    with pytest.raises(ValueError, match=r"weights\.pth .*\(a tensor"):
         read(tmp_path, checkpoint({"a": tensor(storage, shape, strides, offset)}, [storage]))
 
 

@@ -115,7 +115,7 @@ def apply_transforms(images, matrices, light):
         fill_value=0.0,
     )
     images = tf.cast(images, tf.float32)
-    # brightness b, then contrast c about the mean m: m b + (x b - m b) c = x (b c) + m b (1 - c), fewer passes over pixels
+    # brightness b, then contrast c about the mean m: m b + (x b - m b) c = x (b c) + m b (1 - c), in fewer passes
     bright, contrast = light[:, None, None, :1], light[:, None, None, 1:]
     mean = tf.reduce_mean(images, axis=(1, 2, 3), keepdims=True)
     return tf.clip_by_value(images * (bright * contrast) + mean * bright * (1 - contrast), 0.0, 255.0)

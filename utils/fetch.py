@@ -244,7 +244,8 @@ def _attempt(session, url, part, notes, max_bytes, patience, bar):
         if total is not None and total > max_bytes:
             raise _final(url, f"it has {total:,} bytes, more than {max_bytes:,}")
         if start == 0:
-            part.unlink(missing_ok=True)  # before the notes: a kill in between must not marry old bytes to a new validator
+            # Before the notes: a kill in between must not marry old bytes to a new validator.
+            part.unlink(missing_ok=True)
         mark = answer.headers.get("ETag", "")
         if mark.startswith("W/"):
             mark = ""  # a weak validator does not promise the same bytes

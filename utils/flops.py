@@ -172,13 +172,19 @@ def _row(call, cost, seen):
 
 
 def _first(layer, *names):
-    values = (getattr(layer, name, None) for name in names)
-    return next((int(value) for value in values if hasattr(value, "__index__")), None)
+    for name in names:
+        value = getattr(layer, name, None)
+        if hasattr(value, "__index__"):
+            return int(value)
+    return None
 
 
 def _pair(layer, *names):
-    values = (getattr(layer, name, None) for name in names)
-    return next((tuple(value) for value in values if isinstance(value, (tuple, list))), None)
+    for name in names:
+        value = getattr(layer, name, None)
+        if isinstance(value, (tuple, list)):
+            return tuple(value)
+    return None
 
 
 def _activation_bytes(call):

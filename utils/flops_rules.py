@@ -15,7 +15,6 @@ The convention, which every report states:
 
 import dataclasses
 import functools
-import math
 
 import keras
 import numpy as np
@@ -229,6 +228,14 @@ def dot(layer, input_shapes, output_shapes):
     return Cost(macs, sum(map(elements, input_shapes)) * 3 if layer.normalize else 0)
 
 
+def embedding(layer, input_shapes, output_shapes):
+    """Embedding looks up; ReversibleEmbedding called with `reverse=True` multiplies by the whole table."""
+    if len(input_shapes[0]) < len(output_shapes[0]):
+        return Cost()
+    capped = 3 * elements(output_shapes[0]) if getattr(layer, "logit_soft_cap", None) else 0  # divide, tanh, multiply
+    return Cost(dense_macs(input_shapes[0], output_shapes[0][-1]), capped)
+
+
 # --- the studies' convention ------------------------------------------------------------------------------------------
 
 
@@ -249,6 +256,7 @@ RULES = {
     layers.Dense: dense,
     layers.EinsumDense: einsum_dense,
     layers.Dot: dot,
+    layers.Embedding: embedding,
     **elementwise.RULES,
     **sequence.RULES,
 }
@@ -269,9 +277,3 @@ def rules_for(convention):
     if convention not in CONVENTIONS:
         raise ValueError(f"convention {convention!r} is unknown; choose one of {', '.join(map(repr, CONVENTIONS))}")
     return {**RULES, **OVER_STRIDE_RULES} if convention == "input_over_stride" else RULES
-
-
-def contracted(a_shape, b_shape, out_shape):
-    """Length of what a tensor product without batch dimensions sums over: sqrt(|a| * |b| / |out|)."""
-    out = elements(out_shape)
-    return math.isqrt(elements(a_shape) * elements(b_shape) // out) if out else 0

@@ -26,7 +26,7 @@ class Cost:
 
 def product(values):
     """Product of whole numbers, as int."""
-    return math.prod(int(value) for value in values)
+    return int(math.prod(values))
 
 
 def elements(shape):
@@ -35,6 +35,6 @@ def elements(shape):
     Raises:
         ValueError: a dimension is unknown.
     """
-    if any(dim is None for dim in shape):
+    if None in shape:
         raise ValueError(f"the shape {tuple(shape)} has an unknown dimension; give an input_shape that fixes it")
-    return product(shape)
+    return math.prod(shape)

@@ -152,11 +152,6 @@ def resize(layer, input_shapes, output_shapes, interpolation=None, antialias=Non
     return Cost(0, (2 * taps - 1) * elements(output_shapes[0]))
 
 
-def up_sampling_1d(layer, input_shapes, output_shapes):
-    """UpSampling1D and 3D repeat their input."""
-    return Cost()
-
-
 def center_crop(layer, input_shapes, output_shapes):
     """CenterCrop cuts; RandomCrop at inference, and both for a photo that is too small, resize bilinearly."""
     first = layer.data_format == "channels_first"
@@ -218,7 +213,7 @@ RULES = {
             *("InputLayer", "Identity", "Flatten", "Reshape", "Permute", "RepeatVector", "Concatenate", "Masking"),
             *(f"{kind}{rank}D" for kind in ("Cropping", "ZeroPadding", "SpatialDropout") for rank in (1, 2, 3)),
             *("UpSampling1D", "UpSampling3D", "Dropout", "AlphaDropout", "GaussianDropout", "GaussianNoise"),
-            *("ActivityRegularization", "Embedding", "CategoryEncoding", "Hashing", "HashedCrossing"),
+            *("ActivityRegularization", "CategoryEncoding", "Hashing", "HashedCrossing"),
             *("IntegerLookup", "StringLookup", "TextVectorization", "MaxNumBoundingBoxes"),
             *("TimeDistributed", "Bidirectional", "SpectralNormalization"),
             *("AugMix", "CutMix", "MixUp", "RandAugment", "Equalization", "Solarization", "RandomBrightness"),

@@ -12,6 +12,7 @@ else: grouped convolutions at their full input width or not at all, recurrent la
 
 import contextlib
 import io
+import logging
 import os
 import sys
 
@@ -112,7 +113,19 @@ def _package():
 
 @contextlib.contextmanager
 def _quiet():
-    """Keep the profiler's table off the standard output, which it writes to from C++."""
+    """Keep TensorFlow's deprecation note, and the profiler's table (written from C++), off the outputs."""
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with _no_table():
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _no_table():
     sys.stdout.flush()
     try:
         number = sys.__stdout__.fileno()

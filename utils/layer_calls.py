@@ -18,10 +18,8 @@ What Keras does not publish is read in one place, :mod:`utils.keras_internals`.
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 import itertools
-import math
 import re
 from typing import Any
 
@@ -29,6 +27,8 @@ import keras
 from keras import tree
 
 from . import keras_internals as internals
+from .call_arguments import described, filled, holds_tensor, in_graph_order, known_outputs, operands
+from .given_shapes import build_sequential, first_line, input_shapes, subclassed_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +108,12 @@ def layer_calls(model, input_shape=None, *, batch_size=None, closed=()):
         )
     walk = _Walk(tuple(closed))
     if isinstance(model, keras.Sequential) and not model.built and input_shape is not None:
-        _build_sequential(model, input_shape)
+        build_sequential(model, input_shape)
     graph = internals.graph_of(model)
     if graph is not None:
-        walk.root_graph(graph, _input_shapes(model, graph.inputs, input_shape, batch_size))
+        walk.root_graph(graph, input_shapes(model, graph.inputs, input_shape, batch_size))
     else:
-        walk.root_traced(model, _subclassed_shapes(model, input_shape, batch_size))
+        walk.root_traced(model, subclassed_shapes(model, input_shape, batch_size))
     return walk.calls
 
 
@@ -191,7 +191,7 @@ class _Walk:
         """One call: `args`, `kwargs` hold the `references`, which stand for `given`; `known` are reference outputs."""
         kind = "layer" if self.closed and isinstance(layer, self.closed) else internals.kind(type(layer))
         if kind == "model" and (graph := internals.graph_of(layer)) is not None:
-            inner = _in_graph_order(graph, args, kwargs, references, given)
+            inner = in_graph_order(graph, args, kwargs, references, given)
             return self._graph(graph, inner, self._path(path) + "/")
         if kind == "wrapper":
             return self._open_wrapper(layer, references, given, known, path)
@@ -211,31 +211,31 @@ class _Walk:
             self._path(path),
             given,
             outputs,
-            call_kwargs={name: value for name, value in kwargs.items() if not _holds_tensor(value)},
-            operand_shapes=_operands(layer, args, kwargs, references, given),
+            call_kwargs={name: value for name, value in kwargs.items() if not holds_tensor(value)},
+            operand_shapes=operands(layer, args, kwargs, references, given),
             problem=problem,
         )
         return outputs
 
     def _outputs(self, layer, args, kwargs, references, given, known, path):
         """[(shape, dtype)] of a call: the known ones where they hold, else what Keras infers from the new shapes."""
-        outputs = _known_outputs(layer, references, given, known)
+        outputs = known_outputs(layer, references, given, known)
         if outputs is None:
-            args, kwargs = _filled(args, kwargs, references, given)
+            args, kwargs = filled(args, kwargs, references, given)
             try:
                 internals.check_input(layer, args)
-                outputs = _described(layer.compute_output_spec(*args, **kwargs))
+                outputs = described(layer.compute_output_spec(*args, **kwargs))
             except Exception as error:
                 shapes = " + ".join(str(tensor.shape) for tensor in given)
                 raise ValueError(
-                    f"layer {path!r} ({type(layer).__name__}) cannot take the shape {shapes}: {_first_line(error)}; "
+                    f"layer {path!r} ({type(layer).__name__}) cannot take the shape {shapes}: {first_line(error)}; "
                     "give an input_shape that the model's layers fit"
                 ) from error
         if any(None in shape[1:] for shape, _ in outputs) and not any(None in tensor.shape[1:] for tensor in given):
             # Some layers (EinsumDense) say less of their output than follows from their input: ask the backend.
             with contextlib.suppress(Exception):
-                args, kwargs = _filled(args, kwargs, references, given)
-                outputs = _described(keras.Operation.compute_output_spec(layer, *args, **kwargs))
+                args, kwargs = filled(args, kwargs, references, given)
+                outputs = described(keras.Operation.compute_output_spec(layer, *args, **kwargs))
         return outputs
 
     # --- layers that hold layers --------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ class _Walk:
         except _CannotTrace as error:
             del self.calls[mark:]
             self.times_seen = seen
-            reason = _first_line(error.__cause__ or error)
+            reason = first_line(error.__cause__ or error)
             return self._leaf(layer, args, kwargs, references, given, known, path, problem=reason)
         return self._close(layer, scope, outputs)
 
@@ -351,196 +351,12 @@ class _CannotTrace(Exception):
     """A call that does not run on symbolic tensors; the cause says why."""
 
 
-# --- shapes that the caller gives -------------------------------------------------------------------------------------
-
-
-def _input_shapes(model, inputs, given, batch_size):
-    """One full shape for each model input."""
-    if given is None:
-        shapes = [tuple(reference.shape) for reference in inputs]
-    else:
-        if isinstance(given, dict):
-            names = [reference.name for reference in inputs]
-            if sorted(given) != sorted(names):
-                raise ValueError(
-                    f"input_shape names {sorted(given)}, but the inputs of {model.name!r} are {sorted(names)}"
-                )
-            given = [given[name] for name in names]
-        elif _is_shape(given):
-            given = [given]
-        if len(given) != len(inputs):
-            raise ValueError(
-                f"{model.name!r} has {len(inputs)} inputs and input_shape gives {len(given)} shapes; give a list with "
-                "one shape for each input"
-            )
-        shapes = [
-            _full_shape(model, shape, len(reference.shape), reference.name)
-            for shape, reference in zip(given, inputs, strict=True)
-        ]
-    return [_with_batch(shape, batch_size) for shape in shapes]
-
-
-def _full_shape(model, shape, rank, name):
-    shape = _checked_shape(model, shape)
-    if len(shape) == rank - 1:
-        return (None, *shape)
-    if len(shape) == rank:
-        return shape
-    raise ValueError(
-        f"input {name!r} of {model.name!r} has {rank} dimensions with the batch, and {shape} has {len(shape)}; "
-        f"give {rank - 1} (without the batch) or {rank}"
-    )
-
-
-def _checked_shape(model, shape):
-    if not _is_shape(shape) or any(dim is not None and (isinstance(dim, bool) or int(dim) < 1) for dim in shape):
-        raise ValueError(
-            f"{shape!r} is no input shape for {model.name!r}; give positive whole numbers, None if unknown"
-        )
-    return tuple(None if dim is None else int(dim) for dim in shape)
-
-
-def _is_shape(value):
-    return isinstance(value, (tuple, list)) and all(dim is None or hasattr(dim, "__index__") for dim in value)
-
-
-def _with_batch(shape, batch_size):
-    return (batch_size, *shape[1:]) if shape and shape[0] is None else tuple(shape)
-
-
-class _Dims:
-    """A shape as one leaf of a nested structure (a bare tuple would be taken apart)."""
-
-    def __init__(self, dims):
-        self.dims = dims
-
-
-def _subclassed_shapes(model, given, batch_size):
-    """The input structure of a subclassed model with a shape at each leaf."""
-    known = internals.built_shapes(model)
-    if given is None:
-        given = known
-    if given is None:
-        raise ValueError(
-            f"{model.name!r} ({type(model).__name__}) has no graph to read its input shape from; "
-            "give input_shape, for example (224, 224, 3)"
-        )
-
-    def leaf(shape, reference):
-        if reference is not None and _is_shape(reference):
-            return _Dims(_with_batch(_full_shape(model, shape, len(reference), "input"), batch_size))
-        shape = _checked_shape(model, shape)
-        return _Dims(_with_batch(shape if shape[:1] == (None,) else (None, *shape), batch_size))
-
-    def structure(shape, reference):
-        if isinstance(shape, dict):
-            return {
-                name: structure(part, reference.get(name) if isinstance(reference, dict) else None)
-                for name, part in shape.items()
-            }
-        if _is_shape(shape):
-            return leaf(shape, reference)
-        references = reference if isinstance(reference, (list, tuple)) and len(reference) == len(shape) else None
-        return [structure(part, references[at] if references else None) for at, part in enumerate(shape)]
-
-    return structure(given, known)
-
-
-def _build_sequential(model, input_shape):
-    shape = _checked_shape(model, input_shape)
-    first = model.layers[0]
-    try:
-        model.build(shape if shape[:1] == (None,) else (None, *shape))
-    except Exception as error:
-        raise ValueError(
-            f"{model.name!r} cannot be built for {shape} (its first layer is {first.name!r}): {_first_line(error)}"
-        ) from error
-
-
-# --- arguments of a call ----------------------------------------------------------------------------------------------
-
-
-def _known_outputs(layer, references, given, known):
-    """[(shape, dtype)] where a call's outputs follow from those that Keras has recorded, else None."""
-    if known is None:
-        return None
-    if [reference.shape for reference in references] == [tensor.shape for tensor in given]:
-        return [(reference.shape, reference.dtype) for reference in known]
-    if not internals.keeps_batch(type(layer)):
-        return None
-    batches = {tensor.shape[0] for tensor in given if tensor.shape}
-    only_batch = all(
-        reference.shape[:1] == (None,) and reference.shape[1:] == tensor.shape[1:]
-        for reference, tensor in zip(references, given, strict=True)
-    )
-    if only_batch and len(batches) == 1 and all(reference.shape[:1] == (None,) for reference in known):
-        batch = batches.pop()
-        return [((batch, *reference.shape[1:]), reference.dtype) for reference in known]
-    return None
-
-
-def _described(outputs):
-    return [(tuple(output.shape), output.dtype) for output in tree.flatten(outputs)]
-
-
-def _filled(args, kwargs, references, given):
-    stand_in = {
-        id(reference): keras.KerasTensor(tensor.shape, tensor.dtype)
-        for reference, tensor in zip(references, given, strict=True)
-    }
-    return tree.map_structure(lambda leaf: stand_in.get(id(leaf), leaf), (args, kwargs))
-
-
-def _holds_tensor(value):
-    return any(hasattr(leaf, "shape") for leaf in tree.flatten(value))
-
-
-@functools.cache
-def _signature(layer_type):
-    return inspect.signature(layer_type.call)
-
-
-def _operands(layer, args, kwargs, references, given):
-    """Shapes of the tensors that the arithmetic reads, in signature order; masks are none of them."""
-    if len(args) == 1 and not kwargs and isinstance(layer, keras.Layer):
-        return tuple(tensor.shape for tensor in given)
-    shapes = {id(reference): tensor.shape for reference, tensor in zip(references, given, strict=True)}
-    try:
-        bound = _signature(type(layer)).bind(None, *args, **kwargs).arguments
-    except (TypeError, ValueError):
-        bound = {"args": args, **kwargs}
-    leaves = [leaf for name, value in bound.items() if "mask" not in name for leaf in tree.flatten(value)]
-    return tuple(
-        shapes[id(leaf)] if id(leaf) in shapes else tuple(leaf.shape) for leaf in leaves if hasattr(leaf, "shape")
-    )
-
-
-def _in_graph_order(graph, args, kwargs, references, given):
-    """The tensors of a nested model's call in the order of that model's inputs."""
-    tensors = dict(zip(map(id, references), given, strict=True))
-    value = args[0] if args else kwargs.get("inputs")
-    if isinstance(value, dict) and not isinstance(graph.input, dict):
-        value = [value[reference.name] for reference in graph.inputs]
-    ordered = [tensors[id(leaf)] for leaf in tree.flatten(value) if id(leaf) in tensors]
-    return ordered[: len(graph.inputs)]
-
-
 def _snake(name):
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-
-
-def _first_line(error):
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
 
 
 def _refusal(model, error):
     return (
         f"{model.name!r} ({type(model).__name__}) cannot be walked, since its call() does not run on symbolic input: "
-        f"{_first_line(error)}; write it with Keras layers and keras.ops, or as a Functional model"
+        f"{first_line(error)}; write it with Keras layers and keras.ops, or as a Functional model"
     )
-
-
-def elements(shape):
-    """Number of elements of a fully known shape; None where a dimension is unknown."""
-    return None if any(dim is None for dim in shape) else math.prod(shape)

@@ -49,7 +49,7 @@ class KerasFile:
 
     def path(self):
         """Where Keras keeps the file, whether it is there or not."""
-        home = os.environ.get("KERAS_HOME") or keras.config.keras_home()
+        home = os.environ.get("KERAS_HOME") or "~/.keras"
         return pathlib.Path(home).expanduser() / "models" / self.name
 
     def place(self):
