@@ -39,6 +39,12 @@ def encoded(image, kind="JPEG", **options):
     return buffer.getvalue()
 
 
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
 @pytest.fixture
 def frame(tmp_path):
     rows = []
@@ -381,7 +387,7 @@ def test_the_disk_cache_is_keyed_by_bytes_wherever_they_lie(frame, tmp_path, mon
     assert seen == []
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"x" * 1000])
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"x" * 1000, npy(np.zeros((2, 3), np.uint8))])
 def test_a_damaged_disk_cache_is_made_again(frame, tmp_path, damage):
     want = np.concatenate(collected(pipeline.batches(frame, ["a", "b"], 16, cache="disk"))[0])
     (path,) = (tmp_path / "cache").glob("photos-*.npy")

@@ -64,7 +64,7 @@ def label_distribution(frames, title=None):
             left = left + counts[part].to_numpy()
         for place, total in enumerate(left):
             axis.text(total, place, f" {int(total):,}", va="center", fontsize=TEXT)
-        axis.margins(x=0.1)
+        axis.margins(x=0.14)
         style.labels(axis, "photos", title=name)
     axes[0, 0].invert_yaxis()
     keys = {}  # a part may be missing from the first panel

@@ -114,7 +114,7 @@ def class_f1(evaluation, published=None, title=None):
     return style.titled(page, title)
 
 
-def sender_accuracy(evaluation, title=None, top=25):
+def sender_accuracy(evaluation, title=None, top=15):
     """Accuracy by sender with Wilson 95 % intervals, the senders with most photos first.
 
     Args:

@@ -17,7 +17,6 @@ import urllib.parse
 import warnings
 
 import h5py
-import keras
 import numpy as np
 
 ANSWER_S = 8  # how long the public home has to answer, all its addresses together
