@@ -27,7 +27,7 @@ def class_activation(model, images, number):
     """Zhou et al. 2016: sum over channels of dense weight times map, computed in numpy, upsampled by TensorFlow."""
     import tensorflow as tf
 
-    maps = keras.Model(model.inputs, model.get_layer("conv").output)(images.astype(np.float32)).numpy()
+    maps = keras.Model(model.input, model.get_layer("conv").output)(images.astype(np.float32)).numpy()
     weights = model.get_layer("classifier").kernel.numpy()[:, number]
     heat = np.maximum((maps * weights).sum(-1, keepdims=True), 0)
     heat = tf.image.resize(heat, images.shape[1:3]).numpy()[..., 0]
@@ -90,6 +90,13 @@ def test_a_frozen_model_and_one_that_ends_in_flatten_work_too(images):
     found = gradcam.gradcam(model, images)
     assert found.layer == "last_map"
     assert (found.heat.max(axis=(1, 2)) > 0).any()
+
+
+def test_a_map_in_front_of_every_weight_works(images):
+    image = keras.Input((32, 48, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.AveragePooling2D(4)(image))
+    found = gradcam.gradcam(keras.Model(image, keras.layers.Dense(2, activation="softmax")(pooled)), images)
+    assert found.grid == (8, 12)
 
 
 def test_a_sure_model_still_has_a_gradient(model, images):

@@ -145,10 +145,9 @@ def test_names_are_the_same_every_time():
     assert first.layers[1].name == "preprocess" and first.layers[2].name == "normalization"
 
 
-@pytest.mark.parametrize(("size", "last"), [(100, 4), (160, 5)])
-def test_other_input_sizes_take_the_same_weights(mobilenet_home, size, last):
-    model = models.feature_extractor("mobilenet_v2", size)
-    assert model.get_layer("Conv_1").output.shape == (None, last, last, 1280)
+def test_other_input_sizes_take_the_same_weights(mobilenet_home):
+    model = models.feature_extractor("mobilenet_v2", 100)  # a size for which Keras has no file of its own
+    assert model.get_layer("Conv_1").output.shape == (None, 4, 4, 1280)
     kernel = _keras_mobilenet().get_layer("Conv_1").get_weights()[0]
     np.testing.assert_array_equal(model.get_layer("Conv_1").get_weights()[0], kernel)
 
@@ -515,7 +514,7 @@ def saved(tmp_path_factory):
     return model, models.save(model, tmp_path_factory.mktemp("saved") / "deep" / "baseline.keras")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_lite0"])  # together: every kind of layer
 def test_transfer_models_survive_saving(tmp_path, name):
     model = models.transfer(name, 3, 64, weights="warm_start" if name == "efficientnet_b0" else None)
     loaded = models.load(models.save(model, tmp_path / "model.keras"))
@@ -655,6 +654,7 @@ def test_truncated_files_are_named(saved, tmp_path, length):
         models.load(path)
 
 
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
 @pytest.mark.parametrize(
     "change",
     [

@@ -480,6 +480,12 @@ def test_a_quarter_turn_is_numpys_quarter_turn():
     assert np.allclose(out[0], np.rot90(image[0]), atol=0.1) or np.allclose(out[0], np.rot90(image[0], -1), atol=0.1)
 
 
+def test_the_edge_is_repeated_outside_the_photo():
+    plain = np.full((30, 16, 16, 3), 90, np.uint8)
+    moved = pipeline.augment_batch(plain, pipeline.Augment(rotation=90, zoom=0.5, shift=0.5), 0).numpy()
+    assert np.abs(moved - 90).max() < 1e-3
+
+
 def test_contrast_keeps_the_mean():
     images = RNG.integers(100, 150, (20, 16, 16, 3)).astype(np.float32)
     out = pipeline.augment_batch(images, pipeline.Augment(contrast=0.3), 0).numpy()

@@ -41,7 +41,7 @@ def test_a_failing_notebook_is_kept_and_named(tmp_path, monkeypatch, capsys):
     source = notebook_of('PROFILE = "quick"\nDATA = "auto"', "1 / 0", "print('never')", tags=["parameters"])
     saved(tmp_path / "notebooks", source, "01_data_and_training.ipynb")
     monkeypatch.setattr(run_notebooks, "ROOT", tmp_path)
-    for name in ("CLOTHING_RESULTS_DIR", "CLOTHING_IMAGES_DIR", "PYTHONPATH"):
+    for name in ("CLOTHING_RESULTS_DIR", "CLOTHING_IMAGES_DIR", "CLOTHING_MODELS_DIR", "PYTHONPATH"):
         monkeypatch.setenv(name, "")  # restored afterwards: the runner sets them for its kernels
     assert run_notebooks.main(["1"]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err

@@ -163,6 +163,7 @@ def test_foreign_files_are_refused_by_name(tmp_path, block):
         "photo.tflite": b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(500),
         "archive.tflite": b"PK\x03\x04" + bytes(500),
         "marked.tflite": b"\x10\x00\x00\x00TFL3" + bytes(500),
+        "renamed.tflite": files["float32"][:4] + b"ONNX" + files["float32"][8:],
         "noise.tflite": b"\x10\x00\x00\x00TFL3" + bytes(range(256)) * 20,
     }.items():
         path = tmp_path / name

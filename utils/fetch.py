@@ -9,6 +9,7 @@ as published). A wrong byte is named, and never reaches the data folder.
     python -m utils.fetch clothing-10 FILE       # use an archive that was downloaded by other means
 """
 
+import contextlib
 import dataclasses
 import email.utils
 import hashlib
@@ -164,11 +165,14 @@ def download(url, target, max_bytes, sha256=None, patience=None, progress=True):
             part.unlink()
             raise _final(url, f"it has the SHA-256 {found}, not {sha256}, and is thrown away")
         part.replace(target)
-        notes.unlink(missing_ok=True)
     except OSError as error:
         if isinstance(error, DownloadError):
             raise
         raise places.named(error, target) from error
+    finally:
+        if not part.exists():
+            with contextlib.suppress(OSError):
+                notes.unlink(missing_ok=True)
     return target
 
 

@@ -95,7 +95,7 @@ def gradcam(model, photos, class_index=None, layer=None, captions=None, batch_si
         raise ValueError(f"photos have shape {photos.shape}; Grad-CAM needs (n, height, width, 3), n at least 1")
     name, maps = _map_tensor(model, layer)
     inner, kernel = _logits(model)
-    watched = keras.Model(model.inputs, [maps, inner, model.output])
+    watched = keras.Model(model.input, [maps, inner, model.output])
 
     heats, chosen, given = [], [], []
     wanted = None if class_index is None else np.broadcast_to(np.asarray(class_index, dtype=int), len(photos))
@@ -107,7 +107,7 @@ def gradcam(model, photos, class_index=None, layer=None, captions=None, batch_si
     for start in range(0, len(photos), batch_size):
         batch = tf.convert_to_tensor(photos[start : start + batch_size].astype(np.float32))
         with tf.GradientTape() as tape:
-            tape.watch(batch)  # weights that were built frozen do not start the recording
+            tape.watch(batch)  # a map in front of the first weight would not be recorded
             found, features, probabilities = watched(batch, training=False)
             # The logit, not the probability: softmax is flat where the model is sure, and its gradient vanishes.
             scores = features if kernel is None else tf.linalg.matmul(features, kernel)

@@ -146,6 +146,7 @@ def main(argv=None):
     os.environ["CLOTHING_RESULTS_DIR"] = str(ROOT / "results" if options.render else build / "results")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    os.environ["CLOTHING_MODELS_DIR"] = str(ROOT / "models" if options.render else build / "models")
     os.environ["CLOTHING_IMAGES_DIR"] = str(ROOT / "repo_images" if options.render else build / "repo_images")
     written = []
     for number, name in enumerate(chosen, 1):

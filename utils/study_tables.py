@@ -189,11 +189,13 @@ def scratch_folder(name, run, profile):
     return runs_dir() / name / f"{run.run_id}-{profile}"
 
 
-def deployment_path(dataset, profile):
-    """Where notebook 3 puts its int8 file: `models/` in the full profile on photos, else under `build/`."""
-    if profile == "full" and not dataset.stand_in:
-        return PROJECT / "models" / f"{dataset.name}-int8.tflite"
-    return PROJECT / "build" / f"{dataset.name}-int8.tflite"
+def deployment_path(dataset):
+    """Where notebook 3 puts its int8 file: `models/` when the committed notebooks are rendered, else under `build/`.
+
+    The runner names the folder in the environment variable CLOTHING_MODELS_DIR, so that no other run replaces what ships.
+    """
+    folder = pathlib.Path(os.environ.get("CLOTHING_MODELS_DIR") or PROJECT / "build" / "models")
+    return folder / f"{dataset.name}-int8.tflite"
 
 
 def scheme_rows(table, run, dataset, price):

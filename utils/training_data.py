@@ -198,25 +198,37 @@ def photo_batches(frame, labels, weights, config, input_size, epoch):
 
 
 def feature_batches(features, labels, weights, config, epoch):
-    """The batches of one epoch of head training: each photo once, in one of its views, mixed where asked.
+    """The batches of head training: each photo once an epoch, in one of its views, mixed where asked.
 
     Args:
         features: float32 (n, D) or (views + 1, n, D).
-        labels, weights, config, epoch: as for :func:`training_batches`.
+        labels: float32 (n, C), targets.
+        weights: float32 (n,), sample weights.
+        config: RunConfig (batch size, mixup, seed).
+        epoch: callable () -> 0-based number of the epoch that begins.
 
     Returns:
         tf.data.Dataset of (features (b, D), targets (b, C), weights (b,)).
     """
     import tensorflow as tf
 
-    order = epoch_order(len(labels), config.seed, epoch)
-    if features.ndim == 3:
-        views = np.random.default_rng([config.seed, epoch, 13]).integers(0, len(features), len(order))
-        chosen = features[views, order]
-    else:
-        chosen = features[order]
-    data = tf.data.Dataset.from_tensor_slices((chosen, labels[order], weights[order])).batch(config.batch_size)
-    if config.mixup:
-        seeds = tf.data.Dataset.from_tensor_slices(step_seeds(-(-len(order) // config.batch_size), config.seed, epoch))
-        data = tf.data.Dataset.zip(data, seeds).map(lambda batch, seed: mix_batch(*batch, seed, config.mixup))
-    return data.prefetch(4)
+    stack = tf.constant(features if features.ndim == 3 else features[None])
+    n, size = len(labels), config.batch_size
+    count = -(-n // size)
+
+    def steps():
+        number = epoch()
+        order = epoch_order(n, config.seed, number)
+        views = np.random.default_rng([config.seed, number, 13]).integers(0, stack.shape[0], n)
+        seeds = step_seeds(count, config.seed, number)
+        for step in range(count):
+            rows = order[step * size : (step + 1) * size]
+            yield np.stack([views[rows], rows], axis=1), seeds[step]
+
+    def gather(places, seed):
+        chosen = tf.gather_nd(stack, places)
+        return mix_batch(chosen, tf.gather(labels, places[:, 1]), tf.gather(weights, places[:, 1]), seed, config.mixup)
+
+    signature = tf.TensorSpec([None, 2], tf.int64), tf.TensorSpec([], tf.int32)
+    data = tf.data.Dataset.from_generator(steps, output_signature=signature).map(gather)
+    return data.apply(tf.data.experimental.assert_cardinality(count)).prefetch(4)

@@ -105,9 +105,16 @@ class Task:
             model = self._pretrained()
             return models.attach_head(model, *map(value_of, network.get_layer("classifier").weights))
 
+        epoch_now = [0]
+        stream = training_data.feature_batches(trained, labels, weights, config, lambda: epoch_now[0])
+
+        def batches(epoch):
+            epoch_now[0] = epoch
+            return stream
+
         return Setup(
             network=network,
-            batches=lambda epoch: training_data.feature_batches(trained, labels, weights, config, epoch),
+            batches=batches,
             validation=validation,
             full=full,
             # Steps of microseconds: a whole epoch in one call of the compiled function.
@@ -222,7 +229,9 @@ def at_size(network, size):
     """The same layers on an input of another size: new graph, same variables."""
     image = keras.Input((size, size, 3), name="image")
     sized = keras.models.clone_model(
-        network,
+        keras.Model(
+            network.input, network.output, name=network.name
+        ),  # not compiled: the optimizer is not to be cloned
         input_tensors=image,
         clone_function=lambda layer: layer,
         call_function=lambda layer, *a, **k: layer(*a, **k),
