@@ -58,7 +58,7 @@ def best_by_validation(runs):
     return max(runs, key=lambda name: validation_accuracy(runs[name]))
 
 
-def result_rows(rows, runs, verdicts, data):
+def result_rows(rows, runs, verdicts, data, grouped=None):
     """The rows of `results/01_data_and_training.json`, measured and not run, in the order of the study.
 
     Args:
@@ -66,11 +66,25 @@ def result_rows(rows, runs, verdicts, data):
         runs: row id -> Run, of those that were run.
         verdicts: row id -> Evaluation on the test part.
         data: study ("A", "B") -> Dataset.
+        grouped: (dataset name, model) -> GroupedCV of a frozen backbone with a linear probe, for the frozen rows.
 
     Returns:
         list of dictionaries fit for JSON; the layout is documented in utils.results.
     """
-    return [_row(row, runs.get(name), verdicts.get(name), data[row.study]) for name, row in rows.items()]
+    return [
+        _row(row, runs.get(name), verdicts.get(name), data[row.study]) | _folds(row, data[row.study], grouped or {})
+        for name, row in rows.items()
+    ]
+
+
+def _folds(row, dataset, grouped):
+    """Sender-grouped folds of the same frozen backbone, or why there are none."""
+    if dataset.split == "grouped":
+        return {"grouped_reason": "its own split is grouped by sender already"}
+    found = grouped.get((dataset.name, row.run.model))
+    if row.run.mode != "frozen" or found is None:
+        return {"grouped_reason": "folds were run for frozen backbones only; five trainings more each"}
+    return {"grouped": found.to_dict() | {"conditions": "linear probe on the same frozen features"}}
 
 
 def _row(row, run, verdict, dataset):
@@ -83,6 +97,8 @@ def _row(row, run, verdict, dataset):
         "protocol": f"{dataset.split} split",
         "classes": len(dataset.classes),
         "input_size": row.run.input_size,
+        "model": row.run.model,
+        "headline": row.run.mode != "scratch",
         "published_accuracy": row.published,
         "conditions": row.note,
     }
@@ -190,9 +206,9 @@ def scratch_folder(name, run, profile):
 
 
 def deployment_path(dataset):
-    """Where notebook 3 puts its int8 file: `models/` when the committed notebooks are rendered, else under `build/`.
+    """Where notebook 3 puts its int8 file: `models/` while committed notebooks are rendered, else under `build/`.
 
-    The runner names the folder in the environment variable CLOTHING_MODELS_DIR, so that no other run replaces what ships.
+    The runner names the folder in CLOTHING_MODELS_DIR, so that no other run replaces what ships.
     """
     folder = pathlib.Path(os.environ.get("CLOTHING_MODELS_DIR") or PROJECT / "build" / "models")
     return folder / f"{dataset.name}-int8.tflite"
@@ -221,6 +237,7 @@ def scheme_rows(table, run, dataset, price):
                 "model": models.BACKBONES[run.config.model].title,
                 "row": run.config.name,
                 "scheme": scheme,
+                "n": int((dataset.frame["split"] == "test").sum()),
                 "classes": len(dataset.classes),
                 "latency_ms": time.get("median_ms"),
                 "latency_ratio": time.get("ratio"),
