@@ -6,7 +6,19 @@ and differ in nothing but the protocol.
 
 import pandas as pd
 
-from utils import evaluation, features, splits
+from utils import evaluation, features, models, splits
+
+STAND_IN_BACKBONE = "efficientnet_lite0"  # its weights come with a package, so that it is always at hand
+
+
+def backbone_at_hand(backbone):
+    """`backbone` where its pretrained weights can be had, else EfficientNet-Lite0, and a printed sentence says so."""
+    try:
+        models.feature_extractor(backbone, 96)
+    except models.WeightsUnavailable as missing:
+        print(f"{models.BACKBONES[STAND_IN_BACKBONE].title} takes the place of {backbone}: {missing}")
+        return STAND_IN_BACKBONE
+    return backbone
 
 
 def probe_recipe(backbone, classes, input_size=224, class_weight=None):
@@ -54,7 +66,7 @@ def random_against_grouped(dataset, backbone, input_size=224, k=5, seed=0):
     Returns:
         dict, protocol ("random", "grouped") -> GroupedCV.
     """
-    recipe = probe_recipe(backbone, dataset.classes, input_size)
+    recipe = probe_recipe(backbone_at_hand(backbone), dataset.classes, input_size)
     return {
         protocol: evaluation.grouped_cv(
             recipe,
@@ -86,6 +98,7 @@ def balancing_order(dataset, backbone, input_size=224, at_most=500, seed=0):
         `macro_recall`, `shared_photos` (test photos of which a copy was trained on), `shared_senders` (senders of test
         photos who also have photos in train).
     """
+    backbone = backbone_at_hand(backbone)
     at_random = dataset.frame.assign(split=splits.random_split(dataset.frame, seed=seed))
     protocols = {
         "split by sender, then balance": splits.balance(dataset.frame, at_most, seed),
