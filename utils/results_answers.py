@@ -192,6 +192,10 @@ def _pruning(records):
             f"{100 * last['removed']:.0f} % of {kind} gone: {percent(last['accuracy'])}, {last['macs_m']:,.0f} M MACs, "
             f"gzip {last['gzip_mb']:.1f} MB"
         )
+    if records[QUANTIZATION].get("profile") == "quick":
+        said.append(
+            "the accuracies are those of an unfinished training (quick: few photos, one pass), not what pruning costs"
+        )
     return "; ".join(said)
 
 
