@@ -112,7 +112,7 @@ def run_again_and_again(kills, folder, seed=0, longest_s=None, modes=("fine_tune
     slow_disk(0.02)
     choices = {
         "fine_tune": {"augment": "light", "schedule": "cosine", "ema": 0.8, "mixup": 0.2, "epochs": 4},
-        "frozen": {"epochs": 12},
+        "frozen": {"epochs": 8},
         "scratch": {"epochs": 2, "model": "baseline_cnn", "input_size": 24},
     }
     total = {"kills": 0, "starts": 0, "runs": 0, "different": 0, "leftovers": 0, "damaged": 0}

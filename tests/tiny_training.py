@@ -55,6 +55,7 @@ def add_backbone(setitem, setattr_):
 
     def body(image):
         x = keras.layers.Rescaling(1 / 255, name="preprocess")(image)
+        x = keras.layers.Normalization(name="normalization")(x)  # as in EfficientNetB0: it keeps copies of its weights
         x = keras.layers.Conv2D(12, 5, strides=4, name="conv")(x)
         x = keras.layers.BatchNormalization(name="norm")(x)
         x = keras.layers.ReLU(6.0, name="top_activation")(x)
@@ -62,6 +63,8 @@ def add_backbone(setitem, setattr_):
 
     def fill(model):
         rng = np.random.default_rng(5)
+        model.get_layer("normalization").set_weights([np.full(3, 0.4), np.full(3, 0.1), np.asarray(0)])
+        model.get_layer("normalization").finalize_state()
         model.get_layer("conv").set_weights([rng.normal(0, 0.3, (5, 5, 3, 12)), np.zeros(12)])
         model.get_layer("norm").set_weights([np.ones(12), np.zeros(12), np.zeros(12), np.ones(12)])
 

@@ -8,6 +8,7 @@ import io
 import pathlib
 import warnings
 
+import keras
 import numpy as np
 import pandas as pd
 
@@ -62,6 +63,9 @@ class Run:
         """
         model = build(self.config, self.classes, weights=None)
         assign(model.weights, _weights(self.folder), f"weights of run {self.run_id}")
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.Normalization):
+                layer.finalize_state()  # it computes with copies of its weights
         return model
 
     @functools.cached_property

@@ -10,6 +10,9 @@ import pandas as pd
 from utils import pipeline
 
 
+MOST_TAUGHT = 20_000  # photos with a teacher: their rows are passed on one-hot, which grows with the square
+
+
 def class_weights(frame, classes, kind="balanced", beta=0.999):
     """Weights that let every class count alike in the loss.
 
@@ -178,11 +181,16 @@ def photo_batches(frame, labels, weights, config, input_size, epoch):
     """
     import tensorflow as tf
 
-    # The rows themselves stand in for the labels: targets and weights belong to photos, not to classes (a teacher's).
-    rows = frame.assign(label=np.arange(len(frame)))
+    # Targets and weights follow from the class; with a teacher they belong to the photo, and rows stand in for classes.
+    _, first, codes = np.unique(frame["label"].to_numpy(str), return_index=True, return_inverse=True)
+    if config.teacher:
+        if len(frame) > MOST_TAUGHT:
+            raise ValueError(f"{len(frame)} photos are too many to train with a teacher; give at most {MOST_TAUGHT}")
+        first = codes = np.arange(len(frame))
+    labels, weights = labels[first], weights[first]
     data = pipeline.batches(
-        rows, range(len(frame)), input_size, config.batch_size, training=True, augment=augmentation(config.augment),
-        seed=config.seed, first_epoch=epoch,
+        frame.assign(label=codes), range(len(first)), input_size, config.batch_size, training=True,
+        augment=augmentation(config.augment), seed=config.seed, first_epoch=epoch,
     )  # fmt: skip
     count = -(-len(frame) // config.batch_size)
     seeds = tf.data.Dataset.from_generator(
@@ -190,8 +198,8 @@ def photo_batches(frame, labels, weights, config, input_size, epoch):
     )
 
     def complete(batch, seed):
-        images, row = batch[0], tf.argmax(batch[1], axis=1)
-        return mix_batch(images, tf.gather(labels, row), tf.gather(weights, row), seed, config.mixup, config.cutmix)
+        images, code = batch[0], tf.argmax(batch[1], axis=1)
+        return mix_batch(images, tf.gather(labels, code), tf.gather(weights, code), seed, config.mixup, config.cutmix)
 
     data = tf.data.Dataset.zip(data, seeds).map(complete)
     return data.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2)
