@@ -86,7 +86,7 @@ def test_order_and_kind_of_a_collection_do_not_enter_the_id():
         ({"monitor": "none", "patience": 3}, ["patience", "monitor"]),
         ({"monitor": "test_accuracy"}, ["monitor", "val_accuracy"]),
         ({"mode": "fine_tune", "progressive": (192, 160, 224)}, ["progressive", "224"]),
-        ({"mode": "fine_tune", "progressive": (160, 192)}, ["progressive", "224"]),
+        ({"mode": "fine_tune", "progressive": (160, 256)}, ["progressive", "224"]),
         ({"progressive": (160, 224)}, ["progressive", "fine_tune"]),
         ({"allow_leaks": ("everything",)}, ["allow_leaks", "sender"]),
     ],
@@ -103,6 +103,8 @@ def test_progressive_sizes_share_the_epochs():
     run = dataclasses.replace(FROZEN, mode="fine_tune", epochs=7, progressive=[160, 192, 224])
     assert [run.input_size_at(epoch) for epoch in range(7)] == [160, 160, 160, 192, 192, 224, 224]
     assert run.progressive == (160, 192, 224)
+    smaller = dataclasses.replace(run, progressive=(128, 160))  # trains below the size that it is judged at
+    assert [smaller.input_size_at(epoch) for epoch in range(7)] == [128] * 4 + [160] * 3
 
 
 def test_an_old_or_foreign_file_is_refused_by_name():

@@ -9,7 +9,6 @@ import pandas as pd
 
 from utils import pipeline
 
-
 MOST_TAUGHT = 20_000  # photos with a teacher: their rows are passed on one-hot, which grows with the square
 
 
