@@ -49,8 +49,9 @@ class PruningLoop:
 
 
 def iterative_prune(
-    model, train_batches, target, rounds=4, kind="weights", epochs=1, score=None, importance="l1", folder=None, **tuning
-):
+    model, train_batches, target, rounds=4, kind="weights", epochs=1, score=None, importance="l1", folder=None,
+    norm_photos=None, **tuning,
+):  # fmt: skip
     """Score, remove, fine-tune, repeat until `target` of the weights or channels are gone.
 
     After round i of n the share 1 - (1 - target)^(i / n) is removed.
@@ -65,6 +66,7 @@ def iterative_prune(
         score: function of a model that returns a number (validation accuracy, say), for the table.
         importance: of channels, "l1" or "gamma".
         folder: where every round is kept; calling again with the same arguments goes on after the last one there.
+        norm_photos: photos by which batch-norm statistics follow each removal, see `pruning.fine_tune`.
         tuning: learning_rate, steps_per_epoch, loss, verbose for `pruning.fine_tune`.
 
     Returns:
@@ -87,7 +89,9 @@ def iterative_prune(
         raise ValueError(f"rounds is {rounds}; give 1 or more")
     whole = _size(model, kind)
     plan = {"target": target, "rounds": rounds, "kind": kind, "epochs": epochs, "importance": importance}
+    plan["norm_photos"] = 0 if norm_photos is None else len(norm_photos)
     store = _Store(folder, {**plan, "tuning": repr(sorted(tuning.items())), "model": _fingerprint(model)})
+    tuning["norm_photos"] = norm_photos
     current, rows = store.load(model)
     if not rows:
         value = _value(score, model)
@@ -95,7 +99,7 @@ def iterative_prune(
     for number in range(len(rows), rounds + 1):
         due = 1 - (1 - target) ** (number / rounds)
         if kind == "weights":
-            smaller = prune(current, train_batches, due, epochs=0).model
+            smaller = prune(current, train_batches, due, epochs=0, norm_photos=norm_photos).model
             before = _value(score, smaller)
             # the masks have to hold while the weights are tuned, so the loop prunes again with training
             current = prune(current, train_batches, due, epochs, "one_shot", **tuning).model if epochs else smaller
@@ -103,6 +107,7 @@ def iterative_prune(
         else:
             fraction = max(1 - (1 - due) * whole / _size(current, kind), 0.0)
             current = prune_channels(current, fraction, importance).model
+            fine_tune(current, [], 0, norm_photos=norm_photos)  # trains nothing: statistics only
             before = _value(score, current)
             if epochs:
                 fine_tune(current, train_batches, epochs, **tuning)

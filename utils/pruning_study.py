@@ -96,7 +96,8 @@ def sweep(
         levels: shares of weights; channel_levels: shares of expansion channels.
         kinds: of KINDS; "weights" is pruned gradually.
         epochs, learning_rate, steps_per_epoch, verbose: of the fine-tuning after each removal.
-        representative: calibration photos; with them every point is also converted to int8.
+        representative: calibration photos; with them every point is also converted to int8, and batch-norm statistics
+            follow what was removed.
         importance: of channels, "l1" or "gamma".
         folder: where finished points are kept and looked for.
 
@@ -117,14 +118,22 @@ def sweep(
     rows, contents, models = [], [], {}
     for kind in ("", *kinds):
         for level in (0.0,) if not kind else channel_levels if kind == "channels" else levels:
-            plan = {"model": base, "kind": kind, "level": level, "importance": importance, **tuning}
+            normalized = 0 if representative is None else len(representative)
+            plan = {
+                "model": base,
+                "norm_photos": normalized,
+                "kind": kind,
+                "level": level,
+                "importance": importance,
+                **tuning,
+            }
             path = None if folder is None else _point_path(folder, kind, level, plan)
             if not kind:
                 pruned = model
             elif path is not None and path.exists():
                 pruned = keras.saving.load_model(path, compile=False)
             else:
-                pruned = _point(model, train_batches, kind, level, importance, verbose, tuning)
+                pruned = _point(model, train_batches, kind, level, importance, verbose, tuning, representative)
                 if path is not None:
                     with files.atomic_path(path) as part:
                         pruned.save(part)
@@ -138,13 +147,14 @@ def sweep(
     return Sweep(frame, [contents[place] for place in frame.pop("file")], models)
 
 
-def _point(model, train_batches, kind, level, importance, verbose, tuning):
+def _point(model, train_batches, kind, level, importance, verbose, tuning, photos):
+    tuning = {**tuning, "verbose": verbose, "norm_photos": photos}
     if kind == "channels":
         smaller = prune_channels(model, level, importance).model
-        fine_tune(smaller, train_batches, verbose=verbose, **tuning)
+        fine_tune(smaller, train_batches, **tuning)
         return smaller
     schedule = "one_shot" if "one-shot" in kind else "gradual"
-    return prune(model, train_batches, level, schedule=schedule, verbose=verbose, **tuning).model
+    return prune(model, train_batches, level, schedule=schedule, **tuning).model
 
 
 def _row(kind, level, scheme, model, content, photos, labels):
