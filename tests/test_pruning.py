@@ -188,7 +188,7 @@ def test_the_loop_over_weights(batches, tmp_path):
     assert loop.rounds["removed"].tolist() == pytest.approx([0.0, 0.5, 0.75])
     assert loop.rounds["score"].tolist() == [0, 2, 4]
     assert loop.rounds["before_tuning"].tolist() == [0, 1, 3]
-    assert loop.rounds["macs"].nunique() == 1  # zeros remove no arithmetic
+    assert len(set(loop.rounds["macs"])) == 1  # zeros remove no arithmetic
     assert loop.rounds["nonzero_weights"].is_monotonic_decreasing
     assert zeros(loop.model, "expand") == 96
     again = pruning_loop.iterative_prune(network(), batches, 0.75, **settings)

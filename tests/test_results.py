@@ -364,6 +364,38 @@ def test_readme_says_what_the_results_say():
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
+def card_records():
+    one = {"class": "hat", "precision": 0.5, "recall": 1.0, "f1": None, "support": 3}
+    rates = {"accuracy": 0.5, "accuracy_low": 0.1, "accuracy_high": 0.9}
+    people = [{"sender": str(n), "n": n, **rates} for n in range(1, 13)]
+    row = {
+        "id": "b-lite0-fine", "study": "B", "split": "official", "status": "measured", "n": 372, "accuracy": 0.93,
+        "accuracy_low": 0.9, "accuracy_high": 0.95, "sender_low": 0.88, "sender_high": 0.97, "n_senders": 12,
+        "per_class": [one], "per_sender": people,
+    }  # fmt: skip
+    record = {"data": "clothing-10", "profile": "full", "parameters": {}, "metrics": {"rows": [row]}}
+    return {"01_data_and_training": record}
+
+
+def test_a_model_card_names_classes_and_people():
+    records = card_records()
+    card = results.fill("<!-- table:card_ten --><!-- /table:card_ten -->", records)
+    assert "93.0 % (90.0–95.0), 372; by people: 88.0–97.0 over 12 people" in card
+    assert "| hat | 3 | 50 % | 100 % | – |" in card
+    assert card.index("| 12 | 12 | 50.0 %") < card.index("| 3 | 3 |")
+    assert "and 2 people with fewer photos each" in card
+    records["01_data_and_training"]["metrics"]["rows"][0]["status"] = "not run"
+    assert "*Not run:" in results.fill("<!-- table:card_ten --><!-- /table:card_ten -->", records)
+    other = results.fill("<!-- table:card_seventeen --><!-- /table:card_seventeen -->", records)
+    assert "hold no row a-lite0-fine" in other
+
+
+def test_quick_baselines_are_named_in_a_full_run():
+    records = card_records()
+    records["01_data_and_training"]["parameters"] = {"BASELINES": "quick"}
+    assert "baseline CNNs alone" in results.fill("<!-- table:study_b --><!-- /table:study_b -->", records)
+
+
 def test_the_summary_is_for_a_terminal(folder, tmp_path):
     text = results.text_summary(folder)
     assert "MobileNetV2, frozen                75.0 % (30.1–95.4), n = 4, published 85.48 %" in text

@@ -56,3 +56,33 @@ def test_a_row_that_was_not_run_says_why():
 def test_rows_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         study.rows()["a-baseline"].title = "x"
+
+
+def test_baselines_can_have_a_profile_of_their_own():
+    mixed = study.rows("full", baselines="quick")
+    assert mixed["a-baseline"].run == study.rows("quick")["a-baseline"].run
+    assert "input 32" in mixed["a-baseline"].note
+    assert mixed["b-lite0-fine"].run == study.rows("full")["b-lite0-fine"].run
+    with pytest.raises(ValueError, match="baselines is 'slow'"):
+        study.rows("full", baselines="slow")
+
+
+def test_the_chosen_recipe_is_the_best_of_the_trials_on_validation():
+    table = study_tables.trials_table()
+    assert table.loc[0, "recipe"] == "b-lite0-fine"
+    assert set(table["recipe"]) <= set(study.trials())
+    assert (table["low"] < table["validation_accuracy"]).all() and (table["validation_accuracy"] < table["high"]).all()
+
+
+def test_trials_start_with_the_row_of_the_study():
+    name, config = next(iter(study.trials().items()))
+    assert config == study.rows("full")[name].run
+
+
+def test_folds_are_named_by_recipe_data_and_number():
+    from utils import fold_runs
+
+    recipe = study.fold_recipe()
+    names = {fold_runs.cv_id(recipe, data, k, seed) for data in "ab" for k in (3, 5) for seed in (0, 1)}
+    assert len(names) == 8
+    assert fold_runs.recipe_of(recipe).monitor == "none"

@@ -5,6 +5,7 @@ imported only when a Keras model is converted.
 """
 
 import gzip
+import hashlib
 import pathlib
 import time
 
@@ -95,6 +96,7 @@ def save(path, data, labels=None, scheme=None, source=None, **facts):
         "preprocessing": PREPROCESSING,
         "scheme": find_scheme(scheme).name if scheme is not None else None,
         "source": source,
+        "sha256": hashlib.sha256(data).hexdigest(),
         **facts,
     }
     files.write_json(description_path(path), description)

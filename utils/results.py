@@ -1,6 +1,6 @@
 """The ledger: what each notebook measured, as one JSON file a notebook, and the tables of README made from it.
 
-    python -m utils.results            # fill README's tables from results/
+    python -m utils.results            # fill the tables of README and models/README from results/
     python -m utils.results --check    # exit 1 and a diff where README says something else
 
 A file is one record: `schema_version`, `name`, `created` (UTC), `profile` ("quick" or "full"), `data` (name of the
@@ -242,26 +242,29 @@ def main(argv=None):
     """Command line; returns the exit code: 0 fine, 1 README differs (--check), 2 something is wrong with the files."""
     parser = argparse.ArgumentParser(prog="python -m utils.results", description="README's tables from results/.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 with a diff where README differs")
-    parser.add_argument("--readme", type=pathlib.Path, default=PROJECT / "README.md", help="the file with the markers")
+    pages = [PROJECT / "README.md", PROJECT / "models" / "README.md"]
+    parser.add_argument("--readme", type=pathlib.Path, nargs="+", default=pages, help="the files with the markers")
     parser.add_argument("--folder", type=pathlib.Path, default=PROJECT / "results", help="where the records are")
     options = parser.parse_args(argv)
     try:
-        if not options.readme.is_file():
-            raise FileNotFoundError(f"{options.readme} is not there; name the file with the table markers by --readme")
-        old = options.readme.read_text(encoding="utf-8")
-        new = fill(old, read_all(options.folder))
-        if old == new:
-            print(f"{options.readme.name} says what {options.folder.name}/ says")
-            return 0
-        if options.check:
-            names = (f"{options.readme.name} as it is", f"{options.readme.name} from {options.folder.name}/")
-            sys.stdout.writelines(f"{line}\n" for line in difflib.unified_diff(
-                old.splitlines(), new.splitlines(), *names, lineterm=""))  # fmt: skip
-            print(f"{options.readme.name} differs; run python -m utils.results", file=sys.stderr)
-            return 1
-        files.write_text(options.readme, new)
-        print(f"{options.readme.name} is up to date")
-        return 0
+        records, differs = read_all(options.folder), False
+        for page in options.readme:
+            if not page.is_file():
+                raise FileNotFoundError(f"{page} is not there; name the file with the table markers by --readme")
+            old = page.read_text(encoding="utf-8")
+            new = fill(old, records)
+            if old == new:
+                print(f"{page.name} says what {options.folder.name}/ says")
+            elif options.check:
+                names = (f"{page.name} as it is", f"{page.name} from {options.folder.name}/")
+                sys.stdout.writelines(f"{line}\n" for line in difflib.unified_diff(
+                    old.splitlines(), new.splitlines(), *names, lineterm=""))  # fmt: skip
+                print(f"{page.name} differs; run python -m utils.results", file=sys.stderr)
+                differs = True
+            else:
+                files.write_text(page, new)
+                print(f"{page.name} is up to date")
+        return int(differs)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

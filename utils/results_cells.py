@@ -18,6 +18,8 @@ class Notes:
                 self.add(
                     "Made with the quick profile: baselines see reduced inputs and few epochs (`make full` does not)"
                 )
+            if record and record["profile"] == "full" and record["parameters"].get("BASELINES") == "quick":
+                self.add("The two baseline CNNs alone were trained in the quick profile: reduced input, few epochs")
 
     def add(self, line):
         """A sentence below the table."""

@@ -150,6 +150,9 @@ def main(argv=None):
     parser.add_argument("notebooks", nargs="*", help="names or their numbers (1 2 3); all where none is given")
     parser.add_argument("--profile", choices=("quick", "full"), default="quick")
     parser.add_argument("--data", choices=("auto", "sketches"), default="auto")
+    parser.add_argument(
+        "--baselines", choices=("quick", "full"), help="profile of study A's two baseline networks alone"
+    )
     parser.add_argument("--render", action="store_true", help="replace the committed notebooks by the executed ones")
     options = parser.parse_args(argv)
     chosen = [
@@ -169,7 +172,10 @@ def main(argv=None):
     written = []
     for number, name in enumerate(chosen, 1):
         path = ROOT / "notebooks" / f"{name}.ipynb"
-        notebook = read_with_parameters(path, {"PROFILE": options.profile, "DATA": options.data})
+        parameters = {"PROFILE": options.profile, "DATA": options.data}
+        if options.baselines and name == NOTEBOOKS[0]:
+            parameters["BASELINES"] = options.baselines
+        notebook = read_with_parameters(path, parameters)
         try:
             seconds = execute(notebook, name, f"{number}/{len(chosen)}", ROOT / "notebooks")
         except (CellExecutionError, DeadKernelError) as error:

@@ -6,6 +6,7 @@ background, so that a notebook finds them finished. Rows are named by study and 
     python -m utils.study                        # what there is, and what is finished
     python -m utils.study --profile full b-lite0-fine a-lite0-fine
     python -m utils.study --folds 5 b-lite0-folds            # sender-grouped cross-validation of fine-tuning
+    python -m utils.study --record                           # results/trials.json from the finished trials
 """
 
 import argparse
@@ -59,12 +60,13 @@ FINE_TUNE = {
 FROZEN = {"mode": "frozen", "epochs": 60, "learning_rate": 1e-3, "dropout": 0.2, "patience": 15, "monitor": "val_loss"}
 
 
-def rows(profile="quick", stand_in=False):
+def rows(profile="quick", stand_in=False, baselines=None):
     """The rows of the study, in the order in which a reader meets them.
 
     Args:
         profile: "quick" (minutes on two cores) or "full" (hours).
         stand_in: drawn garments take the place of both datasets, and inputs shrink with them.
+        baselines: profile of the two baseline networks, which take hours in "full"; None: that of all rows.
 
     Returns:
         dict, row id -> Row.
@@ -78,7 +80,9 @@ def rows(profile="quick", stand_in=False):
     """
     if profile not in PROFILES:
         raise ValueError(f"profile {profile!r} is unknown; choose one of {', '.join(PROFILES)}")
-    quick = profile == "quick"
+    if baselines not in (None, *PROFILES):
+        raise ValueError(f"baselines is {baselines!r}; choose None or one of {', '.join(PROFILES)}")
+    quick = (baselines or profile) == "quick"
     seventeen, ten = ("sketches", "sketches") if stand_in else ("clothing-17", "clothing-10")
     leaks = () if stand_in else ("sender",)  # the official validation part shares senders with train
     if quick:
@@ -118,6 +122,14 @@ def rows(profile="quick", stand_in=False):
             "head on frozen features",
         ),
     ]  # fmt: skip
+    if profile == "full" and not stand_in:
+        listed.append(
+            Row(
+                "b-b0-frozen", "EfficientNetB0, frozen", "B", ten, None,
+                RunConfig(name="b-b0-frozen", model="efficientnet_b0", allow_leaks=leaks, **frozen), None,
+                "head on frozen features",
+            )
+        )  # fmt: skip
     if not stand_in:
         # The same in both profiles: quick uses them where they are finished (they ship in models/), full trains them.
         fine = FINE_TUNE | {"model": "efficientnet_lite0"}
@@ -125,13 +137,6 @@ def rows(profile="quick", stand_in=False):
             Row(
                 "b-lite0-fine", "EfficientNet-Lite0, fine-tuned", "B", ten, None,
                 RunConfig(name="b-lite0-fine", epochs=8, allow_leaks=leaks, **fine), None, "all layers, 8 epochs",
-            ),
-            Row(
-                "b-mobilenet-fine", "MobileNetV2, fine-tuned", "B", ten, None,
-                RunConfig(
-                    name="b-mobilenet-fine", epochs=6, allow_leaks=leaks, **FINE_TUNE | {"model": "mobilenet_v2"}
-                ),
-                None, "all layers, 6 epochs",
             ),
             Row(
                 "a-lite0-fine", "EfficientNet-Lite0, fine-tuned", "A", seventeen, None,
@@ -167,8 +172,9 @@ def trials():
 
 
 def fold_recipe():
-    """What sender-grouped cross-validation of fine-tuning trains in each fold: the chosen recipe, five epochs of it."""
-    return RunConfig(name="b-lite0-folds", model="efficientnet_lite0", epochs=5, **FINE_TUNE)
+    """What sender-grouped cross-validation of fine-tuning trains in each fold: the chosen recipe, shortened."""
+    shortened = FINE_TUNE | {"epochs": 2, "warmup_epochs": 0.5}
+    return RunConfig(name="b-lite0-folds", model="efficientnet_lite0", **shortened)
 
 
 def deployment_scale(profile="quick", stand_in=False):
@@ -186,12 +192,12 @@ def deployment_scale(profile="quick", stand_in=False):
         30
     """
     full = {
-        "calibration_photos": 200, "calibration_counts": [1, 3, 10, 30, 100], "tool_schemes": None, "tool_photos": 0,
-        "error_photos": 16, "blame_layers": 24, "mixed_counts": (0, 1, 2, 4), "qat_photos": 1000, "qat_epochs": 3,
-        "timing_rounds": 30, "timing_budget_s": 120, "latency_backbones": ["mobilenet_v2", "efficientnet_b0"],
-        "prune_levels": [0.5, 0.7, 0.8, 0.9], "channel_levels": [0.125, 0.25, 0.5],
-        "prune_kinds": ["weights", "weights, one-shot", "channels"], "prune_photos": 0, "prune_epochs": 3,
-        "prune_test_photos": 0, "loop_rounds": 4,
+        "calibration_photos": 200, "calibration_counts": [1, 3, 10, 30, 100], "tool_schemes": None, "tool_photos": 100,
+        "error_photos": 16, "blame_layers": 16, "mixed_counts": (0, 1, 2, 4), "qat_photos": 600, "qat_epochs": 2,
+        "timing_rounds": 30, "timing_budget_s": 30, "latency_backbones": ["mobilenet_v2", "efficientnet_b0"],
+        "prune_levels": [0.5, 0.8], "channel_levels": [0.125, 0.25, 0.5],
+        "prune_kinds": ["weights", "weights, one-shot", "channels"], "prune_photos": 1000, "prune_epochs": 1,
+        "prune_test_photos": 0, "loop_rounds": 3,
     }  # fmt: skip
     quick = {
         "calibration_photos": 50, "calibration_counts": [1, 10], "tool_schemes": ["int8"], "tool_photos": 60,
@@ -216,10 +222,16 @@ def main(argv=None):
     parser.add_argument("ids", nargs="*", help="row ids; none: list them")
     parser.add_argument("--profile", choices=PROFILES, default="full")
     parser.add_argument("--folds", type=int, default=0, help="judge the recipes by sender-grouped folds instead")
+    parser.add_argument("--record", action="store_true", help="write what the finished trials gave to results/")
     options = parser.parse_args(argv)
     known = rows(options.profile)
     for name, config in trials().items():
         known.setdefault(name, Row(name, name, "B", "clothing-10", None, config, None, "a recipe that was tried"))
+    if options.record:
+        from utils import datasets, study_tables
+
+        print(study_tables.record_trials(datasets.load("clothing-10")))
+        return 0
     folds = fold_recipe()
     known[folds.name] = Row(folds.name, folds.name, "B", "clothing-10", None, folds, None, "for --folds")
     unknown = [name for name in options.ids if name not in known]

@@ -6,7 +6,8 @@ import pathlib
 import pandas as pd
 from IPython.display import Markdown
 
-from utils import files, models, training
+from utils import files, fold_runs, models, pipeline, quantization, results, study, training
+from utils.intervals import wilson
 from utils.run_store import runs_dir
 from utils.runs import find_finished
 
@@ -48,6 +49,75 @@ def finished_or_trained(rows, name, dataset, profile):
     return training.train(config, dataset, verbose=0)
 
 
+def finished_folds(dataset):
+    """Sender-grouped folds of fine-tuning (dict of fold_runs.cross_validate) where they are finished, else None."""
+    if dataset.stand_in:
+        print("Folds of fine-tuning were not run: fine-tuning drawn garments would teach nothing")
+        return None
+    found = fold_runs.cross_validate(study.fold_recipe(), dataset, verbose=0, only_finished=True)
+    if found is None:
+        print(
+            "Folds of fine-tuning were not run: five trainings, and none is finished here "
+            "(python -m utils.study --folds 5 b-lite0-folds trains them)"
+        )
+    return found
+
+
+def timing_files(backbone, classes, input_size, calibration):
+    """A backbone and its .tflite files in the schemes that notebook 3 times; int16x8 is left out where it fails.
+
+    Returns:
+        (keras.Model, {scheme: bytes}).
+    """
+    try:
+        model = models.transfer(backbone, classes, input_size)
+    except models.WeightsUnavailable as missing:
+        print(f"{models.BACKBONES[backbone].title} is timed with random weights: {missing}")
+        model = models.transfer(backbone, classes, input_size, weights=None)
+    if models.needs_batch_norm(backbone):
+        models.reestimate_batch_norm(model, calibration, batch_size=32)
+    made = quantization.convert_all(model, ("float32", "float16", "dynamic_range", "int8"), calibration)
+    try:
+        made |= quantization.convert_all(model, ("int16x8",), calibration)
+    except ValueError as error:  # LiteRT refuses some combinations of 16-bit scales
+        print(f"{models.BACKBONES[backbone].title}, int16x8: {error}")
+    return model, made
+
+
+def record_trials(dataset, folder=None):
+    """Write `results/trials.json`: what each finished recipe of ``study.trials`` gave on validation; returns the path.
+
+    The runs themselves stay where they were trained; what was tried is a fact that readers of the notebook need too.
+    """
+    rows, n = [], int((dataset.frame["split"] == "validation").sum())
+    for name, config in study.trials().items():
+        run = find_finished(config.run_id_for(dataset.fingerprint), runs_dir())
+        if run is None:
+            continue
+        accuracy = validation_accuracy(run)
+        low, high = wilson(round(accuracy * n), n)
+        rows.append(
+            {
+                "recipe": name, "epochs": len(run.history), "best_epoch": run.best_epoch, "n": n,
+                "validation_accuracy": accuracy, "low": low, "high": high, "minutes": run.duration_s / 60,
+                "seed": config.seed, "run_id": run.run_id, "config": config.to_dict(),
+            }
+        )  # fmt: skip
+    return results.write("trials", {}, {"trials": rows}, "full", dataset.name, folder or PROJECT / "results")
+
+
+def trials_table():
+    """What was tried, as recorded in `results/trials.json`: one row a recipe, best on validation first."""
+    record = results.read("trials", PROJECT / "results")
+    table = pd.DataFrame(record["metrics"]["trials"])
+    shown = ("progressive", "epochs", "augment", "mixup", "cutmix", "ema")
+    table["choices"] = [
+        ", ".join(f"{key} {config[key]}" for key in shown if key in config) for config in table.pop("config")
+    ]
+    columns = ["recipe", "choices", "n", "validation_accuracy", "low", "high", "best_epoch", "minutes"]
+    return table[columns].sort_values("validation_accuracy", ascending=False, ignore_index=True)
+
+
 def validation_accuracy(run):
     """Accuracy on the validation part at the epoch that was kept."""
     return float(run.history.set_index("epoch").loc[run.best_epoch, "val_accuracy"])
@@ -66,7 +136,8 @@ def result_rows(rows, runs, verdicts, data, grouped=None):
         runs: row id -> Run, of those that were run.
         verdicts: row id -> Evaluation on the test part.
         data: study ("A", "B") -> Dataset.
-        grouped: (dataset name, model) -> GroupedCV of a frozen backbone with a linear probe, for the frozen rows.
+        grouped: (dataset name, model) -> GroupedCV of a frozen backbone with a linear probe, for the frozen rows; and
+            row id -> GroupedCV of a fine-tuned one.
 
     Returns:
         list of dictionaries fit for JSON; the layout is documented in utils.results.
@@ -78,13 +149,16 @@ def result_rows(rows, runs, verdicts, data, grouped=None):
 
 
 def _folds(row, dataset, grouped):
-    """Sender-grouped folds of the same frozen backbone, or why there are none."""
+    """Sender-grouped folds of the same recipe or frozen backbone, or why there are none."""
     if dataset.split == "grouped":
         return {"grouped_reason": "its own split is grouped by sender already"}
-    found = grouped.get((dataset.name, row.run.model))
-    if row.run.mode != "frozen" or found is None:
-        return {"grouped_reason": "folds were run for frozen backbones only; five trainings more each"}
-    return {"grouped": found.to_dict() | {"conditions": "linear probe on the same frozen features"}}
+    conditions = "linear probe on the same frozen features"
+    found = grouped.get((dataset.name, row.run.model)) if row.run.mode == "frozen" else grouped.get(row.id)
+    if row.run.mode != "frozen":
+        conditions = f"the same recipe shortened to {study.fold_recipe().epochs} epochs a fold, the last one kept"
+    if found is None:
+        return {"grouped_reason": "no folds of it were run; five trainings more each"}
+    return {"grouped": found.to_dict() | {"conditions": conditions}}
 
 
 def _row(row, run, verdict, dataset):
@@ -214,6 +288,33 @@ def deployment_path(dataset):
     return folder / f"{dataset.name}-int8.tflite"
 
 
+def ship(run, dataset, calibration_photos=200, seed=0):
+    """Make a finished run the int8 file that ships, and judge it beside its float32 file on the test part.
+
+    Args:
+        run: Run, finished.
+        dataset: the Dataset that it was trained on.
+        calibration_photos: training photos that the ranges come from.
+        seed: of their drawing.
+
+    Returns:
+        (pathlib.Path of the .tflite file, DataFrame of quantization.evaluate_schemes for float32 and int8).
+    """
+    side = run.config.input_size
+    parts = {name: dataset.part(name) for name in ("validation", "test")}
+    photos = {name: pipeline.load_images(part, side) for name, part in parts.items()}
+    numbers = {name: part["label"].map(dataset.classes.index).to_numpy() for name, part in parts.items()}
+    calibration = quantization.representative_photos(dataset.frame, calibration_photos, side, seed=seed)
+    made = quantization.convert_all(run.model(), ("float32", "int8"), calibration)
+    judged = quantization.evaluate_schemes(made, photos["test"], numbers["test"])
+    seen = quantization.TFLiteModel(made["int8"])(photos["validation"])
+    low = quantization.confidence_threshold(seen, numbers["validation"])
+    source = f"{run.run_id}: {run.weights_source}"
+    path = deployment_path(dataset)
+    quantization.save(path, made["int8"], dataset.classes, scheme="int8", source=source, low_confidence=low)
+    return path, judged
+
+
 def scheme_rows(table, run, dataset, price):
     """Rows for `results/03_quantization.json`: accuracy, bytes and time of each scheme; layout in utils.results.
 
@@ -221,12 +322,12 @@ def scheme_rows(table, run, dataset, price):
         table: of quantization.evaluate_schemes, indexed by scheme.
         run: the Run that was converted.
         dataset: its Dataset.
-        price: of runtimes.price_list(...).to_frame().
+        price: of runtimes.price_list(...).to_frame(), or None where this run was not timed.
 
     Returns:
         list of dictionaries.
     """
-    timed = price.set_index("name")
+    timed = price.set_index("name") if price is not None else pd.DataFrame()
     conditions = f"{dataset.name}, {dataset.split} test part, input {run.config.input_size}; {run.weights_source}"
     rows = []
     for scheme, found in table.iterrows():

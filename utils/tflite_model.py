@@ -5,6 +5,7 @@ Imports NumPy and ai-edge-litert only, so that ``python -m utils.classify`` star
 
 import contextlib
 import functools
+import hashlib
 import os
 import pathlib
 import sys
@@ -71,6 +72,9 @@ class TFLiteModel:
         self.kernels = kernels if kernels is not None else "xnnpack" if use_xnnpack else "builtin"
         self.num_threads = _checked_threads(num_threads)
         self.name, self.content = _read(model)
+        # Before native code sees the bytes: a damaged file can end the process there.
+        self.description = {} if isinstance(model, bytes | bytearray | memoryview) else read_description(model)
+        _check_digest(self.name, self.content, self.description.get("sha256"))
         self._interpreter = open_interpreter(self.content, self.num_threads, self.kernels, self.name)
         self._lock = threading.Lock()
         (source,), (target,) = _single(self._interpreter, self.name)
@@ -79,7 +83,6 @@ class TFLiteModel:
         self.input_dtype, self.output_dtype = np.dtype(source["dtype"]), np.dtype(target["dtype"])
         self._input, self._output = source["index"], target["index"]
         self._scale_in, self._scale_out = source["quantization"], target["quantization"]
-        self.description = {} if isinstance(model, bytes | bytearray | memoryview) else read_description(model)
         labels = labels if labels is not None else self.description.get("labels")
         self.labels = tuple(labels) if labels is not None else None
         if self.labels is not None and len(self.labels) != self.n_classes:
@@ -107,7 +110,11 @@ class TFLiteModel:
         with self._lock:
             for row, image in enumerate(images):
                 interpreter.set_tensor(source, self.to_input(image[None]))
-                interpreter.invoke()
+                try:
+                    interpreter.invoke()
+                except RuntimeError as error:
+                    reason = " ".join(str(error).split())[:200]
+                    raise ValueError(f"{self.name} is damaged ({reason}); copy or convert it again") from error
                 output = interpreter.get_tensor(target).reshape(-1)
                 probabilities[row] = (
                     output if output.dtype == np.float32 else (output.astype(np.float32) - zero) * scale
@@ -308,6 +315,12 @@ def read_description(path):
     if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
         raise ValueError(f"{beside} does not describe a model: its labels are no list of names; save the model again")
     return description
+
+
+def _check_digest(name, content, digest):
+    """Compare a file with the SHA-256 that the JSON beside it names, where it names one."""
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(f"{name} is not the file that the JSON beside it describes; copy or save both again")
 
 
 def interleaved_seconds(models, image, rounds=15):
