@@ -86,3 +86,49 @@ def test_folds_are_named_by_recipe_data_and_number():
     names = {fold_runs.cv_id(recipe, data, k, seed) for data in "ab" for k in (3, 5) for seed in (0, 1)}
     assert len(names) == 8
     assert fold_runs.recipe_of(recipe).monitor == "none"
+
+
+def test_a_backbone_is_timed_without_what_cannot_be_had(monkeypatch, capsys):
+    def transfer(backbone, classes, side, weights="auto"):
+        if weights == "auto":
+            raise study_tables.models.WeightsUnavailable("no network")
+        return f"{backbone} of random weights"
+
+    def convert_all(model, schemes, photos):
+        if schemes == ("int16x8",):
+            raise ValueError("the int16x8 model cannot run")
+        return dict.fromkeys(schemes, b"")
+
+    monkeypatch.setattr(study_tables.models, "transfer", transfer)
+    monkeypatch.setattr(study_tables.quantization, "convert_all", convert_all)
+    model, made = study_tables.timing_files("mobilenet_v2", ("a", "b"), 32, None)
+    assert model == "mobilenet_v2 of random weights"
+    assert list(made) == ["float32", "float16", "dynamic_range", "int8"]
+    told = capsys.readouterr().out
+    assert "MobileNetV2 is timed with random weights: no network" in told
+    assert "MobileNetV2, int16x8: the int16x8 model cannot run" in told
+
+
+def test_what_ships_is_judged_and_described(monkeypatch, tmp_path):
+    import quantization_models
+    import tiny_training
+
+    classes = quantization_models.CLASSES
+    photos = tiny_training.squares(tmp_path / "photos", per_class=(8, 6, 6)).frame
+    labels = dict(zip(tiny_training.CLASSES, classes, strict=False))
+    photos = photos.assign(label=photos["label"].map(labels))
+    photos.loc[photos.index[::4], "label"] = classes[3]
+    dataset = types.SimpleNamespace(
+        name="tiny", frame=photos, classes=classes, part=lambda name: photos[photos["split"] == name].reset_index()
+    )
+    run = types.SimpleNamespace(
+        run_id="tiny-1", weights_source="drawn", model=quantization_models.network,
+        config=types.SimpleNamespace(input_size=quantization_models.SIZE),
+    )  # fmt: skip
+    monkeypatch.setenv("CLOTHING_MODELS_DIR", str(tmp_path / "models"))
+    path, judged = study_tables.ship(run, dataset, calibration_photos=8)
+    assert path == tmp_path / "models" / "tiny-int8.tflite" and path.exists()
+    assert list(judged.index) == ["float32", "int8"]
+    described = study_tables.files.read_json(path.with_suffix(".json"))
+    assert described["labels"] == list(classes) and described["source"] == "tiny-1: drawn"
+    assert 0 < described["low_confidence"] < 1 and len(described["sha256"]) == 64

@@ -6,7 +6,7 @@ import pathlib
 import pandas as pd
 from IPython.display import Markdown
 
-from utils import files, fold_runs, models, pipeline, quantization, results, study, training
+from utils import files, flops, fold_runs, models, pipeline, quantization, results, study, training
 from utils.intervals import wilson
 from utils.run_store import runs_dir
 from utils.runs import find_finished
@@ -181,10 +181,13 @@ def _row(row, run, verdict, dataset):
         if row.run.mode == "frozen":
             reason = "the pretrained weights could not be had on this machine"
         return {**common, "status": "not run", "reason": reason}
+    cost = flops.count(run.model())
     return {
         **common,
         "status": "measured",
-        "params": int(run.model().count_params()),
+        "params": int(cost.total_params),
+        "macs": int(cost.total_macs),
+        "flops": int(cost.total_flops),
         "n_train": run.n_train,
         "n_validation": run.n_validation,
         "validation_accuracy": validation_accuracy(run),
