@@ -136,6 +136,8 @@ def onnx_candidate(model, images, threads=1):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    if len(session.get_inputs()) != 1:
+        return f"tf2onnx made a model of {len(session.get_inputs())} inputs"
     feed = {session.get_inputs()[0].name: np.asarray(images, np.float32)}
     return Candidate(ONNX, lambda: session.run(None, feed)[0], threads)
 
@@ -148,12 +150,34 @@ def onnx_bytes(model):
     import tensorflow as tf
     import tf2onnx
 
+    model = _without_normalization(model)
     shape = (None, *model.inputs[0].shape[1:])
     with quiet():
         function = tf.function(lambda images: model(images, training=False))
         signature = [tf.TensorSpec(shape, tf.float32, name="images")]
         converted, _ = tf2onnx.convert.from_function(function, input_signature=signature)
     return converted.SerializeToString()
+
+
+def _without_normalization(model):
+    """The model with `Normalization` layers as `Rescaling`: tf2onnx takes their captured statistics for inputs."""
+    import keras
+
+    kind = keras.layers.Normalization
+    if not any(isinstance(layer, kind) for layer in model.layers):
+        return model
+
+    def clone(layer):
+        if not isinstance(layer, kind):
+            return layer.__class__.from_config(layer.get_config())
+        mean, deviation = np.ravel(layer.mean), np.sqrt(np.ravel(layer.variance))
+        return keras.layers.Rescaling((1 / deviation).tolist(), offset=(-mean / deviation).tolist(), name=layer.name)
+
+    copy = keras.models.clone_model(model, clone_function=clone)
+    for old, new in zip(model.layers, copy.layers, strict=True):
+        if not isinstance(old, kind):
+            new.set_weights(old.get_weights())
+    return copy
 
 
 def candidates(model, files, images, threads=1, more_threads=(2,), detailed=("float32", "int8"), keras_threads=None):

@@ -189,15 +189,15 @@ def deployment_scale(profile="quick", stand_in=False):
 
     Example:
         >>> deployment_scale("full")["timing_rounds"]
-        30
+        20
     """
     full = {
-        "calibration_photos": 200, "calibration_counts": [1, 3, 10, 30, 100], "tool_schemes": None, "tool_photos": 100,
-        "error_photos": 16, "blame_layers": 16, "mixed_counts": (0, 1, 2, 4), "qat_photos": 600, "qat_epochs": 2,
-        "timing_rounds": 30, "timing_budget_s": 30, "latency_backbones": ["mobilenet_v2", "efficientnet_b0"],
-        "prune_levels": [0.5, 0.8], "channel_levels": [0.125, 0.25, 0.5],
-        "prune_kinds": ["weights", "weights, one-shot", "channels"], "prune_photos": 1000, "prune_epochs": 1,
-        "prune_test_photos": 0, "loop_rounds": 3,
+        "calibration_photos": 200, "calibration_counts": [1, 3, 10, 30, 100], "tool_schemes": None, "tool_photos": 40,
+        "error_photos": 16, "blame_layers": 16, "mixed_counts": (0, 1, 2, 4), "qat_photos": 400, "qat_epochs": 2,
+        "timing_rounds": 20, "timing_budget_s": 15, "latency_backbones": ["mobilenet_v2", "efficientnet_b0"],
+        "prune_levels": [0.5, 0.8], "channel_levels": [0.25, 0.5],
+        "prune_kinds": ["weights", "weights, one-shot", "channels"], "prune_photos": 500, "prune_epochs": 1,
+        "prune_test_photos": 0, "loop_rounds": 2,
     }  # fmt: skip
     quick = {
         "calibration_photos": 50, "calibration_counts": [1, 10], "tool_schemes": ["int8"], "tool_photos": 60,
