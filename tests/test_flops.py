@@ -794,3 +794,22 @@ def test_a_model_that_computes_nothing_has_a_report():
     assert report.total_macs == 0 and len(report.top(5)) == 0
     assert "0 MACs" in report._repr_html_()
     check_sums(report)
+
+
+def test_resolutions_sum_up_what_stands_between_two_halvings():
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, padding="same")(image)
+    gate = keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D(keepdims=True)(x))
+    x = keras.layers.Conv2D(6, 2, strides=2)(keras.layers.Multiply()([x, gate]))
+    model = keras.Model(image, keras.layers.Dense(5)(keras.layers.Flatten()(x)))
+    report = flops.count(model)
+    found = report.by_resolution()
+    assert found["side"].tolist() == [8, 4] and found["channels"].tolist() == [4, 6]
+    assert found["layers"].tolist() == [2, 1]  # the gate on a grid of one cell belongs to the first
+    assert found["macs"].tolist() == [64 * 4 * 27 + 4 * 4, 16 * 6 * 16]
+    assert report.total_macs - found["macs"].sum() == 16 * 6 * 5
+
+
+def test_a_network_without_a_grid_has_no_resolutions():
+    vector = keras.Input((8,))
+    assert flops.count(keras.Model(vector, keras.layers.Dense(2)(vector))).by_resolution().empty

@@ -31,6 +31,7 @@ ZOO = pd.DataFrame(
         "whole_image": [False, True, False],
     }
 )  # fmt: skip
+STAGES = pd.DataFrame({"side": [32, 16], "channels": [8, 640], "layers": [1, 2], "macs": [300, 100]})
 PHOTO = np.full((24, 32, 3), 120, "uint8")
 
 FIGURES = {
@@ -41,6 +42,7 @@ FIGURES = {
     "regions_on_photo": lambda: plots_cost.regions_on_photo(PHOTO, REGIONS),
     "effective_maps": lambda: plots_cost.effective_maps(MAPS),
     "zoo": lambda: plots_cost.zoo(ZOO, highlight=["Small"]),
+    "model_drawings": lambda: plots_cost.model_drawings({"One": STAGES, "Two": STAGES.head(1)}),
 }
 
 
@@ -106,3 +108,14 @@ def test_names_of_models_at_one_place_are_written_apart():
     assert not boxes["Large"].overlaps(boxes["Twin"])
     point = figure.axes[0].transData.transform((3, 0.3))
     assert abs(boxes["Small"].x0 - point[0]) < 40 and abs(boxes["Small"].y0 - point[1]) < 40
+
+
+def test_drawn_networks_have_a_box_a_resolution_whose_share_stands_above_it():
+    figure = plots_cost.model_drawings({"One": STAGES, "Two": STAGES.head(1)})
+    first, second = figure.axes
+    assert [len(axis.patches) for axis in (first, second)] == [2, 1]
+    texts = [text.get_text() for text in first.texts]
+    assert texts == ["75%", "32 × 32 × 8\n1 layer", "25%", "16 × 16 × 640\n2 layers"]
+    tall, low = first.patches
+    assert tall.get_height() == pytest.approx(2**0.5 * low.get_height())
+    assert low.get_width() == pytest.approx((640 / 8) ** 0.5 * tall.get_width())

@@ -186,3 +186,18 @@ def test_what_is_slow_for_its_arithmetic(files):
     lost = operator_times.OperatorTimes(frame, 8, 8, "alone", 1, "xnnpack", "m").slow_for_arithmetic()
     assert lost["time_ms"].tolist() == [5.0, 2.0, 1.0]
     assert lost["lost_ms"].tolist() == pytest.approx([5 - 1 / 0.6, 2.0, 1 - 1 / 0.6])
+
+
+def test_a_network_without_normalization_layers_computes_the_same():
+    import keras
+
+    normal = keras.layers.Normalization(mean=[10.0, 20.0, 30.0], variance=[4.0, 9.0, 16.0])
+    image = keras.Input((8, 8, 3))
+    network = keras.Model(image, keras.layers.Conv2D(2, 3)(normal(image)))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype("float32")
+    plain = runtimes._without_normalization(network)
+    assert not any(isinstance(layer, keras.layers.Normalization) for layer in plain.layers)
+    np.testing.assert_allclose(
+        plain.predict(pixels, verbose=0), network.predict(pixels, verbose=0), rtol=1e-4, atol=1e-3
+    )
+    assert runtimes._without_normalization(plain) is plain

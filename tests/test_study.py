@@ -3,6 +3,7 @@
 import dataclasses
 import types
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -132,3 +133,42 @@ def test_what_ships_is_judged_and_described(monkeypatch, tmp_path):
     described = study_tables.files.read_json(path.with_suffix(".json"))
     assert described["labels"] == list(classes) and described["source"] == "tiny-1: drawn"
     assert 0 < described["low_confidence"] < 1 and len(described["sha256"]) == 64
+
+
+def seeded(seed, wrong):
+    """A run whose predictions miss `wrong` of four photos."""
+    config = types.SimpleNamespace(seed=seed)
+    probabilities = np.eye(2)[[int(i < wrong) for i in range(4)]]
+    history = pd.DataFrame({"epoch": [1], "val_accuracy": [0.9]})
+    return types.SimpleNamespace(
+        config=config, run_id=f"r-{seed}", history=history, best_epoch=1, predict=lambda frame: probabilities
+    )
+
+
+def test_seeds_are_recorded_row_by_row_and_recorded_again_replace_themselves(tmp_path, monkeypatch):
+    frame = pd.DataFrame({"path": list("abcd"), "label": ["no"] * 4, "split": "test", "sender": list("ssuu")})
+    data = types.SimpleNamespace(name="clothing-10", split="official", classes=("no", "yes"), part=lambda name: frame)
+    rows = study.rows("full")
+    study_tables.record_seeds(rows["b-lite0-fine"], data, [seeded(0, 0), seeded(1, 2)], tmp_path / "results")
+    study_tables.record_seeds(rows["b-lite0-frozen"], data, [seeded(0, 3)], tmp_path / "results")
+    study_tables.record_seeds(rows["b-lite0-fine"], data, [seeded(0, 0), seeded(1, 1)], tmp_path / "results")
+    monkeypatch.setattr(study_tables, "PROJECT", tmp_path)
+    table = study_tables.seeds_table().set_index("title")
+    assert len(table) == 2 and table["seeds"].to_dict() == {
+        "EfficientNet-Lite0, frozen": 1,
+        "EfficientNet-Lite0, fine-tuned": 2,
+    }
+    fine = table.loc["EfficientNet-Lite0, fine-tuned"]
+    assert (fine.accuracy, fine.lowest, fine.highest, fine.n) == (0.875, 0.75, 1.0, 4)
+    assert fine.standard_deviation == pytest.approx(0.25 / 2**0.5)
+
+
+def test_points_of_the_cost_figure_say_how_they_were_judged():
+    interval = {"accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95}
+    row = {"title": "Net", "classes": 10, "macs": 5, "status": "measured", "split": "official", **interval}
+    folds = {"accuracy": 0.7, "accuracy_low": 0.6, "accuracy_high": 0.8, "n": 3}
+    unseen = row | {"split": "grouped", "classes": 17}
+    points = study_tables.cost_points([row | {"grouped": folds}, unseen, {"status": "not run"}])
+    assert points["judged"].tolist() == ["official test", "people never seen", "people never seen"]
+    assert points["accuracy"].tolist() == [0.9, 0.7, 0.9]
+    assert points["model"].tolist() == ["Net, 10 classes"] * 2 + ["Net, 17 classes"]

@@ -496,6 +496,30 @@ def test_a_shipped_run_is_found_and_predicts_the_same(photos, finished, monkeypa
     assert not (tmp_path / "elsewhere").exists()  # read-only: nothing is written for a run that is there
 
 
+def test_a_frozen_run_ships_its_head_and_is_found_only_on_the_same_backbone(finished, monkeypatch, tmp_path):
+    run = finished
+    folder = training.export(run)
+    with np.load(folder / "weights.npz") as arrays:
+        assert [arrays[name].ndim for name in sorted(arrays)] == [2, 1]
+    assert training.load(run.run_id, tmp_path / "elsewhere").folder == folder
+    for other in ("ImageNet of somebody else", models.WeightsUnavailable("no network")):
+
+        def source(backbone, other=other):
+            if isinstance(other, Exception):
+                raise other
+            return other
+
+        monkeypatch.setattr(models, "weights_source", source)
+        with pytest.raises(FileNotFoundError, match=run.run_id):
+            training.load(run.run_id, tmp_path / "elsewhere")
+
+
+def test_a_head_on_a_calibrated_backbone_is_not_shipped(finished):
+    calibrated = dataclasses.replace(finished, weights_source=models.WARM_START)
+    with pytest.raises(ValueError, match="its head alone is no model"):
+        training.export(calibrated)
+
+
 def test_a_damaged_shipped_run_is_named_and_not_used(photos, finished, tmp_path):
     run = finished
     folder = training.export(run)
@@ -656,15 +680,16 @@ import json, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
 import tiny_training
 from utils import training
 tiny_training.add_backbone(dict.__setitem__, setattr)
-photos = tiny_training.squares({folder!r} + "/photos", per_class=(9, 3, 3))
-# 27 photos in batches of 8, and 9 of validation: the last ones divide unevenly.
+photos = tiny_training.squares({folder!r} + "/photos", per_class=(5, 5, 5))
+# 15 photos in batches of 8, and 15 of validation: the last seven divide unevenly, (4, 3) and (2, 2, 2, 1).
 told = {{}}
-for name, devices in (("plain", None), ("two", ["CPU:0", "CPU:1"])):
-    strategy = devices and tf.distribute.MirroredStrategy(devices, tf.distribute.HierarchicalCopyAllReduce())
+for name, devices in (("plain", 0), ("1", 1), ("2", 2), ("4", 4)):
+    named = [f"CPU:{{number}}" for number in range(devices)]
+    strategy = tf.distribute.MirroredStrategy(named, tf.distribute.HierarchicalCopyAllReduce()) if named else None
     run = tiny_training.config(epochs=2, dropout=0.0, batch_size=8, class_weights=True)
     done = training.train(run, photos, strategy=strategy, folder={folder!r} + "/" + name, verbose=0)
     told[name] = [done.history.drop(columns="seconds").to_dict("list"), done.predict(photos.frame).tolist()]
@@ -672,16 +697,18 @@ print(json.dumps(told))
 """
 
 
-def test_two_devices_give_the_result_of_one(tmp_path):
+def test_one_two_and_four_devices_give_the_result_of_none(tmp_path):
     code = MIRRORED.format(root=str(ROOT), tests=str(ROOT / "tests"), folder=str(tmp_path))
     environment = os.environ | {"CLOTHING_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
-    (history, found), (wanted_history, wanted) = told["two"], told["plain"]
-    np.testing.assert_allclose(found, wanted, atol=1e-4)
-    for name, values in wanted_history.items():
-        np.testing.assert_allclose(history[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
+    wanted_history, wanted = told.pop("plain")
+    assert set(told) == {"1", "2", "4"}
+    for devices, (history, found) in told.items():
+        np.testing.assert_allclose(found, wanted, atol=1e-4, err_msg=devices)
+        for name, values in wanted_history.items():
+            np.testing.assert_allclose(history[name], values, rtol=1e-4, atol=1e-5, err_msg=f"{devices}: {name}")
 
 
 def test_a_device_without_photos_is_refused_before_training():

@@ -6,10 +6,14 @@ any moment leaves either the old file or the new one, never half of one.
 """
 
 import contextlib
+import glob
 import json
 import os
 import pathlib
 import secrets
+import time
+
+ABANDONED_S = 86400  # nothing here takes a day to write: an unfinished file that old is a killed process's
 
 
 @contextlib.contextmanager
@@ -37,25 +41,35 @@ def atomic_path(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _named(error, target) from error
+    _remove_abandoned(target)
     part = target.with_name(f".{secrets.token_hex(4)}.part.{target.name}")
     try:
         yield part
-        descriptor = os.open(part, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _flush(part)
         part.replace(target)
     except OSError as error:
         raise _named(error, target) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only disk refuses this too, and must not hide the named error
+            part.unlink()
 
 
 def write_bytes(target, data):
     """Write `data` (bytes) to `target`, whole or not at all."""
     with atomic_path(target) as part:
         part.write_bytes(data)
+
+
+def write_together(contents):
+    """Write several files (dict of target -> bytes), all of them to the disk before the first takes its place.
+
+    A full disk therefore leaves all the old files as they were. The last one takes its place first.
+    """
+    with contextlib.ExitStack() as stack:
+        parts = [stack.enter_context(atomic_path(target)) for target in contents]
+        for part, data in zip(parts, contents.values(), strict=True):
+            part.write_bytes(data)
+            _flush(part)
 
 
 def write_text(target, text):
@@ -65,7 +79,12 @@ def write_text(target, text):
 
 def write_json(target, value):
     """Write `value` as indented JSON, whole or not at all; NaN and infinity are refused (they are not JSON)."""
-    write_text(target, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_bytes(target, json_bytes(value))
+
+
+def json_bytes(value):
+    """`value` as the bytes that :func:`write_json` writes."""
+    return (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 def read_json(path):
@@ -84,6 +103,22 @@ def read_json(path):
         ) from error
 
 
+def _flush(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(target):
+    """Remove what killed processes left of this target; a part that somebody may be writing now stays."""
+    for part in target.parent.glob(f".{'[0-9a-f]' * 8}.part.{glob.escape(target.name)}"):
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime > ABANDONED_S:
+                part.unlink()
+
+
 def _named(error, target):
-    reason = error.strerror or str(error)
+    reason = os.strerror(error.errno) if error.errno else str(error)  # not its text, which may be such a sentence
     return type(error)(error.errno, f"cannot write {target}: {reason}; free some space or choose another folder")

@@ -185,6 +185,35 @@ class CostReport:
             raise ValueError(f"by_block(depth={depth}) leaves no name; give a depth from 1")
         return self._grouped("block", [block_of(row.path, depth) for row in self.rows], sort=False)
 
+    def by_resolution(self):
+        """Sums by size of the grid, from the photo to the last one: what stands between two halvings.
+
+        Calls on a grid of one cell (squeeze-and-excitation) belong to the row before them; calls whose output has no
+        grid (dense layers) are not in it.
+
+        Returns:
+            DataFrame, one row a run of calls with outputs of the same height and width: side (height, px), channels
+            (of the last of them), layers (calls that multiply), macs, share (of all MACs of the model).
+
+        Example:
+            >>> image = keras.Input((8, 8, 3))
+            >>> count(keras.Model(image, keras.layers.Conv2D(4, 2, strides=2)(image))).by_resolution()["macs"].tolist()
+            [0, 768]
+        """
+        stages = []
+        for row in self.rows:
+            shape = _single(row.output_shapes)
+            if not isinstance(shape, tuple) or len(shape) != 4:
+                continue
+            if not stages or shape[1:3] not in (stages[-1]["grid"], (1, 1)):
+                stages.append({"grid": shape[1:3], "side": shape[1], "channels": 0, "layers": 0, "macs": 0})
+            if shape[1:3] == stages[-1]["grid"]:
+                stages[-1]["channels"] = shape[3]
+            stages[-1]["layers"] += bool(row.macs)
+            stages[-1]["macs"] += row.macs or 0
+        frame = pd.DataFrame(stages, columns=["grid", "side", "channels", "layers", "macs"])
+        return _with_shares(frame.drop(columns="grid"), self.total_macs)
+
     def _grouped(self, name, keys, sort=True):
         frame = self.to_frame()
         groups = frame.groupby(pd.Series(list(keys), index=frame.index, name=name), sort=False)

@@ -87,7 +87,7 @@ def lock(target):
 
 def named(error, target):
     """The OSError again, with a sentence that names `target` and says what to do."""
-    reason = error.strerror or str(error)
+    reason = os.strerror(error.errno) if error.errno else str(error)  # not its text, which may be such a sentence
     return type(error)(error.errno, f"cannot write {target}: {reason}; free some space or choose another folder")
 
 

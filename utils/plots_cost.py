@@ -135,6 +135,47 @@ def macs_against_time(layers, rates=(1, 10, 100)):
     return figure
 
 
+def model_drawings(stages):
+    """Networks as rows of boxes, one a resolution: height is the side of the grid, width the channels, colour the MACs.
+
+    Args:
+        stages: {model title: DataFrame} in the order of execution, with the columns side (px of the grid), channels
+            (of the last layer at that side), layers (calls that multiply) and macs.
+
+    Returns:
+        Figure.
+
+    Example:
+        >>> page = model_drawings({"Small": pd.DataFrame({"side": [8], "channels": [4], "layers": [2], "macs": [100]})})
+    """
+    figure, axes = _figure(11, 2.55 * len(stages), len(stages), 1)
+    colours = plt.get_cmap("Blues")
+    tallest = max(frame["side"].max() for frame in stages.values())
+    for axis, (title, frame) in zip(axes.flat, stages.items(), strict=True):
+        shares = frame["macs"].to_numpy(float) / frame["macs"].sum()
+        left = 0.0
+        for row, share in zip(frame.itertuples(), shares, strict=True):
+            # Square roots, else a grid of 224 pixels beside one of 7, and 1,280 channels beside 3, could not be seen.
+            height, width = math.sqrt(row.side / tallest), 0.035 * math.sqrt(row.channels)
+            colour = colours(0.08 + 0.75 * share)
+            axis.add_patch(Rectangle((left, -height / 2), width, height, facecolor=colour, edgecolor="#333333"))
+            middle = left + width / 2
+            axis.text(middle, 0.56, f"{share:.0%}" if row.macs else "–", ha="center", va="bottom", fontsize=11)
+            layers = f"{row.layers} layer{'s' if row.layers > 1 else ''}" if row.layers else "photo"
+            says = f"{row.side} × {row.side} × {row.channels}\n{layers}"
+            axis.text(middle, -0.56, says, ha="center", va="top", fontsize=10)
+            left += max(width, 0.62) + 0.36
+        axis.set(xlim=(-0.45, left), ylim=(-0.98, 0.8))
+        axis.set_axis_off()
+        axis.set_title(title, fontsize=13, loc="left")
+    widest = max(axis.get_xlim()[1] for axis in axes.flat)
+    for axis in axes.flat:
+        axis.set_xlim(-0.45, widest)
+    says = "under each box: grid × channels, layers that multiply; above it: share of the network's MACs"
+    figure.supxlabel(says, fontsize=11)
+    return figure
+
+
 def field_by_depth(curves, input_size=224):
     """Receptive field (side, pixels) against depth, one line a model, with the input's side for comparison.
 

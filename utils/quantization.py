@@ -99,8 +99,8 @@ def save(path, data, labels=None, scheme=None, source=None, **facts):
         "sha256": hashlib.sha256(data).hexdigest(),
         **facts,
     }
-    files.write_json(description_path(path), description)
-    files.write_bytes(path, data)
+    # Together, else a full disk could leave the older file with the newer JSON; the JSON takes its place first.
+    files.write_together({path: data, description_path(path): files.json_bytes(description)})
     return path
 
 

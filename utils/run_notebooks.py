@@ -162,6 +162,15 @@ def main(argv=None):
     ]
     if not chosen:
         parser.error(f"no notebook is called {' or '.join(options.notebooks)}; there are {', '.join(NOTEBOOKS)}")
+    try:
+        return run(chosen, options)
+    except OSError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+
+
+def run(chosen, options):
+    """Run the notebooks `chosen` and write what `main` was asked for; returns the exit code."""
     build = ROOT / "build"
     # A rendering replaces the committed results too; every other run keeps its results under build/.
     os.environ["CLOTHING_RESULTS_DIR"] = str(ROOT / "results" if options.render else build / "results")

@@ -18,6 +18,7 @@ from utils.run_store import SCHEMA, DamagedRun, RunStore, assign, read_arrays, r
 
 SHIPPED = places.PROJECT / "models"  # finished runs that are part of the repository
 SHIPPED_STATE, SHIPPED_WEIGHTS = "run.json", "weights.npz"
+HEAD_ARRAYS = 2  # kernel and bias of the dense layer that a frozen run trains
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,8 +62,12 @@ class Run:
         Returns:
             keras.Model, uncompiled, built anew at each call: changing it does not change the run.
         """
-        model = build(self.config, self.classes, weights=None)
-        assign(model.weights, _weights(self.folder), f"weights of run {self.run_id}")
+        arrays = _weights(self.folder)
+        alone = len(arrays) == HEAD_ARRAYS  # a shipped head: the backbone's own weights are below it
+        model = build(self.config, self.classes, weights="auto" if alone else None)
+        if alone:
+            arrays = dict(sorted(variables_to_arrays(model.weights).items())[:-HEAD_ARRAYS]) | arrays
+        assign(model.weights, arrays, f"weights of run {self.run_id}")
         for layer in model.layers:
             if isinstance(layer, keras.layers.Normalization):
                 layer.finalize_state()  # it computes with copies of its weights
@@ -185,10 +190,19 @@ def find_finished(run_id, folder):
         if not isinstance(state, dict) or state.get("schema") != SCHEMA:
             raise DamagedRun(f"{SHIPPED_STATE} is not one of this version")
         RunStore(shipped)._check(state["files"]["weights"])
-        return from_state(state, shipped)
+        run = from_state(state, shipped)
+        return run if not state.get("head_only") or _same_backbone(run) else None
     except (DamagedRun, ValueError, OSError, KeyError, TypeError) as error:
         warnings.warn(f"{shipped} is not used: {error}; fetch the repository again", stacklevel=2)
         return None
+
+
+def _same_backbone(run):
+    """Whether this machine has the pretrained weights that a shipped head was trained on."""
+    try:
+        return models.weights_source(run.config.model) == run.weights_source
+    except models.WeightsUnavailable:
+        return False
 
 
 def load(run_id, folder=None):
@@ -206,6 +220,9 @@ def load(run_id, folder=None):
 def export(run, folder=None, dtype="float16"):
     """Write a finished run in compact form: ``run.json`` and ``weights.npz``.
 
+    Of a frozen run the head alone is written: the backbone's weights are somebody else's, and it has not changed them.
+    Such a run is found only where the same pretrained weights can be had.
+
     Args:
         run: a finished Run.
         folder: the folder to write to; default ``models/<run_id>`` of the repository, where :func:`load` looks.
@@ -216,23 +233,28 @@ def export(run, folder=None, dtype="float16"):
         pathlib.Path of the folder.
 
     Raises:
-        ValueError: the run is not finished, or unknown `dtype`.
+        ValueError: the run is not finished, its frozen backbone was calibrated on photos, or unknown `dtype`.
     """
     if not run.finished:
         raise ValueError(f"run {run.run_id} is not finished; train it to its end first")
     if dtype not in ("float16", "float32"):
         raise ValueError(f"dtype is {dtype!r}; choose 'float16' or 'float32'")
     folder = pathlib.Path(folder) if folder else SHIPPED / run.run_id
-    arrays = {
-        name: value.astype(dtype) if value.ndim >= 2 else value.astype(np.float32)
-        for name, value in _weights(run.folder).items()
-    }
+    head_only = run.config.mode in ("frozen", "frozen_online")
+    if head_only and run.weights_source == models.WARM_START:
+        raise ValueError(
+            f"run {run.run_id} stands on a backbone that was calibrated on photos; its head alone is no model"
+        )
+    arrays = sorted(_weights(run.folder).items())[-HEAD_ARRAYS if head_only else 0 :]
+    arrays = {name: value.astype(dtype) if value.ndim >= 2 else value.astype(np.float32) for name, value in arrays}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     data = buffer.getvalue()
     files.write_bytes(folder / SHIPPED_WEIGHTS, data)
     entry = {"name": SHIPPED_WEIGHTS, "sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
-    files.write_json(folder / SHIPPED_STATE, {**to_state(run), "schema": SCHEMA, "files": {"weights": entry}})
+    files.write_json(
+        folder / SHIPPED_STATE, {**to_state(run), "schema": SCHEMA, "head_only": head_only, "files": {"weights": entry}}
+    )
     return folder
 
 

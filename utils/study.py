@@ -6,6 +6,7 @@ background, so that a notebook finds them finished. Rows are named by study and 
     python -m utils.study                        # what there is, and what is finished
     python -m utils.study --profile full b-lite0-fine a-lite0-fine
     python -m utils.study --folds 5 b-lite0-folds            # sender-grouped cross-validation of fine-tuning
+    python -m utils.study --seeds 3 b-lite0-fine             # the same with seeds 0, 1, 2, into results/seeds.json
     python -m utils.study --record                           # results/trials.json from the finished trials
 """
 
@@ -94,8 +95,8 @@ def rows(profile="quick", stand_in=False, baselines=None):
             base |= {"input_size": 48, "epochs": 10, "batch_size": 8}
             said = "quick: input 48, 10 epochs"
     else:
-        base = {"input_size": 224, "epochs": 12, "batch_size": 16, "patience": 3, "balance_to": None}
-        said = "as published; best checkpoint on validation"
+        base = {"input_size": 224, "epochs": 5, "batch_size": 16, "balance_to": None}
+        said = "as published, 5 epochs; best checkpoint on validation"
     base |= {"model": "baseline_cnn", "mode": "scratch", "learning_rate": 1e-3}
     side = 96 if stand_in else 224
     frozen = FROZEN | {"input_size": side} | ({"epochs": 30} if stand_in else {})
@@ -133,7 +134,12 @@ def rows(profile="quick", stand_in=False, baselines=None):
     if not stand_in:
         # The same in both profiles: quick uses them where they are finished (they ship in models/), full trains them.
         fine = FINE_TUNE | {"model": "efficientnet_lite0"}
+        mobile = FINE_TUNE | {"model": "mobilenet_v2"}
         listed += [
+            Row(
+                "b-mobilenet-fine", "MobileNetV2, fine-tuned", "B", ten, None,
+                RunConfig(name="b-mobilenet-fine", epochs=6, allow_leaks=leaks, **mobile), None, "all layers, 6 epochs",
+            ),
             Row(
                 "b-lite0-fine", "EfficientNet-Lite0, fine-tuned", "B", ten, None,
                 RunConfig(name="b-lite0-fine", epochs=8, allow_leaks=leaks, **fine), None, "all layers, 8 epochs",
@@ -173,7 +179,7 @@ def trials():
 
 def fold_recipe():
     """What sender-grouped cross-validation of fine-tuning trains in each fold: the chosen recipe, shortened."""
-    shortened = FINE_TUNE | {"epochs": 2, "warmup_epochs": 0.5}
+    shortened = FINE_TUNE | {"epochs": 4, "warmup_epochs": 0.5}
     return RunConfig(name="b-lite0-folds", model="efficientnet_lite0", **shortened)
 
 
@@ -222,6 +228,7 @@ def main(argv=None):
     parser.add_argument("ids", nargs="*", help="row ids; none: list them")
     parser.add_argument("--profile", choices=PROFILES, default="full")
     parser.add_argument("--folds", type=int, default=0, help="judge the recipes by sender-grouped folds instead")
+    parser.add_argument("--seeds", type=int, default=0, help="train with so many seeds and record what each gives")
     parser.add_argument("--record", action="store_true", help="write what the finished trials gave to results/")
     options = parser.parse_args(argv)
     known = rows(options.profile)
@@ -241,7 +248,8 @@ def main(argv=None):
         for row in known.values():
             print(f"{row.id:22} study {row.study}  {row.title:34} {row.note}")
         return 0
-    from utils import datasets, fold_runs, training  # TensorFlow takes seconds to import; the list above does without
+    # TensorFlow takes seconds to import; the list above does without.
+    from utils import datasets, fold_runs, study_tables, training
 
     for name in options.ids:
         row = known[name]
@@ -249,6 +257,11 @@ def main(argv=None):
         if options.folds:
             for judged in fold_runs.cross_validate(row.run, dataset, k=options.folds, verbose=2).values():
                 print(judged, flush=True)
+            continue
+        if options.seeds:
+            configs = [dataclasses.replace(row.run, seed=seed) for seed in range(options.seeds)]
+            runs = [training.train(config, dataset, verbose=2) for config in configs]
+            print(f"{name}: {options.seeds} seeds in {study_tables.record_seeds(row, dataset, runs).name}", flush=True)
             continue
         run = training.train(row.run, dataset, verbose=2)
         print(f"{name}: {run.run_id}, best epoch {run.best_epoch}, {run.duration_s / 60:.0f} minutes", flush=True)

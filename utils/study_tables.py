@@ -6,7 +6,7 @@ import pathlib
 import pandas as pd
 from IPython.display import Markdown
 
-from utils import files, flops, fold_runs, models, pipeline, quantization, results, study, training
+from utils import evaluation, files, flops, fold_runs, models, pipeline, quantization, results, study, training
 from utils.intervals import wilson
 from utils.run_store import runs_dir
 from utils.runs import find_finished
@@ -116,6 +116,67 @@ def trials_table():
     ]
     columns = ["recipe", "choices", "n", "validation_accuracy", "low", "high", "best_epoch", "minutes"]
     return table[columns].sort_values("validation_accuracy", ascending=False, ignore_index=True)
+
+
+def record_seeds(row, dataset, runs, folder=None):
+    """Write to `results/seeds.json` what a row gave with several seeds; other rows' lines stay. Returns the path.
+
+    Args:
+        row: study.Row.
+        dataset: its Dataset.
+        runs: its finished Runs, one a seed.
+        folder: of the record; default: the project's results/.
+    """
+    folder = pathlib.Path(folder or PROJECT / "results")
+    kept = results.read("seeds", folder)["metrics"]["seeds"] if (folder / "seeds.json").exists() else []
+    kept = [line for line in kept if line["row"] != row.id]
+    for run in runs:
+        verdict = evaluation.evaluate(run.predict, dataset.part("test"), dataset.classes, name=row.title)
+        kept.append(
+            {
+                "row": row.id, "title": row.title, "dataset": dataset.name, "split": dataset.split,
+                "seed": run.config.seed, "n": verdict.n, "accuracy": verdict.accuracy,
+                "macro_recall": verdict.macro_recall, "validation_accuracy": validation_accuracy(run),
+                "run_id": run.run_id,
+            }
+        )  # fmt: skip
+    return results.write("seeds", {}, {"seeds": kept}, "full", "clothing-10, clothing-17", folder)
+
+
+def seeds_table():
+    """Several seeds of the same training, as recorded in `results/seeds.json`: mean and spread over the seeds."""
+    record = results.read("seeds", PROJECT / "results")
+    groups = pd.DataFrame(record["metrics"]["seeds"]).groupby(["title", "dataset", "n"], sort=False)
+    return groups.agg(
+        seeds=("seed", "size"),
+        accuracy=("accuracy", "mean"),
+        standard_deviation=("accuracy", "std"),
+        lowest=("accuracy", "min"),
+        highest=("accuracy", "max"),
+        macro_recall=("macro_recall", "mean"),
+    ).reset_index()
+
+
+def cost_points(closing):
+    """What an accuracy costs: the measured rows as plots.accuracy_against_cost wants them, one a judgement.
+
+    Args:
+        closing: of :func:`result_rows`.
+
+    Returns:
+        DataFrame: model, judged, macs, accuracy, accuracy_low, accuracy_high.
+    """
+    points = []
+    for row in closing:
+        if row["status"] != "measured":
+            continue
+        common = {"model": f"{row['title']}, {row['classes']} classes", "macs": row["macs"]}
+        judged = "people never seen" if row["split"] == "grouped" else f"{row['split']} test"
+        for where, found in ((judged, row), ("people never seen", row.get("grouped"))):
+            if found is not None:
+                interval = {key: found[key] for key in ("accuracy", "accuracy_low", "accuracy_high")}
+                points.append({**common, "judged": where, **interval})
+    return pd.DataFrame(points)
 
 
 def validation_accuracy(run):
