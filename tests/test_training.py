@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 import warnings
 
 import keras
@@ -717,3 +718,12 @@ def test_a_device_without_photos_is_refused_before_training():
     assert not training_modes.divides(17, 8, 2)
     assert training_modes.divides(18, 8, 2)
     assert all(training_modes.divides(n, 8, 1) for n in range(1, 30))
+
+
+def test_a_strategy_over_several_machines_is_refused_before_training(tiny, photos):
+    extended = types.SimpleNamespace(_in_multi_worker_mode=lambda: True)
+    with pytest.raises(ValueError, match=r"spans several machines.*use MirroredStrategy on each machine"):
+        train(config("frozen"), photos, strategy=types.SimpleNamespace(extended=extended))
+    import tensorflow as tf
+
+    assert not training_modes.spans_machines(tf.distribute.OneDeviceStrategy("CPU:0"))

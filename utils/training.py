@@ -27,7 +27,7 @@ def train(run, dataset, resume=True, strategy=None, folder=None, verbose=1, teac
         run: RunConfig.
         dataset: datasets.Dataset (anything with `frame`, `classes`, `fingerprint`).
         resume: False trains from the start; an older folder of this run is set aside.
-        strategy: any ``tf.distribute`` strategy; `batch_size` is shared among its devices.
+        strategy: any ``tf.distribute`` strategy on one machine; `batch_size` is shared among its devices.
         folder: folder that holds the runs; default ``CLOTHING_RUNS_DIR``, else ``runs/``.
         verbose: 0 silent, 1 progress bar, 2 one line an epoch.
         teacher: callable frame -> probabilities (n, C), for a run whose config names a teacher.
@@ -37,7 +37,7 @@ def train(run, dataset, resume=True, strategy=None, folder=None, verbose=1, teac
 
     Raises:
         SplitLeak: a sender or a file stands on two sides and ``run.allow_leaks`` does not allow it.
-        ValueError: unknown model, an empty part, a class without a training photo.
+        ValueError: unknown model, an empty part, a class without a training photo, a strategy over several machines.
         RunBusy: another process trains this run.
         Diverged: the loss is NaN or infinite; epochs before that one are kept.
         OSError: the folder cannot be written to; the last whole epoch is kept.

@@ -33,6 +33,13 @@ class Setup:
     steps_per_execution: int = 1
 
 
+def spans_machines(strategy):
+    """Whether a ``tf.distribute`` strategy has workers beside this process."""
+    return bool(
+        strategy.extended._in_multi_worker_mode()
+    )  # the public way, cluster_resolver, raises where there is none
+
+
 class Task:
     """One run's photos and choices, and the set-up that its mode makes of them.
 
@@ -43,11 +50,16 @@ class Task:
         verbose: as in ``training.train``.
 
     Raises:
-        ValueError: some device would get no photo in some step.
+        ValueError: some device would get no photo in some step, or the devices are on several machines.
     """
 
     def __init__(self, config, dataset, strategy=None, verbose=1):
         self.config, self.verbose = config, verbose
+        if strategy is not None and spans_machines(strategy):
+            raise ValueError(
+                "this strategy spans several machines, with which Keras cannot fit (tried: 3.15 with TensorFlow 2.21); "
+                "use MirroredStrategy on each machine, and give each machine runs of its own"
+            )
         self.classes = tuple(map(str, dataset.classes))
         self.scope = strategy.scope if strategy is not None else contextlib.nullcontext
         self.devices = strategy.num_replicas_in_sync if strategy is not None else 0
