@@ -288,6 +288,14 @@ def test_the_sweep_judges_every_point_as_float_and_int8(batches, tmp_path):
         pruning_study.sweep(network(), [], photos, labels[:9])
 
 
+def test_a_point_that_was_tuned_on_other_batches_is_not_taken_for_this_one(batches, tmp_path):
+    photos = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
+    settings = {"levels": (0.5,), "kinds": ("weights",), "epochs": 1, "folder": tmp_path}
+    for some in (batches, list(batches)[:1]):
+        pruning_study.sweep(network(), some, photos, np.zeros(10, int), **settings)
+    assert len(list(tmp_path.glob("weights-50-*.keras"))) == 2
+
+
 def outputs_of_norm(model, photos):
     inner = keras.Model(model.inputs[0], model.get_layer("stem_bn").output)
     return np.asarray(inner(photos, training=False))

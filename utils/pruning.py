@@ -162,7 +162,7 @@ def fine_tune(
     Raises:
         ValueError: negative epochs, or a stream of unknown length without steps_per_epoch.
     """
-    steps = _steps(train_batches, steps_per_epoch)
+    steps = steps_of(train_batches, steps_per_epoch)
     with _frozen_normalization(model):
         _compile(model, steps * max(epochs, 1), learning_rate, loss)
         callbacks = [*callbacks, *_refresh(model, norm_photos, steps, epochs)]
@@ -222,7 +222,7 @@ def prune(
     prunable(model, layers)
     if epochs == 0:
         schedule = "one_shot"
-    steps = _steps(train_batches, steps_per_epoch) if epochs else 1
+    steps = steps_of(train_batches, steps_per_epoch) if epochs else 1
     total = steps * max(epochs, 1)
     end = max(round(RAMP * total), 1) if schedule == "gradual" else 0
     state_path = None if folder is None else pathlib.Path(folder) / "pruning_state.npz"
@@ -299,7 +299,8 @@ def copy_model(model):
     return copy
 
 
-def _steps(train_batches, steps_per_epoch):
+def steps_of(train_batches, steps_per_epoch=None):
+    """Batches in a pass; raises ValueError where neither the batches nor `steps_per_epoch` say it."""
     if steps_per_epoch is not None:
         if steps_per_epoch < 1:
             raise ValueError(f"steps_per_epoch is {steps_per_epoch}; give 1 or more")

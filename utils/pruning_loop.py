@@ -16,7 +16,7 @@ import pandas as pd
 from utils import files
 from utils.channel_pruning import find_blocks, prune_channels
 from utils.magnitude_pruning import check_sparsity, prunable
-from utils.pruning import fine_tune, gzip_bytes, prune, sparsity_report
+from utils.pruning import fine_tune, gzip_bytes, prune, sparsity_report, steps_of
 
 KINDS = ("weights", "channels")
 
@@ -90,6 +90,7 @@ def iterative_prune(
     whole = _size(model, kind)
     plan = {"target": target, "rounds": rounds, "kind": kind, "epochs": epochs, "importance": importance}
     plan["norm_photos"] = 0 if norm_photos is None else len(norm_photos)
+    plan["steps"] = steps_of(train_batches, tuning.get("steps_per_epoch")) if epochs else 0
     store = _Store(folder, {**plan, "tuning": repr(sorted(tuning.items())), "model": _fingerprint(model)})
     tuning["norm_photos"] = norm_photos
     current, rows = store.load(model)

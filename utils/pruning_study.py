@@ -16,7 +16,7 @@ import pandas as pd
 from utils import files, flops, latency, quantization
 from utils.channel_pruning import prune_channels
 from utils.intervals import wilson
-from utils.pruning import fine_tune, gzip_bytes, prune, sparsity_report
+from utils.pruning import fine_tune, gzip_bytes, prune, sparsity_report, steps_of
 from utils.runtimes import litert_candidates
 
 KINDS = ("weights", "weights, one-shot", "channels")
@@ -114,7 +114,7 @@ def sweep(
     if len(photos) != len(labels) or not len(labels):
         raise ValueError(f"there are {len(photos)} photos and {len(labels)} labels; give one label a photo")
     tuning = {"epochs": epochs, "learning_rate": learning_rate, "steps_per_epoch": steps_per_epoch}
-    base = _fingerprint(model)
+    base, steps = _fingerprint(model), steps_of(train_batches, steps_per_epoch) if epochs else 0
     rows, contents, models = [], [], {}
     for kind in ("", *kinds):
         for level in (0.0,) if not kind else channel_levels if kind == "channels" else levels:
@@ -124,6 +124,7 @@ def sweep(
                 "norm_photos": normalized,
                 "kind": kind,
                 "level": level,
+                "steps": steps,
                 "importance": importance,
                 **tuning,
             }

@@ -202,15 +202,15 @@ def deployment_scale(profile="quick", stand_in=False):
         "error_photos": 16, "blame_layers": 16, "mixed_counts": (0, 1, 2, 4), "qat_photos": 400, "qat_epochs": 2,
         "timing_rounds": 20, "timing_budget_s": 15, "latency_backbones": ["mobilenet_v2", "efficientnet_b0"],
         "prune_levels": [0.5, 0.8], "channel_levels": [0.25, 0.5],
-        "prune_kinds": ["weights", "weights, one-shot", "channels"], "prune_photos": 500, "prune_epochs": 1,
-        "prune_test_photos": 0, "loop_rounds": 2,
+        "prune_kinds": ["weights", "weights, one-shot", "channels"], "prune_photos": 0, "prune_epochs": 1,
+        "prune_learning_rate": 3e-4, "prune_test_photos": 0, "loop_rounds": 2,
     }  # fmt: skip
     quick = {
         "calibration_photos": 50, "calibration_counts": [1, 10], "tool_schemes": ["int8"], "tool_photos": 60,
         "error_photos": 8, "blame_layers": 8, "mixed_counts": (0, 4), "qat_photos": 48, "qat_epochs": 1,
         "timing_rounds": 8, "timing_budget_s": 15, "latency_backbones": [],
         "prune_levels": [0.8], "channel_levels": [0.25], "prune_kinds": ["weights", "channels"], "prune_photos": 96,
-        "prune_epochs": 1, "prune_test_photos": 100, "loop_rounds": 2,
+        "prune_epochs": 1, "prune_learning_rate": 1e-4, "prune_test_photos": 100, "loop_rounds": 2,
     }  # fmt: skip
     if profile not in PROFILES:
         raise ValueError(f"profile {profile!r} is unknown; choose one of {', '.join(PROFILES)}")
