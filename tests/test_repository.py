@@ -63,6 +63,23 @@ def test_links_of_a_page_resolve(page):
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
 
 
+def test_what_is_pinned_is_at_least_the_lowest_version_that_is_named():
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    named = [
+        Requirement(text) for text in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    ]
+    lowest = {requirement.name: requirement.specifier for requirement in named}
+    pins = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    pins = {requirement.name: requirement for requirement in map(Requirement, filter(None, pins))}
+    assert set(pins) - set(lowest) <= {"pytest", "hypothesis", "ruff"} and set(lowest) <= set(pins)
+    for name, specifier in lowest.items():
+        (pin,) = pins[name].specifier
+        assert pin.operator == "==" and pin.version in specifier, name
+
+
 def test_readme_commands_exist():
     blocks = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     commands = [line for block in blocks for line in block.splitlines() if line.strip()]
