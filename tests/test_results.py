@@ -48,6 +48,15 @@ DEPLOYED = {
 }  # fmt: skip
 
 
+GROWTH = {
+    "photos": [{"stage": "index", "photos": n, "seconds": n / 100, "peak_mib": 7.0} for n in (120, 480, 1920)],
+    "layers": [{"layers": n, "count_ms": n / 10, "receptive_field_ms": n / 5} for n in (10, 1000)],
+    "sides": [{"side": side, "macs": side * 1_000_000, "photo_ms": side / 8} for side in (64, 320)],
+    "exponents": {"index: time over photos": 1.004, "count: time over layers": 0.99},
+}
+SEEDS = [{**COMMON, "title": "Net", "n": 372, "seed": seed, "accuracy": 0.88 + seed / 100} for seed in range(3)]
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A ledger of all three notebooks."""
@@ -55,6 +64,8 @@ def folder(tmp_path):
     results.write("02_receptive_field_and_flops", {}, {"models": MODELS}, "full", "clothing-10", tmp_path)
     metrics = {"schemes": SCHEMES, "machine": "a quiet machine", "answers": {"a_pruning": "pruned <well>"}} | DEPLOYED
     results.write("03_quantization", {}, metrics, "full", "clothing-10", tmp_path)
+    results.write("growth", {}, GROWTH, "full", "sketches", tmp_path)
+    results.write("seeds", {}, {"seeds": SEEDS}, "full", "clothing-10", tmp_path)
     return tmp_path
 
 
@@ -115,7 +126,7 @@ def test_what_cannot_be_written_leaves_the_old_file(folder, arguments, error, me
     with pytest.raises(error, match=message):
         results.write(**given)
     assert (folder / f"{NAME}.json").read_bytes() == before
-    assert len(list(folder.iterdir())) == 3
+    assert len(list(folder.iterdir())) == 5
 
 
 def test_a_broken_write_leaves_the_old_file(folder, monkeypatch):
@@ -128,7 +139,7 @@ def test_a_broken_write_leaves_the_old_file(folder, monkeypatch):
     with pytest.raises(OSError, match=r"cannot write .*01_data_and_training.json: No space left"):
         results.write(NAME, {}, {}, "quick", "x", folder)
     assert (folder / f"{NAME}.json").read_bytes() == before
-    assert len(list(folder.iterdir())) == 3
+    assert len(list(folder.iterdir())) == 5
 
 
 def test_a_missing_file_says_what_to_run(tmp_path):
@@ -287,6 +298,20 @@ def test_no_cell_is_ever_empty(folder, name):
         assert table.strip()
         assert all(cell for row in cells(table) for cell in row), table
         assert len({len(row) for row in cells(table)}) <= 1
+
+
+def test_growth_shows_both_ends_and_the_exponent(folder):
+    table = results_tables.TABLES["growth"](results.read_all(folder))
+    index, count, field, photo = cells(table)[2:]
+    assert index == ["index", "120 – 1,920 photos", "1.20 – 19.20 s", "1.00", "7 – 7"]
+    assert count == ["`count`", "10 – 1,000 layers", "1.0 – 100.0 ms", "0.99", "–"]
+    assert field[3] == "not run [1]" and "the results do not hold it" in table
+    assert photo[1] == "64 – 320 px, 64 – 320 M MACs"
+
+
+def test_seeds_show_mean_and_spread(folder):
+    (row,) = cells(results_tables.TABLES["seeds"](results.read_all(folder)))[2:]
+    assert row == ["Net", "clothing-10", "official", "372", "3", "89.0%", "1.00", "88.0% – 90.0%"]
 
 
 def test_drawn_garments_and_the_quick_profile_are_said(folder):
