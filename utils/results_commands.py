@@ -1,0 +1,67 @@
+"""README's tables of what commands measured, beside those of the notebooks: growth, and several seeds."""
+
+import statistics
+
+from utils.results_cells import Notes, markdown, not_run, number_cell, number_of, words
+from utils.results_tables import table
+
+REASON = "the results do not hold it"
+
+
+@table("growth")
+def growth(records):
+    """How time and memory grow with photos, layers and pixels: both ends of each range, and the exponent."""
+    if "growth" not in records:
+        return "*Not run yet: `python -m benchmarks.bench_growth --record` writes this table.*"
+    metrics, notes = records["growth"]["metrics"], Notes({})
+    photos, layers, sides = (metrics.get(key) or [] for key in ("photos", "layers", "sides"))
+    lines = []
+    for stage in dict.fromkeys(row.get("stage") for row in photos):
+        rows = [row for row in photos if row.get("stage") == stage]
+        time = [f"{_ends(rows, 'seconds', 1, 2, notes)} s", _slope(metrics, f"{stage}: time over photos", notes)]
+        lines.append(
+            [words(stage), f"{_ends(rows, 'photos', 1, 0, notes)} photos", *time, _ends(rows, "peak_mib", 1, 0, notes)]
+        )
+    for field, title in (("count_ms", "count"), ("receptive_field_ms", "receptive_field")):
+        if layers:
+            time = [f"{_ends(layers, field, 1, 1, notes)} ms", _slope(metrics, f"{title}: time over layers", notes)]
+            lines.append([f"`{title}`", f"{_ends(layers, 'layers', 1, 0, notes)} layers", *time, "–"])
+    if sides:
+        time = [f"{_ends(sides, 'photo_ms', 1, 1, notes)} ms", _slope(metrics, "one photo: time over MACs", notes)]
+        side = f"{_ends(sides, 'side', 1, 0, notes)} px, {_ends(sides, 'macs', 1e6, 0, notes)} M MACs"
+        lines.append(["EfficientNet-Lite0, one photo, one thread", side, *time, "–"])
+    machine = records["growth"]["environment"]
+    machine = f"{words(machine.get('cpu'))}, {words(machine.get('cores'))} cores"
+    notes.add(f"Measured on {machine}; drawn garments at 224 px, a process a measurement")
+    notes.add("Exponent: slope of log time over log size (over MACs in the last row), 1 is linear, 0 constant")
+    notes.add("Peak memory: anonymous memory above the start, MiB")
+    return markdown(["work", "from – to", "time", "exponent", "peak memory (MiB)"], lines) + notes.text()
+
+
+@table("seeds")
+def seeds(records):
+    """The same training with several seeds: mean and spread on the test part."""
+    if "seeds" not in records:
+        return "*Not run yet: `python -m utils.study --seeds 3 ROW` writes this table.*"
+    groups = {}
+    for row in records["seeds"]["metrics"].get("seeds") or []:
+        if not not_run(row) and number_of(row, "accuracy") is not None:
+            key = tuple(words(row.get(field)) for field in ("title", "dataset", "split", "n"))
+            groups.setdefault(key, []).append(row["accuracy"])
+    lines = []
+    for key, found in groups.items():
+        spread = f"{100 * statistics.stdev(found):.2f}" if len(found) > 1 else "–"
+        lines.append(
+            [*key, len(found), f"{statistics.mean(found):.1%}", spread, f"{min(found):.1%} – {max(found):.1%}"]
+        )
+    header = ["model", "photos", "split", "n", "seeds", "mean accuracy", "SD (points)", "lowest – highest"]
+    return markdown(header, lines)
+
+
+def _ends(rows, field, unit, digits, notes):
+    """First and last value of a column."""
+    return " – ".join(number_cell(row, field, unit, digits, notes, REASON) for row in (rows[0], rows[-1]))
+
+
+def _slope(metrics, name, notes):
+    return number_cell(metrics.get("exponents") or {}, name, 1, 2, notes, REASON)
