@@ -19,6 +19,11 @@ settings.register_profile("long", deadline=None, max_examples=2000, suppress_hea
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def examples(number):
+    """Settings of an oracle test: so many examples, times the environment variable ORACLES for a long run by hand."""
+    return settings(max_examples=number * int(os.environ.get("ORACLES", "1")))
+
+
 @pytest.fixture(scope="session")
 def photos_dir():
     """The folder that holds both published datasets; skips, and says so, where there is none."""
