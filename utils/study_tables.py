@@ -69,12 +69,14 @@ def timing_files(backbone, classes, input_size, calibration):
     Returns:
         (keras.Model, {scheme: bytes}).
     """
+    weights = "auto"
     try:
         model = models.transfer(backbone, classes, input_size)
     except models.WeightsUnavailable as missing:
         print(f"{models.BACKBONES[backbone].title} is timed with random weights: {missing}")
+        weights = None
         model = models.transfer(backbone, classes, input_size, weights=None)
-    if models.needs_batch_norm(backbone):
+    if models.needs_batch_norm(backbone, weights):
         models.reestimate_batch_norm(model, calibration, batch_size=32)
     made = quantization.convert_all(model, ("float32", "float16", "dynamic_range", "int8"), calibration)
     try:
