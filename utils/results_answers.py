@@ -218,7 +218,7 @@ QUESTIONS = (
     Question("a_pruning", "A", "Pruning was described and not done: what would it give?", 3, _pruning),
     Question(
         "b_85", "B", "Frozen MobileNetV2 reaches 85.48 % on the official test.", 1,
-        _accuracies("b-mobilenet-frozen", "b-lite0-frozen", "b-lite0-fine"),
+        _accuracies("b-mobilenet-frozen", "b-lite0-frozen", "b-mobilenet-fine", "b-lite0-fine"),
     ),
     Question(
         "b_confusions", "B", "Main confusions: shirt → longsleeve or outwear, dress → t-shirt, shorts → pants.", 1,
