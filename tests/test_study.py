@@ -165,10 +165,20 @@ def test_seeds_are_recorded_row_by_row_and_recorded_again_replace_themselves(tmp
 
 def test_points_of_the_cost_figure_say_how_they_were_judged():
     interval = {"accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95}
-    row = {"title": "Net", "classes": 10, "macs": 5, "status": "measured", "split": "official", **interval}
+    row = {
+        "title": "Net",
+        "classes": 10,
+        "macs": 5,
+        "status": "measured",
+        "headline": True,
+        "split": "official",
+        **interval,
+    }
     folds = {"accuracy": 0.7, "accuracy_low": 0.6, "accuracy_high": 0.8, "n": 3}
-    unseen = row | {"split": "grouped", "classes": 17}
-    points = study_tables.cost_points([row | {"grouped": folds}, unseen, {"status": "not run"}])
+    unseen = row | {"split": "grouped", "classes": [f"class {number}" for number in range(17)]}
+    points = study_tables.cost_points(
+        [row | {"grouped": folds}, unseen, row | {"headline": False}, {"status": "not run"}]
+    )
     assert points["judged"].tolist() == ["official test", "people never seen", "people never seen"]
     assert points["accuracy"].tolist() == [0.9, 0.7, 0.9]
     assert points["model"].tolist() == ["Net, 10 classes"] * 2 + ["Net, 17 classes"]

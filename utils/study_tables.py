@@ -160,7 +160,7 @@ def seeds_table():
 
 
 def cost_points(closing):
-    """What an accuracy costs: the measured rows as plots.accuracy_against_cost wants them, one a judgement.
+    """What an accuracy costs: the measured headline rows as plots.accuracy_against_cost wants them, one a judgement.
 
     Args:
         closing: of :func:`result_rows`.
@@ -170,9 +170,10 @@ def cost_points(closing):
     """
     points = []
     for row in closing:
-        if row["status"] != "measured":
+        if row["status"] != "measured" or not row["headline"]:
             continue
-        common = {"model": f"{row['title']}, {row['classes']} classes", "macs": row["macs"]}
+        classes = row["classes"] if isinstance(row["classes"], int) else len(row["classes"])  # or their names
+        common = {"model": f"{row['title']}, {classes} classes", "macs": row["macs"]}
         judged = "people never seen" if row["split"] == "grouped" else f"{row['split']} test"
         for where, found in ((judged, row), ("people never seen", row.get("grouped"))):
             if found is not None:
