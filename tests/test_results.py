@@ -24,7 +24,7 @@ ROWS = [
     {**COMMON, "id": "b-one", "title": "MobileNetV2, frozen", "model": "mobilenet_v2", "status": "measured",
      "published_accuracy": 0.8548, "conditions": "a | b <i>", "params": 2_270_794, **JUDGED,
      "grouped": {"accuracy": 0.84, "accuracy_low": 0.823, "accuracy_high": 0.857, "n": 3781, "k": 5,
-                 "macro_recall": 0.8}},
+                 "evaluation": {"macro_recall": 0.8}, "conditions": "few epochs a fold"}},
     {**COMMON, "id": "b-two", "title": "EfficientNet-Lite0, fine-tuned", "model": "efficientnet_lite0", "classes": 10,
      "status": "not run", "reason": "no time for it"},
 ]  # fmt: skip
@@ -265,7 +265,8 @@ def test_published_stands_beside_measured(folder):
     first, grouped, missing = cells(results_tables.TABLES["study_b"](results.read_all(folder)))[2:]
     assert first[:3] == ["MobileNetV2, frozen", "85.48 %", "75.0 % (30.1–95.4), 4"]
     assert first[-1] == "a ¦ b &lt;i&gt;; weights ImageNet"  # a reason or condition cannot break the table
-    assert grouped[0] == "MobileNetV2, frozen, sender-grouped 5-fold"
+    assert grouped[0] == "MobileNetV2, frozen, sender-grouped 5-fold" and grouped[4] == "80.0 %"
+    assert grouped[-1].endswith("nobody of its sender; few epochs a fold")
     assert missing[2] == "not run [1]"
 
 

@@ -285,13 +285,16 @@ def _study(records, letter):
             ]
         )
         if isinstance(grouped := row.get("grouped"), dict) and not not_run(row):
+            inner = grouped.get("evaluation")
+            judged = {"macro_recall": inner.get("macro_recall") if isinstance(inner, dict) else None, **grouped}
+            seen = "each photo judged by a model that has seen nobody of its sender"
             kind = f"sender-grouped {grouped.get('k', '')}-fold".replace(" -", " ")
             lines.append(
                 [
                     f"{words(row.get('title', row.get('id')))}, {kind}", "–", accuracy_cell(grouped, notes, None),
                     f"{100 * grouped['accuracy_low']:.1f}–{100 * grouped['accuracy_high']:.1f}",
-                    percent_cell(grouped, "macro_recall", notes, "the results do not hold it"), "grouped",
-                    "each photo judged by a model that has seen nobody of its sender",
+                    percent_cell(judged, "macro_recall", notes, "the results do not hold it"), "grouped",
+                    "; ".join(words(part) for part in (seen, grouped.get("conditions")) if part),
                 ]
             )  # fmt: skip
     return markdown(header, lines) + notes.text()
