@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils import flops
@@ -257,7 +258,8 @@ def built(layer, shape):
     return [keras.ops.convert_to_numpy(weight).astype(float) for weight in layer.weights]
 
 
-@settings(max_examples=20)
+@pytest.mark.oracle
+@examples(20)
 @given(st.data())
 def test_convolutions_counted_by_hand(data):
     rank = data.draw(st.integers(1, 3))
@@ -587,7 +589,8 @@ def networks(draw):
     return keras.Model(x, y), shape
 
 
-@settings(max_examples=12)
+@pytest.mark.oracle
+@examples(12)
 @given(networks(), st.integers(1, 3))
 def test_random_networks_against_the_profiler(network, batch):
     model, shape = network

@@ -9,7 +9,8 @@ import sys
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils import keras_internals
@@ -424,7 +425,8 @@ def networks(draw):
     return keras.Model(x, tensors[-1] if draw(st.booleans()) else tensors[1:]), (3, *size, 2)
 
 
-@settings(max_examples=15)
+@pytest.mark.oracle
+@examples(15)
 @given(networks())
 def test_random_networks_as_keras_runs_them(network):
     model, shape = network

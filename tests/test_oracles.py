@@ -3,7 +3,7 @@
     python -m pytest -m oracle                                          # the same examples every time, as in CI
     ORACLES=50 HYPOTHESIS_PROFILE=long python -m pytest -m oracle       # fifty times as many, new ones each time
 
-The other oracle tests stand beside what they judge: the TensorFlow profiler and counting in numpy in test_flops.py,
+Other oracle tests stand beside what they judge: the TensorFlow profiler and counting in numpy in test_flops.py,
 recorded calls in test_layer_calls.py, gradients in test_receptive_field.py. A failure that is found becomes a named
 case there or here.
 """
@@ -60,7 +60,7 @@ def follow(side, steps):
     return seen
 
 
-@examples(600)
+@examples(1000)
 @given(STEPS, st.integers(40, 70))
 def test_receptive_fields_of_chains_against_sets_of_pixels(steps, side):
     wanted = follow(side, steps)
@@ -136,7 +136,7 @@ def macs_by_size(model):
     return total
 
 
-@examples(500)
+@examples(1000)
 @given(networks(), st.integers(1, 3))
 def test_macs_against_sizes_of_kernels_and_outputs(network, batch):
     model, _ = network

@@ -10,7 +10,8 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
 from support_oracle import positive_linear, support
@@ -224,7 +225,8 @@ def block(x, kind, *settings_):
     return (layers.Concatenate() if concatenated else layers.Add())(ends)
 
 
-@settings(max_examples=40)
+@pytest.mark.oracle
+@examples(40)
 @given(
     blocks=st.lists(BLOCKS, min_size=1, max_size=4),
     height=st.integers(90, 110),
