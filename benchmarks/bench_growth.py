@@ -218,14 +218,28 @@ def figure(grown):
     for axis in (times, layers):
         axis.set(xscale="log", yscale="log")
     memory.set_xscale("log")
+    counts = sorted({row["photos"] for row in grown["photos"]})
+    for axis in (times, memory):
+        axis.set_xticks(counts, [f"{count:,}" for count in counts])
+        axis.set_xticks([], minor=True)
+    sides.set_ylim(bottom=-1.5)  # room for the first label
     memory.set_ylim(bottom=0)
     style.labels(times, "photos", "seconds", "Time over photos")
     style.labels(memory, "photos", "MiB above the start", "Peak memory over photos")
     style.labels(layers, "layers", "milliseconds", "Counting over layers")
     style.labels(sides, "MACs of one photo (millions)", "milliseconds, one thread", "EfficientNet-Lite0 over input")
-    times.legend(frameon=False, fontsize=style.TEXT - 1)
+    handles = times.get_legend_handles_labels()
+    page.legend(*handles, loc="outside upper center", ncols=len(STAGES), frameon=False, fontsize=style.TEXT)
     layers.legend(frameon=False, fontsize=style.TEXT - 1)
     return page
+
+
+def draw(grown):
+    """Write repo_images/growth.png."""
+    from utils import files
+
+    with files.atomic_path(ROOT / "repo_images" / "growth.png") as part:
+        figure(grown).savefig(part, format="png", dpi=100)
 
 
 def main(argv=None):
@@ -233,6 +247,7 @@ def main(argv=None):
     parser.add_argument("--photos", type=int, default=12, help="drawings a class at 1x")
     parser.add_argument("--most", type=int, default=16, help="times the photos at most, a power of two")
     parser.add_argument("--record", action="store_true", help="write results/growth.json and repo_images/growth.png")
+    parser.add_argument("--draw", action="store_true", help="measure nothing: the figure from results/growth.json")
     parser.add_argument("--stage", nargs=4, metavar=("STAGE", "ROOT", "PER_CLASS", "CACHE"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.stage:
@@ -242,8 +257,11 @@ def main(argv=None):
 
     import pandas as pd
 
-    from utils import environment, files, results
+    from utils import environment, results
 
+    if options.draw:
+        draw(results.read("growth", ROOT / "results")["metrics"])
+        return 0
     print(environment.sentence())
     grown = {"photos": photos_grow(options.photos, options.most), "layers": layers_grow(), "sides": sides_grow()}
     grown["exponents"] = exponents(grown)
@@ -256,8 +274,7 @@ def main(argv=None):
     if options.record:
         parameters = {"photos": options.photos, "most": options.most}
         results.write("growth", parameters, grown, "full", "sketches", ROOT / "results")
-        with files.atomic_path(ROOT / "repo_images" / "growth.png") as part:
-            figure(grown).savefig(part, format="png", dpi=100)
+        draw(grown)
     print(json.dumps(grown))
     return 0
 

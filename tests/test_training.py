@@ -727,3 +727,34 @@ def test_a_strategy_over_several_machines_is_refused_before_training(tiny, photo
     import tensorflow as tf
 
     assert not training_modes.spans_machines(tf.distribute.OneDeviceStrategy("CPU:0"))
+
+
+# --- the same numbers again -------------------------------------------------------------------------------------------
+
+AGAIN = """
+import json, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import tensorflow as tf
+tf.config.experimental.enable_op_determinism()
+import tiny_training
+from utils import training
+tiny_training.add_backbone(dict.__setitem__, setattr)
+photos = tiny_training.squares({folder!r} + "/photos")
+run = tiny_training.config("fine_tune", augment="light", mixup=0.2, ema=0.8, schedule="cosine", seed=3)
+done = training.train(run, photos, folder={folder!r} + "/" + sys.argv[1], verbose=0)
+print(json.dumps([done.history.drop(columns="seconds").to_dict("list"), done.predict(photos.frame).tolist()]))
+"""
+
+
+def test_two_processes_with_one_seed_agree_to_the_last_digit(tmp_path):
+    """TensorFlow promises that with op determinism, on one machine; without it the digits may differ at the end."""
+    code = AGAIN.format(root=str(ROOT), tests=str(ROOT / "tests"), folder=str(tmp_path))
+    environment = os.environ | {"CLOTHING_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", code]
+    made = [
+        subprocess.run([*command, name], capture_output=True, text=True, env=environment, timeout=600)
+        for name in ("once", "again")
+    ]
+    assert [done.returncode for done in made] == [0, 0], made[0].stderr[-3000:]
+    once, again = (json.loads(done.stdout.splitlines()[-1]) for done in made)
+    assert once == again
