@@ -196,6 +196,8 @@ def _pruning(records):
         said.append(
             "the accuracies are those of an unfinished training (quick: few photos, one pass), not what pruning costs"
         )
+    else:
+        said.append("each tuned for one pass over the training photos: a short recovery, not the best that can be kept")
     return "; ".join(said)
 
 
