@@ -57,6 +57,10 @@ GROWTH = {
 SEEDS = [{**COMMON, "title": "Net", "n": 372, "seed": seed, "accuracy": 0.88 + seed / 100} for seed in range(3)]
 
 
+JUDGED = {"title": "Net", "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "macro_recall": 0.3}
+SPLITS = [JUDGED | {"split": "grouped", "n": 1006}, JUDGED | {"split": "random", "n": 765, "accuracy": 0.7}]
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A ledger of all three notebooks."""
@@ -66,6 +70,14 @@ def folder(tmp_path):
     results.write("03_quantization", {}, metrics, "full", "clothing-10", tmp_path)
     results.write("growth", {}, GROWTH, "full", "sketches", tmp_path)
     results.write("seeds", {}, {"seeds": SEEDS}, "full", "clothing-10", tmp_path)
+    results.write(
+        "splits",
+        {},
+        {"splits": [*SPLITS, JUDGED | {"title": "Other", "split": "random", "n": 9}]},
+        "full",
+        "clothing-17",
+        tmp_path,
+    )
     return tmp_path
 
 
@@ -126,7 +138,7 @@ def test_what_cannot_be_written_leaves_the_old_file(folder, arguments, error, me
     with pytest.raises(error, match=message):
         results.write(**given)
     assert (folder / f"{NAME}.json").read_bytes() == before
-    assert len(list(folder.iterdir())) == 5
+    assert {path.stem for path in folder.iterdir()} == set(results.RECORDS)
 
 
 def test_a_broken_write_leaves_the_old_file(folder, monkeypatch):
@@ -139,7 +151,7 @@ def test_a_broken_write_leaves_the_old_file(folder, monkeypatch):
     with pytest.raises(OSError, match=r"cannot write .*01_data_and_training.json: No space left"):
         results.write(NAME, {}, {}, "quick", "x", folder)
     assert (folder / f"{NAME}.json").read_bytes() == before
-    assert len(list(folder.iterdir())) == 5
+    assert {path.stem for path in folder.iterdir()} == set(results.RECORDS)
 
 
 def test_a_missing_file_says_what_to_run(tmp_path):
@@ -312,7 +324,18 @@ def test_growth_shows_both_ends_and_the_exponent(folder):
 
 def test_seeds_show_mean_and_spread(folder):
     (row,) = cells(results_tables.TABLES["seeds"](results.read_all(folder)))[2:]
-    assert row == ["Net", "clothing-10", "official", "372", "3", "89.0%", "1.00", "88.0% – 90.0%"]
+    assert row == ["Net", "clothing-10", "official", "372", "3", "89.0 %", "1.00", "88.0 % – 90.0 %"]
+
+
+def test_two_kinds_of_split_stand_side_by_side(folder):
+    table = results_tables.TABLES["splits"](results.read_all(folder))
+    net, other = cells(table)[2:]
+    assert net == ["Net", "50.0 % (40.0–60.0), 1,006", "30.0 %", "70.0 % (40.0–60.0), 765", "30.0 %"]
+    assert other[1:3] == ["not run [1]"] * 2 and "[1] Not run: not trained on this split." in table
+
+
+def test_answers_say_nothing_of_the_drawings_that_growth_was_measured_on(folder):
+    assert "Drawn garments" not in results_tables.TABLES["answers"](results.read_all(folder))
 
 
 def test_drawn_garments_and_the_quick_profile_are_said(folder):

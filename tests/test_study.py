@@ -163,6 +163,28 @@ def test_seeds_are_recorded_row_by_row_and_recorded_again_replace_themselves(tmp
     assert fine.standard_deviation == pytest.approx(0.25 / 2**0.5)
 
 
+def test_both_kinds_of_split_are_recorded_and_recorded_again_replace_themselves(tmp_path, monkeypatch):
+    parts = {
+        "train": pd.DataFrame({"path": ["t"], "label": ["no"], "split": "train", "sender": ["s"]}),
+        "test": pd.DataFrame({"path": list("abcd"), "label": ["no"] * 4, "split": "test", "sender": list("ssuu")}),
+    }
+    row = study.rows("full")["a-lite0-fine"]
+    for split, wrong in (("grouped", 0), ("random", 1), ("grouped", 2)):
+        data = types.SimpleNamespace(name="clothing-17", split=split, classes=("no", "yes"), part=parts.get)
+        study_tables.record_split(row, data, seeded(0, wrong), tmp_path / "results")
+    monkeypatch.setattr(study_tables, "PROJECT", tmp_path)
+    table = study_tables.splits_table().set_index("split")
+    assert table["accuracy"].to_dict() == {"random": 0.75, "grouped": 0.5}
+    assert set(table["from_known_senders"]) == {2} and set(table["n"]) == {4}
+
+
+def test_a_row_at_random_is_another_run_of_the_same_recipe():
+    row = study.rows("full")["a-baseline"]
+    other = study.at_random(row)
+    assert other.split == "random" and other.run.allow_leaks == ("file", "sender")
+    assert dataclasses.replace(other.run, allow_leaks=()) == row.run
+
+
 def test_points_of_the_cost_figure_say_how_they_were_judged():
     interval = {"accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95}
     row = {

@@ -56,7 +56,7 @@ from utils import environment, files, results_commands, results_tables  # noqa: 
 
 SCHEMA_VERSION = 1
 NOTEBOOKS = ("01_data_and_training", "02_receptive_field_and_flops", "03_quantization")
-RECORDS = (*NOTEBOOKS, "growth", "seeds")  # the last two come from commands, which their tables name
+RECORDS = (*NOTEBOOKS, "growth", "seeds", "splits")  # the last three come from commands, which their tables name
 PROFILES = ("quick", "full")
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 MAX_BYTES = 20_000_000
@@ -148,7 +148,7 @@ def read(name, folder=None):
     if version != SCHEMA_VERSION or record["name"] != name or record["profile"] not in PROFILES:
         raise ValueError(f"{path} is not a record of {name} in schema version {SCHEMA_VERSION}; delete it and {again}")
     _check_finite(record, path, again)
-    for key in ("rows", "senders", "protocols", "schemes", "photos", "layers", "sides", "seeds"):
+    for key in ("rows", "senders", "protocols", "schemes", "photos", "layers", "sides", "seeds", "splits"):
         rows = record["metrics"].get(key, [])
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise ValueError(f"{path} holds {key} that are no list of rows; delete it and {again}")

@@ -208,7 +208,9 @@ QUESTIONS = (
     ),
     Question(
         "a_92", "A", "EfficientNetB0 reaches 92 % on 17 classes.", 1,
-        _accuracies("a-b0-frozen", "a-lite0-frozen", "a-b0-fine", "a-lite0-fine"),
+        _accuracies(
+            "a-b0-frozen", "a-lite0-frozen", "a-lite0-frozen-balanced", "a-lite0-fine", "a-lite0-fine-balanced"
+        ),
     ),
     Question("a_augmentation", "A", "Did augmenting to 500 a class come before the split?", 1, _balancing),
     Question("senders", "A, B", "How much of an accuracy are the senders whom the model has seen?", 1, _senders),

@@ -1,8 +1,9 @@
-"""README's tables of what commands measured, beside those of the notebooks: growth, and several seeds."""
+"""README's tables of what commands measured, beside those of the notebooks: growth, seeds, kinds of split."""
 
 import statistics
 
-from utils.results_cells import Notes, markdown, not_run, number_cell, number_of, words
+from utils.results_answers import percent
+from utils.results_cells import Notes, accuracy_cell, markdown, not_run, number_cell, number_of, percent_cell, words
 from utils.results_tables import table
 
 REASON = "the results do not hold it"
@@ -52,10 +53,36 @@ def seeds(records):
     for key, found in groups.items():
         spread = f"{100 * statistics.stdev(found):.2f}" if len(found) > 1 else "–"
         lines.append(
-            [*key, len(found), f"{statistics.mean(found):.1%}", spread, f"{min(found):.1%} – {max(found):.1%}"]
+            [
+                *key,
+                len(found),
+                percent(statistics.mean(found)),
+                spread,
+                f"{percent(min(found))} – {percent(max(found))}",
+            ]
         )
     header = ["model", "photos", "split", "n", "seeds", "mean accuracy", "SD (points)", "lowest – highest"]
     return markdown(header, lines)
+
+
+@table("splits")
+def splits(records):
+    """The same training on two kinds of split, each judged on its own test part."""
+    if "splits" not in records:
+        return "*Not run yet: `python -m utils.study --splits ROW` writes this table.*"
+    rows = records["splits"]["metrics"].get("splits") or []
+    lines, notes = [], Notes({})
+    for title in dict.fromkeys(words(row.get("title")) for row in rows):
+        own = {row.get("split"): row for row in rows if words(row.get("title")) == title}
+        line = [title]
+        for split in ("grouped", "random"):
+            row = own.get(split) or {"reason": "not trained on this split"}
+            reason = row.get("reason") or REASON
+            line += [accuracy_cell(row, notes, reason), percent_cell(row, "macro_recall", notes, reason)]
+        lines.append(line)
+    notes.add("Each cell: accuracy (95 % interval), n of its own test part; the two test parts hold different photos")
+    header = ["model, 17 classes", "senders apart", "macro recall", "blind to senders", "macro recall"]
+    return markdown(header, lines) + notes.text()
 
 
 def _ends(rows, field, unit, digits, notes):

@@ -165,7 +165,10 @@ def answers(records):
         if answer is None:
             answer = f"not run: notebook {question.notebook} measures this (`make full`)"
         lines.append([question.study, words(question.published), words(answer)])
-    return markdown(["study", "what it says or asks", "answer"], lines) + Notes(records, *records).text()
+    return (
+        markdown(["study", "what it says or asks", "answer"], lines)
+        + Notes(records, TRAINING, COSTS, QUANTIZATION).text()
+    )
 
 
 def text_summary(records):

@@ -37,14 +37,11 @@ def banner(profile, dataset):
 def finished_or_trained(rows, name, dataset, profile):
     """The run of a row where it is finished or the profile is full; else None, and a printed sentence says why."""
     if name not in rows:
-        print(f"{name} is not part of this profile with these photos: fine-tuning drawn garments would teach nothing")
+        print(f"{name} is not part of the {profile} profile with these photos")
         return None
     config = rows[name].run
     if profile != "full" and not find_finished(config.run_id_for(dataset.fingerprint), runs_dir()):
-        print(
-            f"{rows[name].title} was not run: the quick profile trains nothing for half an hour, "
-            "and no finished run is at hand"
-        )
+        print(f"{rows[name].title} was not run: it belongs to the full profile, and no finished run is at hand")
         return None
     return training.train(config, dataset, verbose=0)
 
@@ -159,6 +156,40 @@ def seeds_table():
     ).reset_index()
 
 
+def record_split(row, dataset, run, folder=None):
+    """Write to `results/splits.json` what a row gave on one kind of split; other lines stay. Returns the path.
+
+    Args:
+        row: study.Row.
+        dataset: its Dataset, split in that way.
+        run: its Run, trained on that split.
+        folder: of the record; default: the project's results/.
+    """
+    folder = pathlib.Path(folder or PROJECT / "results")
+    kept = results.read("splits", folder)["metrics"]["splits"] if (folder / "splits.json").exists() else []
+    kept = [line for line in kept if (line["row"], line["split"]) != (row.id, dataset.split)]
+    test = dataset.part("test")
+    verdict = evaluation.evaluate(run.predict, test, dataset.classes, name=row.title)
+    known = test["sender"].isin(set(dataset.part("train")["sender"]))
+    kept.append(
+        {
+            "row": row.id, "title": row.title, "dataset": dataset.name, "split": dataset.split, "n": verdict.n,
+            "from_known_senders": int(known.sum()), "accuracy": verdict.accuracy,
+            "accuracy_low": verdict.accuracy_low, "accuracy_high": verdict.accuracy_high,
+            "macro_recall": verdict.macro_recall, "epochs": len(run.history), "best_epoch": int(run.best_epoch),
+            "seed": run.config.seed, "conditions": row.note, "run_id": run.run_id,
+        }
+    )  # fmt: skip
+    return results.write("splits", {}, {"splits": kept}, "full", dataset.name, folder)
+
+
+def splits_table():
+    """The same training on a sender-grouped and on a random split, as recorded in `results/splits.json`."""
+    record = results.read("splits", PROJECT / "results")
+    columns = ["title", "split", "n", "from_known_senders", "accuracy", "accuracy_low", "accuracy_high", "macro_recall"]
+    return pd.DataFrame(record["metrics"]["splits"])[columns]
+
+
 def cost_points(closing):
     """What an accuracy costs: the measured headline rows as plots.accuracy_against_cost wants them, one a judgement.
 
@@ -236,13 +267,15 @@ def _row(row, run, verdict, dataset):
         "classes": len(dataset.classes),
         "input_size": row.run.input_size,
         "model": row.run.model,
-        "headline": row.run.mode != "scratch",
+        "headline": row.run.mode != "scratch" and not row.run.balance_to,
         "published_accuracy": row.published,
         "conditions": row.note,
     }
     if run is None or verdict is None:
         reason = "fine-tuning belongs to the full profile, and no finished run is at hand"
-        if row.run.mode == "frozen":
+        if row.run.balance_to:
+            reason = "balancing belongs to the full profile, and no finished run is at hand"
+        elif row.run.mode == "frozen":
             reason = "the pretrained weights could not be had on this machine"
         return {**common, "status": "not run", "reason": reason}
     cost = flops.count(run.model())
