@@ -195,9 +195,16 @@ def test_accuracy_against_cost():
     table = pd.DataFrame(rows, columns=["model", "macs", "accuracy", "accuracy_low", "accuracy_high"])
     page = plots.accuracy_against_cost(table, title="Figure 17")
     png(page)
-    assert "Lite0: 93.0%" in words(page)
+    said = words(page)
+    assert "93.0%" in said and "2,100" in said
+    names = [label.get_text() for label in page.axes[0].get_yticklabels()]
+    assert names == ["Lite0", "Baseline CNN"]  # the best on top
     both = pd.concat([table.assign(judged="official test"), table.assign(judged="people never seen")])
-    png(plots.accuracy_against_cost(both, log=False))
+    page = plots.accuracy_against_cost(pd.concat([both.assign(group="10 classes"), table.assign(group="17 classes")]))
+    png(page)
+    assert "17 classes" in words(page)
+    with pytest.raises(ValueError, match="stands in the table with two values of macs"):
+        plots.accuracy_against_cost(pd.concat([table, table.assign(macs=4e8)]))
 
 
 def test_mistakes(photos):

@@ -56,19 +56,38 @@ GROWTH = {
 }
 SEEDS = [{**COMMON, "title": "Net", "n": 372, "seed": seed, "accuracy": 0.88 + seed / 100} for seed in range(3)]
 
-
 JUDGED = {"title": "Net", "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "macro_recall": 0.3}
 SPLITS = [JUDGED | {"split": "grouped", "n": 1006}, JUDGED | {"split": "random", "n": 765, "accuracy": 0.7}]
+TRIALS = [
+    {"photos": "clothing-10", "recipe": f"try-{number}", "n": 341, "validation_accuracy": 0.9 + number / 100,
+     "low": 0.8, "high": 0.95, "best_epoch": 4, "minutes": 18.7,
+     "config": {"name": "x", "epochs": 8, "mixup": number / 10}}
+    for number in (1, 2)
+]  # fmt: skip
+FILE = {"accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95, "agreement": 0.99, "gzip_bytes": 3_000_000}
+FILES = {
+    "models": [
+        {"row": "b-one", "title": "MobileNetV2, frozen", "classes": 10, "n": 372,
+         "schemes": {"float32": FILE | {"size_bytes": 9_000_000}, "int8": FILE | {"size_bytes": 3_000_000}}}
+    ],
+    "machines": {"old": "an older machine"},
+    "times": [
+        {"row": "b-one", "scheme": scheme, "cpu": "old", "median_ms": ms, "ratio": ms / 10, "ratio_low": ms / 11,
+         "ratio_high": ms / 9} for scheme, ms in (("float32", 10.0), ("int8", 5.0))
+    ],
+}  # fmt: skip
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A ledger of all three notebooks."""
+    """A ledger of all three notebooks and of the commands."""
+    results.write("deployment", {}, FILES, "full", "clothing-10", tmp_path)
     results.write(NAME, {"SEED": 0}, {"rows": ROWS, "best_ten": "b-one"}, "full", "clothing-10", tmp_path)
     results.write("02_receptive_field_and_flops", {}, {"models": MODELS}, "full", "clothing-10", tmp_path)
     metrics = {"schemes": SCHEMES, "machine": "a quiet machine", "answers": {"a_pruning": "pruned <well>"}} | DEPLOYED
     results.write("03_quantization", {}, metrics, "full", "clothing-10", tmp_path)
     results.write("growth", {}, GROWTH, "full", "sketches", tmp_path)
+    results.write("trials", {}, {"trials": TRIALS}, "full", "clothing-10", tmp_path)
     results.write("seeds", {}, {"seeds": SEEDS}, "full", "clothing-10", tmp_path)
     results.write(
         "splits",
@@ -252,16 +271,62 @@ def test_the_folder_follows_the_environment(tmp_path, monkeypatch):
 
 
 def test_the_headline_joins_the_three_notebooks(folder):
+    (folder / "deployment.json").unlink()
     table = results_tables.TABLES["headline"](results.read_all(folder))
     first, second = cells(table)[2:]
     assert first == [
-        "MobileNetV2, frozen", "2", "224", "75.0 % (30.1–95.4), 4", "84.0 % (82.3–85.7), 3,781", "2.27", "300.0",
-        "600.0", "8,930 / 2,740", "20.0 / 21.0",
+        "MobileNetV2, frozen", "2, 224", "75.0 % (30.1–95.4), 4", "84.0 % (82.3–85.7), 3,781", "2.27 / 300.0 / 600.0",
+        "8,930 / 2,740", "20.0 / 21.0", "ImageNet",
     ]  # fmt: skip
-    assert second[3] == second[4] == "not run [1]"
+    assert second[2] == second[3] == "not run [1]"
     assert "[1] Not run: no time for it." in table
     assert "Milliseconds: a quiet machine." in table
-    assert "weights ImageNet" in table
+
+
+def test_the_headline_prefers_the_sitting_in_which_all_models_were_timed(folder):
+    records = results.read_all(folder)
+    table = results_tables.TABLES["headline"](records)
+    # Converted together; their times are another processor's than the one that wrote the record.
+    assert cells(table)[2][5:7] == ["9,000 / 3,000", "not run [1]"] and "quiet" not in table
+    records["deployment"]["environment"]["cpu"] = "old"
+    table = results_tables.TABLES["headline"](records)
+    assert cells(table)[2][6] == "10.0 / 5.0" and "Milliseconds: an older machine." in table
+
+
+def test_files_show_a_ratio_for_each_processor(folder):
+    record = results.read("deployment", folder)
+    new = [line | {"cpu": "new", "ratio": 1.05, "ratio_low": 1.0, "ratio_high": 1.1} for line in FILES["times"]]
+    record["metrics"]["times"] += new
+    record["metrics"]["machines"]["new"] = "a newer machine"
+    table = results_tables.TABLES["deployment"]({"deployment": record})
+    header, _, line = cells(table)
+    assert header[-2:] == [f"time, float32 = 1: dynamic range / int8, {cpu}" for cpu in ("old", "new")]
+    assert line[-2:] == ["not run [1] / 0.50", "not run [1] / 1.05"]
+    assert line[:7] == [
+        "MobileNetV2, frozen, 10 classes", "90.0 % (80.0–95.0)", "not run [1]", "90.0 % (80.0–95.0)", "372",
+        "not run [1] / 99.0 %", "9,000 / not run [1] / 3,000",
+    ]  # fmt: skip
+    assert "no file to ship" not in table
+    record["metrics"]["models"][0]["schemes"]["int8"]["agreement"] = 0.185
+    table = results_tables.TABLES["deployment"]({"deployment": record})
+    assert "MobileNetV2, frozen, 10 classes: int8 is no file to ship, it answers like float32 on 18.5 %" in table
+
+
+def test_the_92_percent_stand_beside_the_best_on_a_split_blind_to_senders(folder):
+    records = results.read_all(folder)
+    said = "on a split blind to senders, Net: 70.0 % (40.0–60.0, n = 765)"
+    assert said not in results_tables.TABLES["answers"](records)  # no row of notebook 1 to stand beside
+    records[NAME]["metrics"]["rows"][0] |= {"id": "a-lite0-fine"}
+    assert f"n = 4); and {said} |" in results_tables.TABLES["answers"](records)
+
+
+def test_whether_int8_is_faster_is_answered_by_processor(folder):
+    records = results.read_all(folder)
+    records["03_quantization"]["metrics"]["schemes"] = [{"row": "b-lite0-fine", "scheme": "int8", "latency_ratio": 0.5}]
+    records["03_quantization"]["environment"]["cpu"] = "with VNNI"
+    records["deployment"]["metrics"]["times"][1] |= {"row": "b-lite0-fine"}
+    answers = results_tables.TABLES["answers"](records)
+    assert "with VNNI: 0.50; old: 0.50 (0.45–0.56)" in answers
 
 
 def test_a_row_split_by_sender_stands_under_people_never_seen(folder):
@@ -269,8 +334,8 @@ def test_a_row_split_by_sender_stands_under_people_never_seen(folder):
     row = records[NAME]["metrics"]["rows"][0]
     row |= {"split": "grouped", "sender_low": 0.5, "sender_high": 0.9}
     cell = cells(results_tables.TABLES["headline"](records))[2]
-    assert cell[3].startswith("–")
-    assert cell[4] == "75.0 % (50.0–90.0), 4"
+    assert cell[2].startswith("–")
+    assert cell[3] == "75.0 % (50.0–90.0), 4"
 
 
 def test_published_stands_beside_measured(folder):
@@ -287,13 +352,16 @@ def test_costs_schemes_and_answers(folder):
     assert cells(results_tables.TABLES["costs"](records))[2][-3:] == ["491", "32", "491"]
     schemes = cells(results_tables.TABLES["schemes"](records))
     assert schemes[3][:3] == ["MobileNetV2", "int8", "87.0 % (83.0–90.0), 372"]
-    assert schemes[3][6] == "not run [1]"  # no gzip size in this record
-    assert schemes[3][7] == "300.0"
+    assert schemes[3][5] == "2,740 / not run [1]"  # no gzip size in this record
+    assert schemes[3][6:] == ["300.0", "21.0 (1.05)"]
     answers = results_tables.TABLES["answers"](records)
     assert "pruned &lt;well&gt;" in answers  # a notebook's own words go before those made here
     assert "int8 with XNNPACK 0.71, slowest reference kernels 21.0, Keras predict 7.2" in answers
     assert "384.5 M MACs and its int8 file 384.6 M; the file's `Mean` operators alone come to 2,369,248" in answers
-    assert "float32 87.0 %, int8 87.0 %, agreement 98.0 %, 3.3 times smaller" in answers
+    assert "float32 87.0 %, int8 87.0 %, agreement 98.0 %, 3.3 times smaller |" in answers
+    records["deployment"]["metrics"]["models"][0]["row"] = "a-b0-frozen"
+    said = "3.3 times smaller. The study's EfficientNetB0, frozen, from a warm start: float32 90.0 %, int8 90.0 % |"
+    assert said in results_tables.TABLES["answers"](records)
     record = records["03_quantization"]["metrics"]
     del record["answers"]
     answers = results_tables.TABLES["answers"](records)
@@ -332,6 +400,19 @@ def test_two_kinds_of_split_stand_side_by_side(folder):
     net, other = cells(table)[2:]
     assert net == ["Net", "50.0 % (40.0–60.0), 1,006", "30.0 %", "70.0 % (40.0–60.0), 765", "30.0 %"]
     assert other[1:3] == ["not run [1]"] * 2 and "[1] Not run: not trained on this split." in table
+
+
+def test_trials_show_the_best_on_validation_first(folder):
+    best, other = cells(results_tables.TABLES["trials"](results.read_all(folder)))[2:]
+    assert best == [
+        "clothing-10",
+        "`try-2`",
+        "learning rate 0.001, epochs 8, mixup 0.2",
+        "92.0 % (80.0–95.0), 341",
+        "4",
+        "19",
+    ]
+    assert other[1] == "`try-1`"
 
 
 def test_answers_say_nothing_of_the_drawings_that_growth_was_measured_on(folder):

@@ -68,9 +68,10 @@ def test_baselines_can_have_a_profile_of_their_own():
         study.rows("full", baselines="slow")
 
 
-def test_the_chosen_recipe_is_the_best_of_the_trials_on_validation():
-    table = study_tables.trials_table()
-    assert table.loc[0, "recipe"] == "b-lite0-fine"
+@pytest.mark.parametrize(("photos", "chosen"), [("clothing-10", "b-lite0-fine"), ("clothing-17", "a-baseline")])
+def test_the_chosen_recipe_is_the_best_of_the_trials_on_validation(photos, chosen):
+    table = study_tables.trials_table(photos)
+    assert table.loc[0, "recipe"] == chosen
     assert set(table["recipe"]) <= set(study.trials())
     assert (table["low"] < table["validation_accuracy"]).all() and (table["validation_accuracy"] < table["high"]).all()
 
@@ -192,15 +193,56 @@ def test_points_of_the_cost_figure_say_how_they_were_judged():
         "classes": 10,
         "macs": 5,
         "status": "measured",
-        "headline": True,
         "split": "official",
+        "model": "mobilenet_v2",
+        "input_size": 224,
+        "n_senders": 5,
+        "sender_low": 0.5,
+        "sender_high": 0.95,
         **interval,
     }
     folds = {"accuracy": 0.7, "accuracy_low": 0.6, "accuracy_high": 0.8, "n": 3}
     unseen = row | {"split": "grouped", "classes": [f"class {number}" for number in range(17)]}
-    points = study_tables.cost_points(
-        [row | {"grouped": folds}, unseen, row | {"headline": False}, {"status": "not run"}]
-    )
-    assert points["judged"].tolist() == ["official test", "people never seen", "people never seen"]
+    small = row | {"model": "baseline_cnn", "input_size": 32}
+    points = study_tables.cost_points([unseen, row | {"grouped": folds}, small, {"status": "not run"}])
+    assert points["judged"].tolist() == ["official test (5 people)", "people never seen", "people never seen"]
     assert points["accuracy"].tolist() == [0.9, 0.7, 0.9]
-    assert points["model"].tolist() == ["Net, 10 classes"] * 2 + ["Net, 17 classes"]
+    assert points["group"].tolist() == ["10 classes"] * 2 + ["17 classes"]
+    assert points.loc[2, ["accuracy_low", "accuracy_high"]].tolist() == [0.5, 0.95]  # over senders
+
+
+def test_a_trial_that_is_not_at_hand_keeps_its_line(tmp_path, monkeypatch):
+    known = {name: study.Row(name, name, "B", "clothing-10", None, run) for name, run in study.trials().items()}
+    data = {"clothing-10": types.SimpleNamespace(
+        name="clothing-10", split="official", fingerprint="0", frame=pd.DataFrame({"split": ["validation"] * 10})
+    )}  # fmt: skip
+    at_hand = {known["b-lite0-fine"].run.run_id_for("0"): 0.9, known["try-progressive"].run.run_id_for("0"): 0.8}
+
+    def find(run_id, folder):
+        run = fake_run([at_hand[run_id]], 1) if run_id in at_hand else None
+        if run:
+            run.run_id, run.duration_s = run_id, 60.0
+        return run
+
+    monkeypatch.setattr(study_tables, "find_finished", find)
+    study_tables.record_trials(data, known, tmp_path / "results")
+    at_hand = {known["b-lite0-fine"].run.run_id_for("0"): 0.7}
+    study_tables.record_trials(data, known, tmp_path / "results")
+    monkeypatch.setattr(study_tables, "PROJECT", tmp_path)
+    table = study_tables.trials_table("clothing-10").set_index("recipe")
+    assert table["validation_accuracy"].to_dict() == {"try-progressive": 0.8, "b-lite0-fine": 0.7}
+    assert "progressive [128, 160, 192]" in table.loc["try-progressive", "choices"]
+
+
+def test_the_command_keeps_what_a_finished_run_predicted(monkeypatch, capsys):
+    from utils import datasets, training
+
+    kept = []
+    monkeypatch.setattr(datasets, "load", lambda name, split=None: types.SimpleNamespace(name=name, fingerprint="0"))
+    monkeypatch.setattr(training, "load", lambda run_id: run_id)
+    monkeypatch.setattr(
+        training, "export_record", lambda run, data: kept.append((run, data.name)) or types.SimpleNamespace(name=run)
+    )
+    assert study.main(["--keep", "a-baseline"]) == 0
+    run_id = study.rows("full")["a-baseline"].run.run_id_for("0")
+    assert kept == [(run_id, "clothing-17")] and f"a-baseline: {run_id}" in capsys.readouterr().out

@@ -54,7 +54,7 @@ def probe_recipe(backbone, classes, input_size=224, class_weight=None):
     return fit_predict
 
 
-def random_against_grouped(dataset, backbone, input_size=224, k=5, seed=0):
+def random_against_grouped(dataset, backbone, input_size=224, k=5, seed=0, protocols=("random", "grouped")):
     """The same probe judged by k-fold cross-validation twice: folds blind to senders, and folds grouped by sender.
 
     Args:
@@ -62,9 +62,10 @@ def random_against_grouped(dataset, backbone, input_size=224, k=5, seed=0):
         backbone, input_size: as in :func:`probe_recipe`.
         k: folds.
         seed: of the folds.
+        protocols: "random", "grouped", or both.
 
     Returns:
-        dict, protocol ("random", "grouped") -> GroupedCV.
+        dict, protocol -> GroupedCV.
     """
     recipe = probe_recipe(backbone_at_hand(backbone), dataset.classes, input_size)
     return {
@@ -77,7 +78,7 @@ def random_against_grouped(dataset, backbone, input_size=224, k=5, seed=0):
             protocol=protocol,
             name=f"{dataset.name}, {protocol}",
         )
-        for protocol in ("random", "grouped")
+        for protocol in protocols
     }
 
 

@@ -1,7 +1,5 @@
 """Figures about how good a classifier is: confusions, calibration, classes, senders, protocols, cost."""
 
-import math
-
 import numpy as np
 import seaborn
 
@@ -250,20 +248,26 @@ def balancing_order(table, title=None):
     return style.titled(page, title)
 
 
-def accuracy_against_cost(table, cost="macs", unit=1e6, label="MACs (millions)", title=None, log=True):
-    """Accuracy with its interval against what it costs, one marker a model, named beside it.
+def accuracy_against_cost(table, cost="macs", unit=1e6, label="MACs (millions)", title=None):
+    """Accuracy with its interval, and beside it what it costs: one line a model, the best on top.
+
+    Costs of small networks lie close together or far apart, so that points over a cost axis hide one another; two
+    panels with common lines show both numbers at once.
 
     Args:
-        table: DataFrame: model, accuracy, accuracy_low, accuracy_high and the column `cost`; with a column `judged`
-            (such as "official test", "people never seen") colours tell the judgements apart.
-        cost: column on the x axis.
-        unit: divide the cost by this. Rows of nearly one cost are drawn side by side, each 1.5 % further to the right.
-        label: of the x axis.
+        table: DataFrame: model, accuracy, accuracy_low, accuracy_high (0..1) and the column `cost`; with a column
+            `judged` (such as "official test", "people never seen") a model has a point for each; with a column
+            `group` (such as "10 classes") the lines stand in groups, for accuracies that cannot be compared.
+        cost: column of the right panel; one value a model.
+        unit: divide the cost by this.
+        label: of the right panel.
         title: above the figure.
-        log: logarithmic x axis.
 
     Returns:
         Figure.
+
+    Raises:
+        ValueError: a column is missing, or a model has two costs.
 
     Example:
         >>> import pandas as pd
@@ -272,33 +276,60 @@ def accuracy_against_cost(table, cost="macs", unit=1e6, label="MACs (millions)",
         >>> page = accuracy_against_cost(pd.DataFrame(rows, columns=names))
     """
     style.need(table, "model", cost, "accuracy", "accuracy_low", "accuracy_high")
-    page, axes = style.figure(10.9, 5.6)
-    axis = axes[0, 0]
-    models = list(dict.fromkeys(table["model"]))
-    groups = list(dict.fromkeys(table["judged"])) if "judged" in table else [None]
-    crowd = {}  # points of equal cost stand side by side, else their bars would hide each other
+    table = table.assign(**{name: "" for name in ("judged", "group") if name not in table})
+    torn = table.groupby(["group", "model"])[cost].nunique()
+    if (torn > 1).any():
+        raise ValueError(f"{torn.idxmax()[1]!r} stands in the table with two values of {cost}; name each network apart")
+    best = table.groupby(["group", "model"])["accuracy"].max()
+    groups, judgements = list(dict.fromkeys(table["group"])), list(dict.fromkeys(table["judged"]))
+    order = [
+        (group, model) for group in groups for model in best[group].sort_values(ascending=False, kind="stable").index
+    ]
+    places = {key: -number - 0.9 * groups.index(key[0]) for number, key in enumerate(order)}
+    page, axes = style.figure(9.6, 1.5 + 0.42 * (len(order) + len(groups)), 1, 2, width_ratios=(3, 1.25), sharey=True)
+    left, right = axes[0]
     for row in table.to_dict("records"):
-        near = round(math.log(row[cost]) / 0.03)
-        place = crowd[near] = crowd.get(near, -1) + 1
-        which, group = models.index(row["model"]), groups.index(row.get("judged"))
+        which = judgements.index(row["judged"])
+        alone = len(table[(table["group"] == row["group"]) & (table["model"] == row["model"])]) == 1
+        shift = 0.0 if alone else 0.18 * (len(judgements) - 1 - 2 * which)
         spread = [[abs(row["accuracy"] - row["accuracy_low"])], [abs(row["accuracy_high"] - row["accuracy"])]]
-        axis.errorbar(
-            row[cost] / unit * 1.015**place, row["accuracy"], spread, fmt=MARKERS[which % len(MARKERS)], capsize=4,
-            markersize=10,
-            color=COLOURS[(group if len(groups) > 1 else which) % len(COLOURS)], elinewidth=1.4, alpha=0.9,
-            label=f"{row['model']}: {row['accuracy']:.1%}" + (f", {row['judged']}" if row.get("judged") else ""),
+        place = places[row["group"], row["model"]] + shift
+        left.errorbar(
+            row["accuracy"], place, xerr=spread, fmt=MARKERS[which], color=COLOURS[which], markersize=9, capsize=4,
+            elinewidth=2,
         )  # fmt: skip
-    if log:
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.4g}")
-        axis.xaxis.set_minor_formatter(lambda value, _: f"{value:,.4g}" if str(f"{value:e}")[0] in "235" else "")
-        axis.tick_params(axis="x", which="minor", labelsize=TEXT - 1)
-    axis.margins(x=0.12)
-    axis.grid(color="#e5e5e5", linewidth=0.8)
-    axis.set_axisbelow(True)
-    style.percent_axis(axis)
-    page.legend(
-        *axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=TEXT - 1
-    )
-    style.labels(axis, label, "accuracy (bars: 95 % interval)")
+        left.annotate(
+            f"{row['accuracy']:.1%}", (row["accuracy_high"], place), (7, 0), textcoords="offset points", va="center",
+            fontsize=TEXT,
+        )  # fmt: skip
+    costs = table.groupby(["group", "model"])[cost].first() / unit
+    right.barh([places[key] for key in order], [costs[key] for key in order], color=GREY, height=0.5)
+    for key in order:
+        right.annotate(
+            f"{costs[key]:,.0f}", (costs[key], places[key]), (5, 0), textcoords="offset points", va="center",
+            fontsize=LABEL,
+        )  # fmt: skip
+    left.set_yticks([places[key] for key in order], [model for _, model in order], fontsize=LABEL)
+    for group in filter(None, groups):
+        top = max(place for key, place in places.items() if key[0] == group)
+        left.annotate(
+            group, (0, top + 0.72), (-8, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+            ha="right", va="center", fontsize=LABEL, fontweight="bold", annotation_clip=False,
+        )  # fmt: skip
+    left.set_ylim(min(places.values()) - 0.6, max(places.values()) + (1.1 if any(groups) else 0.6))
+    left.margins(x=0.1)
+    right.set_xlim(0, 1.3 * costs.max())
+    right.tick_params(axis="y", length=0)
+    for axis in (left, right):
+        axis.grid(axis="x", color="#e5e5e5", linewidth=0.8)
+        axis.set_axisbelow(True)
+    style.percent_axis(left, "x")
+    if any(judgements):
+        handles = [
+            left.plot([], [], marker=MARKERS[i], color=COLOURS[i], linestyle="none", markersize=9, label=name)[0]
+            for i, name in enumerate(judgements)
+        ]
+        page.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=LABEL)
+    style.labels(left, "accuracy (bars: 95 % interval)")
+    style.labels(right, label)
     return style.titled(page, title)

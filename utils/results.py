@@ -37,6 +37,11 @@ Layout of `metrics` (more keys are welcome everywhere; the tables use these):
     b0: keras_macs, int8_macs, mean_ops of EfficientNetB0 with 17 classes.
     pruning: list, kind ("weights", "channels", ...), removed (share), accuracy, accuracy_low, accuracy_high, macs_m,
         file_mb, gzip_mb.
+``deployment``
+    models: list, row (id), title, classes, n, schemes = {"float32", "int8" -> accuracy, accuracy_low, accuracy_high,
+        agreement, size_bytes, gzip_bytes, macs}.
+    times: list, row, scheme, cpu, median_ms, ratio (to the row's float32 file), ratio_low, ratio_high.
+    machines: cpu -> one sentence for beside every millisecond.
 any of them
     answers: id of a question (see `results_tables.QUESTIONS`) -> one sentence with its numbers.
 """
@@ -56,7 +61,8 @@ from utils import environment, files, results_commands, results_tables  # noqa: 
 
 SCHEMA_VERSION = 1
 NOTEBOOKS = ("01_data_and_training", "02_receptive_field_and_flops", "03_quantization")
-RECORDS = (*NOTEBOOKS, "growth", "seeds", "splits")  # the last three come from commands, which their tables name
+COMMANDS = ("growth", "seeds", "splits", "deployment", "trials")  # records that commands write; their tables name them
+RECORDS = (*NOTEBOOKS, *COMMANDS)
 PROFILES = ("quick", "full")
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 MAX_BYTES = 20_000_000

@@ -42,7 +42,8 @@ class Notes:
         """All remarks as Markdown, reasons first."""
         lines = [f"[{number}] Not run: {reason}." for number, reason in enumerate(self.reasons, 1)]
         lines += [line if line.endswith((".", "**")) else line + "." for line in self.lines]
-        return "" if not lines else "\n\n" + "<br>\n".join(f"<sub>{line}</sub>" for line in lines)
+        # Not <sub>: where it wraps, its lines are drawn on top of each other.
+        return "" if not lines else "\n\n" + "<br>\n".join(f"<small>{line}</small>" for line in lines)
 
 
 def accuracy_cell(row, notes, reason):

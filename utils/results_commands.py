@@ -1,7 +1,8 @@
-"""README's tables of what commands measured, beside those of the notebooks: growth, seeds, kinds of split."""
+"""README's tables of what commands measured, beside those of the notebooks: growth, seeds, splits, files."""
 
 import statistics
 
+from utils import run_config
 from utils.results_answers import percent
 from utils.results_cells import Notes, accuracy_cell, markdown, not_run, number_cell, number_of, percent_cell, words
 from utils.results_tables import table
@@ -82,6 +83,79 @@ def splits(records):
         lines.append(line)
     notes.add("Each cell: accuracy (95 % interval), n of its own test part; the two test parts hold different photos")
     header = ["model, 17 classes", "senders apart", "macro recall", "blind to senders", "macro recall"]
+    return markdown(header, lines) + notes.text()
+
+
+@table("trials")
+def trials(records):
+    """Recipes that were tried, and what each gave on validation."""
+    if "trials" not in records:
+        return "*Not run yet: `python -m utils.study --record` writes this table.*"
+    lines, notes = [], Notes({})
+    rows = [row for row in records["trials"]["metrics"].get("trials") or [] if not not_run(row)]
+    for row in sorted(rows, key=lambda row: (words(row.get("photos")), -(number_of(row, "validation_accuracy") or 0))):
+        judged = {"accuracy": row.get("validation_accuracy"), "accuracy_low": row.get("low"), "n": row.get("n")}
+        lines.append(
+            [
+                words(row.get("photos")), f"`{words(row.get('recipe'))}`",
+                words(run_config.in_words(row.get("config") or {})) or "–",
+                accuracy_cell({**judged, "accuracy_high": row.get("high")}, notes, REASON),
+                number_cell(row, "best_epoch", 1, 0, notes, REASON), number_cell(row, "minutes", 1, 0, notes, REASON),
+            ]
+        )  # fmt: skip
+    notes.add(
+        "Validation ranks recipes and is no result: the ten-class part shares senders with train; each with seed 0"
+    )
+    header = ["photos", "recipe", "what sets it apart", "validation accuracy (95 %), n", "epoch kept", "minutes"]
+    return markdown(header, lines) + notes.text()
+
+
+FILES = {"float32": "float32", "dynamic_range": "dynamic range", "int8": "int8"}
+BROKEN = 0.9  # an agreement with float32 below this is said in words
+
+
+@table("deployment")
+def deployment(records):
+    """Every trained model as three files: answers, bytes, and time on each processor so far."""
+    if "deployment" not in records:
+        return "*Not run yet: `python -m utils.study_files` writes this table.*"
+    metrics, notes = records["deployment"]["metrics"], Notes({})
+    machines, small = metrics.get("machines") or {}, [scheme for scheme in FILES if scheme != "float32"]
+    times = {
+        tuple(words(line.get(key)) for key in ("row", "cpu", "scheme")): line for line in metrics.get("times") or []
+    }
+
+    def ratio(model, cpu, scheme):
+        line = times.get((words(model.get("row")), words(cpu), scheme))
+        return number_cell(line, "ratio", 1, 2, notes, REASON)
+
+    lines = []
+    for model in metrics.get("models") or []:
+        found = {scheme: model.get("schemes", {}).get(scheme) or {} for scheme in FILES}
+        title = f"{words(model.get('title'))}, {words(model.get('classes'))} classes"
+        lines.append(
+            [
+                title,
+                *(accuracy_cell(one, notes, REASON) for one in found.values()),
+                number_cell(model, "n", 1, 0, notes, REASON),
+                " / ".join(percent_cell(found[scheme], "agreement", notes, REASON) for scheme in small),
+                " / ".join(number_cell(one, "size_bytes", 1e3, 0, notes, REASON) for one in found.values()),
+                *(" / ".join(ratio(model, cpu, scheme) for scheme in small) for cpu in machines),
+            ]
+        )  # fmt: skip
+        for scheme in small:
+            agreement = number_of(found[scheme], "agreement")
+            if agreement is not None and agreement < BROKEN:
+                notes.add(
+                    f"{title}: {FILES[scheme]} is no file to ship, it answers like float32 on {percent(agreement)}"
+                )
+    names = " / ".join(FILES[scheme] for scheme in small)
+    header = [
+        "model", *(f"{title}: accuracy (95 %)" for title in FILES.values()), "n", f"agreement: {names}",
+        f"KB: float32 / {names}", *(f"time, float32 = 1: {names}, {words(cpu)}" for cpu in machines),
+    ]  # fmt: skip
+    for machine in machines.values():
+        notes.add(f"Times: {words(machine)}")
     return markdown(header, lines) + notes.text()
 
 

@@ -23,6 +23,7 @@ from utils.results_cells import (
 )
 
 TRAINING, COSTS, QUANTIZATION = "01_data_and_training", "02_receptive_field_and_flops", "03_quantization"
+DEPLOYMENT = "deployment"  # every model as a file, by a command
 CARD_SENDERS = 10  # people that a model card names; the others are counted
 TABLES = {}
 
@@ -42,36 +43,32 @@ def headline(records):
     """Model, accuracy on the official test and on people whom it has never seen, cost, size, latency."""
     if missing := not_yet(records, TRAINING):
         return missing
-    rows = rows_of(records)
-    shown = [row for row in rows if row.get("headline")] or [row for row in rows if not _is_baseline(row)]
-    notes = Notes(records)
-    header = [
-        "model", "classes", "input", "official test: accuracy (95 %), n", "people never seen: accuracy (95 %), n",
-        "params (M)", "MACs (M)", "FLOPs (M)", "float / int8 (KB)", "float / int8 (ms)",
+    rows = [row for row in rows_of(records) if row.get("headline", not _is_baseline(row))]
+    rows = [row for row in rows if not (_is_baseline(row) and not_run(row))]  # its network stands there once already
+    notes, header = Notes(records), [
+        "model", "classes, input", "official test: accuracy (95 %), n", "people never seen: accuracy (95 %), n",
+        "params / MACs / FLOPs (M)", "float / int8 (KB)", "float / int8 (ms)", "weights",
     ]  # fmt: skip
     lines = []
-    for row in shown:
-        official, grouped = _judgements(row, notes)
-        cost = _cost(records, row)
+    for row in sorted(rows, key=lambda row: (_classes(row) or 0, -(number_of(row, "accuracy") or 0))):
+        judged, cost = _judgements(row, notes), _cost(records, row)
         files = {scheme: _scheme(records, row, scheme) for scheme in ("float32", "int8")}
-        if row.get("weights") and not not_run(row):
-            notes.add(f"{row.get('title')}: weights {row['weights']}")
+        counted = [
+            number_cell(cost, field, 1e6, digits, notes, "notebook 2 has not counted this model")
+            for field, digits in (("params", 2), ("macs", 1), ("flops", 1))
+        ]
         lines.append(
             [
                 words(row.get("title", row.get("id"))) + notes.mark(row),
-                _classes(row),
-                row.get("input_size"),
-                official,
-                grouped,
-                number_cell(cost, "params", 1e6, 2, notes, "notebook 2 has not counted this model"),
-                number_cell(cost, "macs", 1e6, 1, notes, "notebook 2 has not counted this model"),
-                number_cell(cost, "flops", 1e6, 1, notes, "notebook 2 has not counted this model"),
-                pair_cell(files, "size_bytes", 1e3, 0, notes, "notebook 3 has not converted this model"),
-                pair_cell(files, "latency_ms", 1, 1, notes, "notebook 3 has not timed this model"),
+                f"{_classes(row)}, {row.get('input_size')}",
+                *judged,
+                counted[0] if len(set(counted)) == 1 else " / ".join(counted),
+                pair_cell(files, "size_bytes", 1e3, 0, notes, "`python -m utils.study_files` has not converted it"),
+                pair_cell(files, "latency_ms", 1, 1, notes, "`python -m utils.study_files` has not timed it"),
+                words(row.get("weights") or "–"),
             ]
         )
-    machine = records.get(QUANTIZATION, {}).get("metrics", {}).get("machine")
-    if machine:
+    for machine in _machines(records):
         notes.add(f"Milliseconds: {words(machine)}")
     notes.add("Intervals: Wilson over photos on the official test, bootstrap over senders for people never seen")
     return markdown(header, lines) + notes.text()
@@ -127,25 +124,27 @@ def schemes(records):
     metrics = records[QUANTIZATION]["metrics"]
     notes = Notes(records, QUANTIZATION)
     header = [
-        "model", "scheme", "accuracy (95 %), n", "macro F1", "agrees with float", "file (KB)", "gzip (KB)", "MACs (M)",
-        "ms (median)", "time, float32 = 1",
+        "model", "scheme", "accuracy (95 %), n", "macro F1", "agrees with float", "file / gzip (KB)", "MACs (M)",
+        "median ms (float32 = 1)",
     ]  # fmt: skip
     lines = []
     for row in metrics.get("schemes") or []:
         row = _with_photos(records, row)
         reason = row.get("reason") or "notebook 3 gives no such number"
+        sizes = [number_cell(row, field, 1e3, 0, notes, reason) for field in ("size_bytes", "gzip_bytes")]
+        time = number_cell(row, "latency_ms", 1, 1, notes, reason)
+        ratio = number_cell(row, "latency_ratio", 1, 2, notes, reason)
+        classes = f", {row['classes']} classes" if row.get("classes") else ""
         lines.append(
             [
-                words(row.get("model", "–")),
+                words(row.get("model", "–")) + classes,
                 words(row.get("title") or row.get("scheme")) + notes.mark(row, QUANTIZATION),
                 accuracy_cell(row, notes, reason),
                 percent_cell(row, "macro_f1", notes, reason),
                 percent_cell(row, "agreement", notes, reason),
-                number_cell(row, "size_bytes", 1e3, 0, notes, reason),
-                number_cell(row, "gzip_bytes", 1e3, 0, notes, reason),
+                " / ".join(sizes),
                 number_cell(row, "macs", 1e6, 1, notes, reason),
-                number_cell(row, "latency_ms", 1, 1, notes, reason),
-                number_cell(row, "latency_ratio", 1, 2, notes, reason),
+                time if time == ratio else f"{time} ({ratio})",
             ]
         )
     if metrics.get("machine"):
@@ -222,7 +221,7 @@ def _card(records, name):
             f"Sender-grouped {grouped.get('k')}-fold: {accuracy_cell(grouped, notes, None)} "
             f"({words(grouped.get('conditions', ''))})"
         )
-    int8 = _scheme(records, row, "int8")
+    int8 = _of_notebook_3(records, row, "int8")
     if int8 and not not_run(int8):
         said.append(
             f"int8 file: {accuracy_cell(int8, notes, None)}, agreement with float {100 * int8['agreement']:.1f} %"
@@ -243,7 +242,7 @@ def _card(records, name):
     )
     rest = len(row["per_sender"]) - CARD_SENDERS
     if rest > 0:
-        senders += f"\n\n<sub>and {rest} people with fewer photos each.</sub>"
+        senders += f"\n\n<small>and {rest} people with fewer photos each.</small>"
     return "\n".join(f"- {line}." for line in said) + f"\n\n{classes}\n\n{senders}" + notes.text()
 
 
@@ -331,8 +330,32 @@ def _cost(records, row):
 
 
 def _scheme(records, row, scheme):
+    """A row's file in one scheme: as all models were converted and timed together, else as notebook 3 did."""
+    metrics = records.get(DEPLOYMENT, {}).get("metrics", {})
+    line = next((one for one in metrics.get("models") or [] if one.get("row") == row.get("id")), None)
+    if line and scheme in line.get("schemes", {}):
+        cpu = records[DEPLOYMENT]["environment"].get("cpu")
+        times = (
+            time for time in metrics.get("times") or []
+            if (time.get("row"), time.get("scheme"), time.get("cpu")) == (row.get("id"), scheme, cpu)
+        )  # fmt: skip
+        return {"n": line.get("n"), **line["schemes"][scheme], "latency_ms": next(times, {}).get("median_ms")}
+    return _of_notebook_3(records, row, scheme)
+
+
+def _of_notebook_3(records, row, scheme):
+    """A row's file as notebook 3 made and judged it: the int8 ones are those that ship."""
     listed = records.get(QUANTIZATION, {}).get("metrics", {}).get("schemes") or []
     return next((s for s in listed if s.get("row") == row.get("id") and s.get("scheme") == scheme), None)
+
+
+def _machines(records):
+    """What belongs beside the milliseconds of the headline table: one sentence a sitting."""
+    deployment = records.get(DEPLOYMENT)
+    if deployment is None:
+        return filter(None, [records.get(QUANTIZATION, {}).get("metrics", {}).get("machine")])
+    machines = deployment["metrics"].get("machines") or {}
+    return filter(None, [machines.get(deployment["environment"].get("cpu"))])
 
 
 def _with_photos(records, row):

@@ -23,6 +23,22 @@ HEAD_INITS = ("probe", "random")
 AUGMENTS = (None, "light", "strong", "study_b")
 BASELINE = "baseline_cnn"
 
+TOLD_APART_BY = (
+    "learning_rate", "class_weights", "balance_to", "epochs", "progressive", "augment", "mixup", "cutmix", "ema",
+    "teacher",
+)  # fmt: skip
+
+
+def in_words(choices):
+    """What sets a recipe apart from others, out of :meth:`RunConfig.to_dict`, in a few words.
+
+    Example:
+        >>> in_words({"name": "a", "epochs": 9, "mixup": 0.2})
+        'learning rate 0.001, epochs 9, mixup 0.2'
+    """
+    choices = {"learning_rate": RunConfig.learning_rate} | choices  # to_dict leaves out what has its default
+    return ", ".join(f"{key.replace('_', ' ')} {choices[key]}" for key in TOLD_APART_BY if key in choices)
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:

@@ -151,7 +151,9 @@ def main(argv=None):
     parser.add_argument("--profile", choices=("quick", "full"), default="quick")
     parser.add_argument("--data", choices=("auto", "sketches"), default="auto")
     parser.add_argument(
-        "--baselines", choices=("quick", "full"), help="profile of study A's two baseline networks alone"
+        "--baselines",
+        choices=("quick", "full", "finished"),
+        help="study A's two baseline networks: their profile; finished: no long training, show what is there",
     )
     parser.add_argument("--render", action="store_true", help="replace the committed notebooks by the executed ones")
     options = parser.parse_args(argv)

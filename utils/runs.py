@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from utils import files, models, pipeline, places
+from utils import files, models, pipeline, places, run_records
 from utils.run_config import BASELINE, RunConfig
 from utils.run_store import SCHEMA, DamagedRun, RunStore, assign, read_arrays, runs_dir, variables_to_arrays
 
@@ -39,6 +39,7 @@ class Run:
         weights_source: what the weights started from.
         folder: where it lies.
         finished: False for a run that is still to be trained to its end.
+        recorded: True where it ships what it predicted, and not its weights.
     """
 
     config: RunConfig
@@ -55,13 +56,26 @@ class Run:
     weights_source: str
     folder: pathlib.Path
     finished: bool
+    recorded: bool = False
+
+    def architecture(self):
+        """The full network with random weights: what costs are counted on. keras.Model, uncompiled."""
+        return build(self.config, self.classes, weights=None)
 
     def model(self):
         """The full network, images (n, s, s, 3) in 0..255 to probabilities (n, C), with the best weights.
 
         Returns:
             keras.Model, uncompiled, built anew at each call: changing it does not change the run.
+
+        Raises:
+            FileNotFoundError: the run ships as a record, without its weights; says how to have them.
         """
+        if self.recorded:
+            raise FileNotFoundError(
+                f"run {self.run_id} ships what it predicted, not its weights; "
+                "training.train(run.config, dataset, resume=False) trains it again"
+            )
         arrays = _weights(self.folder)
         alone = len(arrays) == HEAD_ARRAYS  # a shipped head: the backbone's own weights are below it
         model = build(self.config, self.classes, weights="auto" if alone else None)
@@ -90,13 +104,17 @@ class Run:
             batch_size: photos a forward pass.
 
         Returns:
-            float32 (n, C), rows in the frame's order.
+            float32 (n, C), rows in the frame's order. A run that ships as a record answers from it (`id` in the frame).
 
         Raises:
-            ValueError: unknown `tta`, or a file that cannot be decoded.
+            ValueError: unknown `tta`, a file that cannot be decoded, or a photo or `tta` that a record does not hold.
         """
         if tta not in (False, None, True, "flip"):
             raise ValueError(f"tta is {tta!r}; choose False or 'flip'")
+        if self.recorded:
+            if tta:
+                raise ValueError(f"run {self.run_id} ships what it predicted for plain photos; train it again for tta")
+            return run_records.look_up(self.folder, frame)
         parts = [np.zeros((0, len(self.classes)), np.float32)]
         for start in range(0, len(frame), 8 * batch_size):
             images = pipeline.load_images(frame.iloc[start : start + 8 * batch_size], self.config.input_size)
@@ -165,6 +183,7 @@ def from_state(state, folder):
             weights_source=str(state["weights_source"]),
             folder=pathlib.Path(folder),
             finished=state["status"] == "finished",
+            recorded="predictions" in state.get("files", {}),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedRun(f"its state does not describe a run ({error})") from error
@@ -189,7 +208,10 @@ def find_finished(run_id, folder):
         state = files.read_json(shipped / SHIPPED_STATE)
         if not isinstance(state, dict) or state.get("schema") != SCHEMA:
             raise DamagedRun(f"{SHIPPED_STATE} is not one of this version")
-        RunStore(shipped)._check(state["files"]["weights"])
+        if not state["files"]:
+            raise DamagedRun(f"{SHIPPED_STATE} names neither weights nor predictions")
+        for entry in state["files"].values():
+            RunStore(shipped)._check(entry)
         run = from_state(state, shipped)
         return run if not state.get("head_only") or _same_backbone(run) else None
     except (DamagedRun, ValueError, OSError, KeyError, TypeError) as error:
@@ -255,6 +277,34 @@ def export(run, folder=None, dtype="float16"):
     files.write_json(
         folder / SHIPPED_STATE, {**to_state(run), "schema": SCHEMA, "head_only": head_only, "files": {"weights": entry}}
     )
+    return folder
+
+
+def export_record(run, dataset, folder=None):
+    """Write a finished run as a record: ``run.json`` and what it predicts for the validation and the test part.
+
+    For runs whose numbers a table shows and whose network nobody will use: some ten kilobytes in place of megabytes.
+
+    Args:
+        run: a finished Run with its weights.
+        dataset: the Dataset that it was trained on.
+        folder: the folder to write to; default ``models/<run_id>`` of the repository, where :func:`load` looks.
+
+    Returns:
+        pathlib.Path of the folder.
+
+    Raises:
+        ValueError: the run is not finished, is a record already, or was trained on other photos.
+    """
+    if not run.finished or run.recorded:
+        raise ValueError(f"run {run.run_id} is {'a record already' if run.recorded else 'not finished'}")
+    if run.fingerprint != str(dataset.fingerprint):
+        raise ValueError(f"run {run.run_id} was trained on photos {run.fingerprint}, not {dataset.fingerprint}")
+    folder = pathlib.Path(folder) if folder else SHIPPED / run.run_id
+    frame = dataset.frame[dataset.frame["split"] != "train"]
+    entry = run_records.write(folder, frame, run.predict(frame))
+    # The state comes last and names the hash: predictions without it count as not there.
+    files.write_json(folder / SHIPPED_STATE, {**to_state(run), "schema": SCHEMA, "files": {"predictions": entry}})
     return folder
 
 

@@ -8,6 +8,7 @@ from IPython.display import Markdown
 
 from utils import evaluation, files, flops, fold_runs, models, pipeline, quantization, results, study, training
 from utils.intervals import wilson
+from utils.run_config import BASELINE, in_words
 from utils.run_store import runs_dir
 from utils.runs import find_finished
 
@@ -16,6 +17,7 @@ PUBLISHED_F1 = {
     "dress": 0.73, "hat": 0.82, "longsleeve": 0.81, "outwear": 0.80, "pants": 0.93,
     "shirt": 0.60, "shoes": 0.99, "shorts": 0.85, "skirt": 0.86, "t-shirt": 0.87,
 }  # fmt: skip
+UNSEEN = "people never seen"
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -83,36 +85,46 @@ def timing_files(backbone, classes, input_size, calibration):
     return model, made
 
 
-def record_trials(dataset, folder=None):
+def record_trials(data, known, folder=None):
     """Write `results/trials.json`: what each finished recipe of ``study.trials`` gave on validation; returns the path.
 
-    The runs themselves stay where they were trained; what was tried is a fact that readers of the notebook need too.
+    The runs themselves stay where they were trained; what was tried is a fact that readers of the notebook need too, so
+    lines of recipes that are not at hand stay as they are.
+
+    Args:
+        data: name -> Dataset.
+        known: trial id -> study.Row, which says whose photos the trial belongs to.
+        folder: of the record; default: the project's results/.
     """
-    rows, n = [], int((dataset.frame["split"] == "validation").sum())
+    folder = pathlib.Path(folder or PROJECT / "results")
+    lines = results.read("trials", folder)["metrics"]["trials"] if (folder / "trials.json").exists() else []
+    lines = {line["recipe"]: line for line in lines}
     for name, config in study.trials().items():
+        dataset = data[known[name].dataset]
         run = find_finished(config.run_id_for(dataset.fingerprint), runs_dir())
         if run is None:
             continue
+        n = int((dataset.frame["split"] == "validation").sum())
         accuracy = validation_accuracy(run)
         low, high = wilson(round(accuracy * n), n)
-        rows.append(
-            {
-                "recipe": name, "epochs": len(run.history), "best_epoch": run.best_epoch, "n": n,
-                "validation_accuracy": accuracy, "low": low, "high": high, "minutes": run.duration_s / 60,
-                "seed": config.seed, "run_id": run.run_id, "config": config.to_dict(),
-            }
-        )  # fmt: skip
-    return results.write("trials", {}, {"trials": rows}, "full", dataset.name, folder or PROJECT / "results")
+        lines[name] = {
+            "recipe": name, "photos": dataset.name, "split": dataset.split, "epochs": len(run.history),
+            "best_epoch": run.best_epoch, "n": n, "validation_accuracy": accuracy, "low": low, "high": high,
+            "minutes": run.duration_s / 60, "seed": config.seed, "run_id": run.run_id, "config": config.to_dict(),
+        }  # fmt: skip
+    ordered = [lines[name] for name in study.trials() if name in lines]
+    return results.write("trials", {}, {"trials": ordered}, "full", ", ".join(data), folder)
 
 
-def trials_table():
-    """What was tried, as recorded in `results/trials.json`: one row a recipe, best on validation first."""
+def trials_table(photos):
+    """What was tried on some photos, as recorded in `results/trials.json`: one row a recipe, best on validation first.
+
+    Args:
+        photos: "clothing-10" or "clothing-17".
+    """
     record = results.read("trials", PROJECT / "results")
-    table = pd.DataFrame(record["metrics"]["trials"])
-    shown = ("progressive", "epochs", "augment", "mixup", "cutmix", "ema")
-    table["choices"] = [
-        ", ".join(f"{key} {config[key]}" for key in shown if key in config) for config in table.pop("config")
-    ]
+    table = pd.DataFrame([line for line in record["metrics"]["trials"] if line["photos"] == photos])
+    table["choices"] = [in_words(config) for config in table.pop("config")]
     columns = ["recipe", "choices", "n", "validation_accuracy", "low", "high", "best_epoch", "minutes"]
     return table[columns].sort_values("validation_accuracy", ascending=False, ignore_index=True)
 
@@ -191,26 +203,37 @@ def splits_table():
 
 
 def cost_points(closing):
-    """What an accuracy costs: the measured headline rows as plots.accuracy_against_cost wants them, one a judgement.
+    """What an accuracy costs: the measured rows as plots.accuracy_against_cost wants them, one a judgement.
+
+    Bars for people never seen are over senders, as in README's headline table. Baselines of a reduced input are left
+    out: their cost is not that of the published network.
 
     Args:
         closing: of :func:`result_rows`.
 
     Returns:
-        DataFrame: model, judged, macs, accuracy, accuracy_low, accuracy_high.
+        DataFrame: model, group, judged, macs, accuracy, accuracy_low, accuracy_high.
     """
     points = []
     for row in closing:
-        if row["status"] != "measured" or not row["headline"]:
+        if row["status"] != "measured" or (row["model"] == BASELINE and row["input_size"] < 224):
             continue
         classes = row["classes"] if isinstance(row["classes"], int) else len(row["classes"])  # or their names
-        common = {"model": f"{row['title']}, {classes} classes", "macs": row["macs"]}
-        judged = "people never seen" if row["split"] == "grouped" else f"{row['split']} test"
-        for where, found in ((judged, row), ("people never seen", row.get("grouped"))):
-            if found is not None:
-                interval = {key: found[key] for key in ("accuracy", "accuracy_low", "accuracy_high")}
-                points.append({**common, "judged": where, **interval})
-    return pd.DataFrame(points)
+        common = {"model": row["title"], "group": f"{classes} classes", "macs": row["macs"]}
+        stranger = row["split"] == "grouped"
+        judged = f"{row['split']} test ({row['n_senders']} people)"
+        for where, found in ((UNSEEN if stranger else judged, row), (UNSEEN, row.get("grouped"))):
+            if found is None:
+                continue
+            low, high = found["accuracy_low"], found["accuracy_high"]
+            if where == UNSEEN and found.get("sender_low") is not None:
+                low, high = found["sender_low"], found["sender_high"]
+            interval = {"accuracy": found["accuracy"], "accuracy_low": low, "accuracy_high": high}
+            points.append({**common, "judged": where, **interval})
+    points = pd.DataFrame(points)
+    # The official test first, ten classes first: the order of colours and of groups.
+    points = points.sort_values("judged", key=lambda judged: judged == UNSEEN, kind="stable")
+    return points.sort_values("group", kind="stable", ignore_index=True)
 
 
 def validation_accuracy(run):
@@ -267,18 +290,21 @@ def _row(row, run, verdict, dataset):
         "classes": len(dataset.classes),
         "input_size": row.run.input_size,
         "model": row.run.model,
-        "headline": row.run.mode != "scratch" and not row.run.balance_to,
+        # A baseline at a reduced input has another cost than the published network's.
+        "headline": not row.run.balance_to and (row.run.mode != "scratch" or row.run.input_size == 224),
         "published_accuracy": row.published,
         "conditions": row.note,
     }
     if run is None or verdict is None:
         reason = "fine-tuning belongs to the full profile, and no finished run is at hand"
-        if row.run.balance_to:
-            reason = "balancing belongs to the full profile, and no finished run is at hand"
+        if row.run.mode == "scratch":
+            reason = f"about an hour of training that has not been done (`python -m utils.study {row.id}`)"
+        elif row.run.balance_to:
+            reason = f"a training that has not been done (`python -m utils.study {row.id}`)"
         elif row.run.mode == "frozen":
             reason = "the pretrained weights could not be had on this machine"
         return {**common, "status": "not run", "reason": reason}
-    cost = flops.count(run.model())
+    cost = flops.count(run.architecture())
     return {
         **common,
         "status": "measured",

@@ -12,10 +12,10 @@ import numpy as np
 from utils import callbacks, environment, models, runs, splits, training_modes
 from utils.run_config import BASELINE, RunConfig
 from utils.run_store import DamagedRun, RunStore, assign, runs_dir, variables_to_arrays
-from utils.runs import Run, export, load
+from utils.runs import Run, export, export_record, load
 from utils.training_data import class_weight_table, class_weights
 
-__all__ = ["Run", "RunConfig", "class_weight_table", "class_weights", "export", "load", "train"]
+__all__ = ["Run", "RunConfig", "class_weight_table", "class_weights", "export", "export_record", "load", "train"]
 
 
 def train(run, dataset, resume=True, strategy=None, folder=None, verbose=1, teacher=None):
