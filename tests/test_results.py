@@ -320,6 +320,14 @@ def test_the_92_percent_stand_beside_the_best_on_a_split_blind_to_senders(folder
     assert f"n = 4); and {said} |" in results_tables.TABLES["answers"](records)
 
 
+def test_a_model_that_was_not_run_is_named_among_those_that_were(folder):
+    records = results.read_all(folder)
+    rows = records[NAME]["metrics"]["rows"]
+    rows[0]["id"], rows[1]["id"] = "b-mobilenet-frozen", "b-lite0-fine"
+    said = "MobileNetV2, frozen: 75.0 % (30.1–95.4, n = 4); EfficientNet-Lite0, fine-tuned: not run |"
+    assert said in results_tables.TABLES["answers"](records)
+
+
 def test_whether_int8_is_faster_is_answered_by_processor(folder):
     records = results.read_all(folder)
     records["03_quantization"]["metrics"]["schemes"] = [{"row": "b-lite0-fine", "scheme": "int8", "latency_ratio": 0.5}]

@@ -59,9 +59,19 @@ def _said(row):
 
 
 def _accuracies(*names):
+    """The rows of these names, those that were not run by name too; None where none was run."""
+
     def answer(records):
-        rows = [row for name in names if (row := row_of(records, name))]
-        return "; ".join(f"{row['title']}: {_said(row)}" for row in rows) or None
+        if not any(row_of(records, name) for name in names):
+            return None
+        listed = {row.get("id"): row for row in rows_of(records)}
+        said = []
+        for name in names:
+            measured = row_of(records, name)
+            if measured or name in listed:
+                title = listed[name].get("title", name)
+                said.append(f"{title}: {_said(measured) if measured else 'not run'}")
+        return "; ".join(said)
 
     return answer
 
