@@ -60,7 +60,7 @@ JUDGED = {"title": "Net", "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high":
 SPLITS = [JUDGED | {"split": "grouped", "n": 1006}, JUDGED | {"split": "random", "n": 765, "accuracy": 0.7}]
 TRIALS = [
     {"photos": "clothing-10", "recipe": f"try-{number}", "n": 341, "validation_accuracy": 0.9 + number / 100,
-     "low": 0.8, "high": 0.95, "best_epoch": 4, "minutes": 18.7,
+     "low": 0.8, "high": 0.95, "best_epoch": 4, "minutes": 18.7, "cpu": "a processor",
      "config": {"name": "x", "epochs": 8, "mixup": number / 10}}
     for number in (1, 2)
 ]  # fmt: skip
@@ -301,7 +301,7 @@ def test_files_show_a_ratio_for_each_processor(folder):
     table = results_tables.TABLES["deployment"]({"deployment": record})
     header, _, line = cells(table)
     assert header[-2:] == [f"time, float32 = 1: dynamic range / int8, {cpu}" for cpu in ("old", "new")]
-    assert line[-2:] == ["not run [1] / 0.50", "not run [1] / 1.05"]
+    assert line[-2:] == ["not run [1] / 0.50 (0.45–0.56)", "not run [1] / 1.05 (1.00–1.10)"]
     assert line[:7] == [
         "MobileNetV2, frozen, 10 classes", "90.0 % (80.0–95.0)", "not run [1]", "90.0 % (80.0–95.0)", "372",
         "not run [1] / 99.0 %", "9,000 / not run [1] / 3,000",
@@ -418,7 +418,7 @@ def test_trials_show_the_best_on_validation_first(folder):
         "learning rate 0.001, epochs 8, mixup 0.2",
         "92.0 % (80.0–95.0), 341",
         "4",
-        "19",
+        "19 on a processor",
     ]
     assert other[1] == "`try-1`"
 

@@ -221,7 +221,7 @@ def test_a_trial_that_is_not_at_hand_keeps_its_line(tmp_path, monkeypatch):
     def find(run_id, folder):
         run = fake_run([at_hand[run_id]], 1) if run_id in at_hand else None
         if run:
-            run.run_id, run.duration_s = run_id, 60.0
+            run.run_id, run.duration_s, run.environment = run_id, 60.0, {"cpu": "a processor"}
         return run
 
     monkeypatch.setattr(study_tables, "find_finished", find)

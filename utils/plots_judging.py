@@ -66,9 +66,11 @@ def reliability_diagram(evaluation, title=None):
         bins["confidence"], bins["accuracy"], spread, fmt="o-", color=BLUE, capsize=3, elinewidth=1.1, label="measured",
     )  # fmt: skip
     above.set_ylim(-0.02, 1.02)
-    above.legend(
-        frameon=False, fontsize=TEXT, loc="upper left", title=f"calibration error {100 * evaluation.ece:.1f} %"
-    )
+    # Outside: where there are few photos, the bars fill the panel.
+    page.legend(
+        *above.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=TEXT,
+        title=f"calibration error {100 * evaluation.ece:.1f} %",
+    )  # fmt: skip
     below.bar(bins["low"], bins["n"], width=bins["high"] - bins["low"], align="edge", color=BLUE, edgecolor="white")
     for axis in (above, below):
         axis.set_xlim(0, 1)

@@ -38,10 +38,13 @@ Layout of `metrics` (more keys are welcome everywhere; the tables use these):
     pruning: list, kind ("weights", "channels", ...), removed (share), accuracy, accuracy_low, accuracy_high, macs_m,
         file_mb, gzip_mb.
 ``deployment``
-    models: list, row (id), title, classes, n, schemes = {"float32", "int8" -> accuracy, accuracy_low, accuracy_high,
-        agreement, size_bytes, gzip_bytes, macs}.
+    models: list, row (id), title, classes, n, schemes = {"float32", "dynamic_range", "int8" -> accuracy, accuracy_low,
+        accuracy_high, agreement, size_bytes, gzip_bytes, macs}.
     times: list, row, scheme, cpu, median_ms, ratio (to the row's float32 file), ratio_low, ratio_high.
     machines: cpu -> one sentence for beside every millisecond.
+``trials``
+    trials: list, recipe, photos (dataset), split, n (validation photos), validation_accuracy, low, high, best_epoch,
+        epochs, minutes, cpu, seed, run_id, config (RunConfig.to_dict).
 any of them
     answers: id of a question (see `results_tables.QUESTIONS`) -> one sentence with its numbers.
 """

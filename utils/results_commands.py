@@ -100,7 +100,8 @@ def trials(records):
                 words(row.get("photos")), f"`{words(row.get('recipe'))}`",
                 words(run_config.in_words(row.get("config") or {})) or "–",
                 accuracy_cell({**judged, "accuracy_high": row.get("high")}, notes, REASON),
-                number_cell(row, "best_epoch", 1, 0, notes, REASON), number_cell(row, "minutes", 1, 0, notes, REASON),
+                number_cell(row, "best_epoch", 1, 0, notes, REASON),
+                f"{number_cell(row, 'minutes', 1, 0, notes, REASON)} on {words(row.get('cpu') or 'a machine unnamed')}",
             ]
         )  # fmt: skip
     notes.add(
@@ -127,7 +128,8 @@ def deployment(records):
 
     def ratio(model, cpu, scheme):
         line = times.get((words(model.get("row")), words(cpu), scheme))
-        return number_cell(line, "ratio", 1, 2, notes, REASON)
+        cells = [number_cell(line, field, 1, 2, notes, REASON) for field in ("ratio", "ratio_low", "ratio_high")]
+        return cells[0] if "not run" in cells[0] else f"{cells[0]} ({cells[1]}–{cells[2]})"
 
     lines = []
     for model in metrics.get("models") or []:

@@ -1,8 +1,8 @@
 """What a finished run predicted, kept without its weights: small enough to ship for every run of a table.
 
-Weights of a network that nobody will use are megabytes; its probabilities of the photos that judge it are some ten
-kilobytes, and every number of a table follows from them. A run that ships as a record is found like any other, is
-judged and drawn like any other, and says so where somebody asks it for its network.
+Weights of a network that nobody will use are megabytes; its probabilities of the photos that judge it are a
+hundred kilobytes or two, and every number of a table follows from them. A run that ships as a record is found, judged
+and drawn like any other, and says so where somebody asks it for its network.
 """
 
 import hashlib

@@ -283,7 +283,7 @@ def export(run, folder=None, dtype="float16"):
 def export_record(run, dataset, folder=None):
     """Write a finished run as a record: ``run.json`` and what it predicts for the validation and the test part.
 
-    For runs whose numbers a table shows and whose network nobody will use: some ten kilobytes in place of megabytes.
+    For runs whose numbers a table shows and whose network nobody will use: a hundred kilobytes or two, not megabytes.
 
     Args:
         run: a finished Run with its weights.

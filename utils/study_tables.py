@@ -110,7 +110,8 @@ def record_trials(data, known, folder=None):
         lines[name] = {
             "recipe": name, "photos": dataset.name, "split": dataset.split, "epochs": len(run.history),
             "best_epoch": run.best_epoch, "n": n, "validation_accuracy": accuracy, "low": low, "high": high,
-            "minutes": run.duration_s / 60, "seed": config.seed, "run_id": run.run_id, "config": config.to_dict(),
+            "minutes": run.duration_s / 60, "cpu": run.environment.get("cpu"), "seed": config.seed,
+            "run_id": run.run_id, "config": config.to_dict(),
         }  # fmt: skip
     ordered = [lines[name] for name in study.trials() if name in lines]
     return results.write("trials", {}, {"trials": ordered}, "full", ", ".join(data), folder)
