@@ -80,44 +80,6 @@ def test_what_is_pinned_is_at_least_the_lowest_version_that_is_named():
         assert pin.operator == "==" and pin.version in specifier, name
 
 
-def test_readme_commands_exist():
-    blocks = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
-    commands = [line for block in blocks for line in block.splitlines() if line.strip()]
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
-    assert {"make run", "make test"} <= set(commands)
-    for command in commands:
-        if command.startswith("make "):
-            assert command.split()[1] in targets
-        elif command.startswith("python -m utils."):
-            assert (ROOT / "utils" / f"{command.split()[2].split('.')[1]}.py").exists()
-
-
-def inline_commands():
-    """Commands between backticks in README and models/README, such as `python -m utils.study --record`."""
-    text = "".join((ROOT / name).read_text() for name in ("README.md", "models/README.md"))
-    text = re.sub(r"```.*?```", "", text, flags=re.S)
-    found = re.findall(r"`((?:python -m utils\.|make )[^`]*)`", text)
-    return sorted({" ".join(command.split()) for command in found})
-
-
-def test_commands_within_sentences_exist_with_their_options():
-    commands, targets = inline_commands(), re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M)
-    assert any(command.startswith("python") for command in commands)
-    helped = {}
-    for command in commands:
-        kind, *words = command.split()
-        if kind == "make":
-            assert words[0] in targets, command
-            continue
-        module = words[1]
-        if module not in helped:
-            done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
-            assert done.returncode == 0, f"{command}: {done.stderr[-500:]}"
-            helped[module] = done.stdout
-        for option in (word for word in words if word.startswith("--")):
-            assert option in helped[module], command
-
-
 def test_readme_python_runs_and_prints_what_it_says():
     """Blocks of Python in README run as they stand, and print the block behind them."""
     text = (ROOT / "README.md").read_text()

@@ -64,6 +64,10 @@ def test_baselines_can_have_a_profile_of_their_own():
     assert mixed["a-baseline"].run == study.rows("quick")["a-baseline"].run
     assert "input 32" in mixed["a-baseline"].note
     assert mixed["b-lite0-fine"].run == study.rows("full")["b-lite0-fine"].run
+    finished = study.rows("quick", baselines="finished")
+    assert finished["a-weighted"].run == study.rows("full")["a-weighted"].run
+    drawn = study.rows("full", stand_in=True, baselines="finished")
+    assert drawn["a-baseline"].run == study.rows("quick", stand_in=True)["a-baseline"].run
     with pytest.raises(ValueError, match="baselines is 'slow'"):
         study.rows("full", baselines="slow")
 

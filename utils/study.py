@@ -10,6 +10,7 @@ background, so that a notebook finds them finished. Rows are named by study and 
     python -m utils.study --splits a-lite0-fine              # with its own and a random split, into results/splits.json
     python -m utils.study --record                           # results/trials.json from the finished trials
     python -m utils.study --keep a-baseline                  # what a finished run predicted, into models/
+    python -m utils.study --data sketches a-lite0-frozen     # the same way on drawn garments, in a minute or two
 """
 
 import argparse
@@ -69,7 +70,8 @@ def rows(profile="quick", stand_in=False, baselines=None):
     Args:
         profile: "quick" (minutes on two cores) or "full" (hours).
         stand_in: drawn garments take the place of both datasets, and inputs shrink with them.
-        baselines: profile of the two baseline networks, which take hours in "full"; None: that of all rows.
+        baselines: profile of the two baseline networks, which take hours in "full"; None: that of all rows; "finished":
+            "full" for photos, where finished runs can be shown, "quick" for drawings, which have none.
 
     Returns:
         dict, row id -> Row.
@@ -83,8 +85,10 @@ def rows(profile="quick", stand_in=False, baselines=None):
     """
     if profile not in PROFILES:
         raise ValueError(f"profile {profile!r} is unknown; choose one of {', '.join(PROFILES)}")
-    if baselines not in (None, *PROFILES):
-        raise ValueError(f"baselines is {baselines!r}; choose None or one of {', '.join(PROFILES)}")
+    if baselines not in (None, "finished", *PROFILES):
+        raise ValueError(f"baselines is {baselines!r}; choose None, finished or one of {', '.join(PROFILES)}")
+    if baselines == "finished":
+        baselines = "quick" if stand_in else "full"
     quick = (baselines or profile) == "quick"
     seventeen, ten = ("sketches", "sketches") if stand_in else ("clothing-17", "clothing-10")
     leaks = () if stand_in else ("sender",)  # the official validation part shares senders with train
@@ -260,14 +264,18 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m utils.study", description="Train runs of the study.")
     parser.add_argument("ids", nargs="*", help="row ids; none: list them")
     parser.add_argument("--profile", choices=PROFILES, default="full")
+    parser.add_argument("--data", choices=("photos", "sketches"), default="photos", help="sketches: drawn garments")
     parser.add_argument("--folds", type=int, default=0, help="judge the recipes by sender-grouped folds instead")
     parser.add_argument("--seeds", type=int, default=0, help="train with so many seeds and record what each gives")
     parser.add_argument("--splits", action="store_true", help="train on a random split too and record both verdicts")
     parser.add_argument("--keep", action="store_true", help="ship what finished runs predicted, without their weights")
     parser.add_argument("--record", action="store_true", help="write what the finished trials gave to results/")
     options = parser.parse_args(argv)
-    known = rows(options.profile)
-    for name, config in trials().items():
+    known = rows(options.profile, stand_in=options.data == "sketches")
+    records = [name for name in ("folds", "seeds", "splits", "keep", "record") if getattr(options, name)]
+    if options.data == "sketches" and records:
+        parser.error(f"--data sketches does not go with --{records[0]}: records are of photos; leave one of them out")
+    for name, config in trials().items() if options.data == "photos" else ():
         study, photos = ("A", "clothing-17") if name.startswith("a-") else ("B", "clothing-10")
         known.setdefault(name, Row(name, name, study, photos, None, config, None, "a recipe that was tried"))
     if options.record:
@@ -276,7 +284,8 @@ def main(argv=None):
         print(study_tables.record_trials({name: datasets.load(name) for name in ("clothing-10", "clothing-17")}, known))
         return 0
     folds = fold_recipe()
-    known[folds.name] = Row(folds.name, folds.name, "B", "clothing-10", None, folds, None, "for --folds")
+    if options.data == "photos":
+        known[folds.name] = Row(folds.name, folds.name, "B", "clothing-10", None, folds, None, "for --folds")
     unknown = [name for name in options.ids if name not in known]
     if unknown:
         parser.error(f"no row is called {', '.join(unknown)}; there are {', '.join(known)}")
