@@ -7,11 +7,15 @@ any moment leaves either the old file or the new one, never half of one.
 
 import contextlib
 import glob
+import hashlib
+import io
 import json
 import os
 import pathlib
 import secrets
 import time
+
+import numpy as np
 
 ABANDONED_S = 86400  # nothing here takes a day to write: an unfinished file that old is a killed process's
 
@@ -85,6 +89,25 @@ def write_json(target, value):
 def json_bytes(value):
     """`value` as the bytes that :func:`write_json` writes."""
     return (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def write_arrays(target, arrays):
+    """Write arrays (dict of name -> array) as a compressed .npz, whole or not at all.
+
+    Returns:
+        dict name, sha256, size_bytes: what a record that vouches for the file has to say of it.
+
+    Example:
+        >>> import tempfile; folder = pathlib.Path(tempfile.mkdtemp())
+        >>> entry = write_arrays(folder / "a.npz", {"x": [1, 2]})
+        >>> entry["name"], entry["size_bytes"] == (folder / "a.npz").stat().st_size
+        ('a.npz', True)
+    """
+    target, buffer = pathlib.Path(target), io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    data = buffer.getvalue()
+    write_bytes(target, data)
+    return {"name": target.name, "sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
 
 
 def read_json(path):

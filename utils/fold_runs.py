@@ -146,14 +146,12 @@ def export(config, dataset, k=5, seed=0, folder=None):
 
 
 def _write(folder, arrays, fold, recipe, dataset, k, seed):
-    buffer = io.BytesIO()
     ids = np.array([str(one) for one in dataset.frame["id"]])
-    np.savez_compressed(buffer, id=ids, fold=fold, **{kind: array.astype(np.float16) for kind, array in arrays.items()})
-    data = buffer.getvalue()
-    files.write_bytes(folder / PREDICTIONS, data)
+    halves = {kind: array.astype(np.float16) for kind, array in arrays.items()}
+    entry = files.write_arrays(folder / PREDICTIONS, {"id": ids, "fold": fold, **halves})
     # The record comes last and names the hash: predictions without it count as not there.
     record = {
         "schema": SCHEMA, "config": recipe.to_dict(), "fingerprint": dataset.fingerprint, "k": k, "seed": seed,
-        "classes": list(dataset.classes), "sha256": hashlib.sha256(data).hexdigest(),
+        "classes": list(dataset.classes), "sha256": entry["sha256"],
     }  # fmt: skip
     files.write_json(folder / RECORD, record)

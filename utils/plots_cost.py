@@ -9,31 +9,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.patches import Ellipse, Rectangle
 
-DPI = 100
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-GREY = "#777777"
-
-
-def _figure(width, height, rows=1, columns=1, **kwargs):
-    figure, axes = plt.subplots(
-        rows, columns, squeeze=False, figsize=(width, height), dpi=DPI, layout="constrained", **kwargs
-    )
-    plt.close(figure)  # so that a notebook shows it once, where it is asked for
-    for axis in axes.flat:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=11)
-    return figure, axes
-
-
-def _titles(axis, title=None, x=None, y=None):
-    if title:
-        axis.set_title(title, fontsize=13)
-    if x:
-        axis.set_xlabel(x, fontsize=12)
-    if y:
-        axis.set_ylabel(y, fontsize=12)
+from utils import plots_style
+from utils.plots_style import COLOURS, DPI, GREY, MARKERS, RED, SKY
 
 
 def macs_by_block(blocks):
@@ -48,7 +25,7 @@ def macs_by_block(blocks):
     kinds = list(dict.fromkeys(kind for frame in blocks.values() for kind in frame.columns))
     columns = min(2, len(blocks))
     rows = math.ceil(len(blocks) / columns)
-    figure, axes = _figure(6.2 * columns, 4.2 * rows, rows, columns)
+    figure, axes = plots_style.figure(6.2 * columns, 4.2 * rows, rows, columns)
     for axis in axes.flat[len(blocks) :]:
         axis.set_visible(False)
     for axis, (title, frame) in zip(axes.flat, blocks.items(), strict=False):
@@ -60,7 +37,7 @@ def macs_by_block(blocks):
         axis.set_ylim(0, 1.06 * bottom.max())
         axis.set_xticks(range(len(frame)), frame.index, rotation=90)
         axis.tick_params(axis="x", labelsize=10)
-        _titles(axis, title, y="MACs (millions)")
+        plots_style.labels(axis, title=title, y="MACs (millions)")
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(kinds), fontsize=12, frameon=False)
     return figure
@@ -75,7 +52,7 @@ def macs_by_type(shares):
     Returns:
         Figure.
     """
-    figure, ((axis,),) = _figure(9, 1.2 + 0.7 * len(shares))
+    figure, ((axis,),) = plots_style.figure(9, 1.2 + 0.7 * len(shares))
     left = np.zeros(len(shares))
     for colour, kind in zip(COLOURS, shares.columns, strict=False):
         values = shares[kind].to_numpy(float)
@@ -92,7 +69,7 @@ def macs_by_type(shares):
     axis.set_xlim(0, 1)
     axis.set_xticks(np.linspace(0, 1, 6), [f"{tick:.0%}" for tick in np.linspace(0, 1, 6)])
     axis.invert_yaxis()
-    _titles(axis, x="share of all MACs")
+    plots_style.labels(axis, x="share of all MACs")
     figure.legend(loc="outside upper center", ncols=len(shares.columns), fontsize=11, frameon=False)
     return figure
 
@@ -109,7 +86,7 @@ def macs_against_time(layers, rates=(1, 10, 100)):
     Returns:
         Figure.
     """
-    figure, ((axis,),) = _figure(8.5, 5.6)
+    figure, ((axis,),) = plots_style.figure(8.5, 5.6)
     span = np.array([layers["macs"].min() * 0.7, layers["macs"].max() * 1.5], float)
     low, high = layers["median_ms"].min() * 0.6, layers["median_ms"].max() * 1.8
     for rate in rates:
@@ -130,7 +107,7 @@ def macs_against_time(layers, rates=(1, 10, 100)):
             xytext=(8 if right else -8, 6), textcoords="offset points",
         )  # fmt: skip
     axis.set(xscale="log", yscale="log", xlim=span / 1e6, ylim=(low, high))
-    _titles(axis, x="MACs of the layer (millions)", y="measured time (ms)")
+    plots_style.labels(axis, x="MACs of the layer (millions)", y="measured time (ms)")
     axis.legend(fontsize=11, frameon=False, loc="upper left")
     return figure
 
@@ -148,7 +125,7 @@ def model_drawings(stages):
     Example:
         >>> page = model_drawings({"Small": pd.DataFrame({"side": [8], "channels": [4], "layers": [2], "macs": [100]})})
     """
-    figure, axes = _figure(11, 2.55 * len(stages), len(stages), 1)
+    figure, axes = plots_style.figure(11, 2.55 * len(stages), len(stages), 1)
     colours = plt.get_cmap("Blues")
     tallest = max(frame["side"].max() for frame in stages.values())
     for axis, (title, frame) in zip(axes.flat, stages.items(), strict=True):
@@ -186,7 +163,7 @@ def field_by_depth(curves, input_size=224):
     Returns:
         Figure.
     """
-    figure, ((axis,),) = _figure(8.5, 5)
+    figure, ((axis,),) = plots_style.figure(8.5, 5)
     axis.axhline(input_size, color=GREY, linestyle="--", linewidth=1.2)
     axis.annotate(
         f"input: {input_size} px", (0.0, input_size), xytext=(4, 4), textcoords="offset points", fontsize=11, color=GREY
@@ -207,7 +184,7 @@ def field_by_depth(curves, input_size=224):
     axis.set_yticks(ticks, ticks)
     axis.minorticks_off()
     axis.set_xlim(0, 1)
-    _titles(axis, x="depth (share of the network's layers)", y="receptive field (pixels)")
+    plots_style.labels(axis, x="depth (share of the network's layers)", y="receptive field (pixels)")
     axis.legend(fontsize=12, frameon=False, loc="lower right")
     return figure
 
@@ -222,7 +199,7 @@ def regions_on_photo(photo, regions):
     Returns:
         Figure.
     """
-    figure, axes = _figure(3.3 * len(regions), 3.9, 1, len(regions))
+    figure, axes = plots_style.figure(3.3 * len(regions), 3.9, 1, len(regions))
     height, width = photo.shape[:2]
     lows = [min(0, *(start[axis] for start, _, _ in regions.values())) for axis in (0, 1)]
     highs = [max(side, *(stop[axis] for _, stop, _ in regions.values())) for axis, side in enumerate((height, width))]
@@ -232,13 +209,13 @@ def regions_on_photo(photo, regions):
         box = {"fill": False, "linewidth": 3, "zorder": 3}
         corner, sides = (start[1], start[0]), (stop[1] - start[1], stop[0] - start[0])
         axis.add_patch(Rectangle(corner, *sides, edgecolor="white", **{**box, "linewidth": 5}))
-        axis.add_patch(Rectangle(corner, *sides, edgecolor=COLOURS[5], **box))
-        axis.plot(center[1] + 0.5, center[0] + 0.5, "+", color=COLOURS[5], markersize=13, markeredgewidth=2.5, zorder=4)
+        axis.add_patch(Rectangle(corner, *sides, edgecolor=RED, **box))
+        axis.plot(center[1] + 0.5, center[0] + 0.5, "+", color=RED, markersize=13, markeredgewidth=2.5, zorder=4)
         margin = 0.03 * (highs[0] - lows[0])
         axis.set(xlim=(lows[1] - margin, highs[1] + margin), ylim=(highs[0] + margin, lows[0] - margin), aspect="equal")
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-        _titles(axis, title)
+        plots_style.labels(axis, title=title)
     return figure
 
 
@@ -254,7 +231,7 @@ def effective_maps(maps):
     """
     columns = min(3, len(maps))
     rows = math.ceil(len(maps) / columns)
-    figure, axes = _figure(3.2 * columns, 4.1 * rows + 0.9, rows, columns)
+    figure, axes = plots_style.figure(3.2 * columns, 4.1 * rows + 0.9, rows, columns)
     for axis in axes.flat[len(maps) :]:
         axis.set_visible(False)
     for axis, (title, (values, start, stop, center, size)) in zip(axes.flat, maps.items(), strict=False):
@@ -262,7 +239,7 @@ def effective_maps(maps):
         picture = axis.imshow(values, cmap=plt.get_cmap("magma", 12), vmin=0, vmax=1, extent=(0, width, height, 0))
         axis.add_patch(
             Rectangle(
-                (start[1], start[0]), stop[1] - start[1], stop[0] - start[0], fill=False, edgecolor=COLOURS[4],
+                (start[1], start[0]), stop[1] - start[1], stop[0] - start[0], fill=False, edgecolor=SKY,
                 linewidth=2.5,
             )
         )  # fmt: skip
@@ -275,7 +252,7 @@ def effective_maps(maps):
         axis.set(xlim=(-2, width + 2), ylim=(height + 2, -2), aspect="equal")
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-        _titles(axis, title)
+        plots_style.labels(axis, title=title)
     bar = figure.colorbar(picture, ax=list(axes.flat), location="bottom", shrink=0.6, aspect=30)
     bar.set_label("gradient, share of the strongest pixel", fontsize=12)
     bar.ax.tick_params(labelsize=11)
@@ -292,7 +269,7 @@ def zoo(models, highlight=()):
     Returns:
         Figure.
     """
-    figure, ((axis,),) = _figure(11, 7.5)
+    figure, ((axis,),) = plots_style.figure(11, 7.5)
     for whole, marker in ((False, "s"), (True, "o")):
         group = models[models["whole_image"] == whole]
         points = axis.scatter(
@@ -301,12 +278,12 @@ def zoo(models, highlight=()):
             label="with squeeze-excite or other global operations" if whole else "local operations only",
         )  # fmt: skip
     ringed = models[models["model"].isin(highlight)]
-    axis.scatter(ringed["params"] / 1e6, ringed["macs"] / 1e9, s=330, facecolor="none", edgecolor=COLOURS[5], lw=2.5)
+    axis.scatter(ringed["params"] / 1e6, ringed["macs"] / 1e9, s=330, facecolor="none", edgecolor=RED, lw=2.5)
     axis.set(xscale="log", yscale="log")
     bar = figure.colorbar(points, ax=axis)
     bar.set_ticks(np.log10([100, 200, 500, 1000, 2000, 5000]), labels=[100, 200, 500, 1000, 2000, 5000])
     bar.set_label("receptive field of the last layer (pixels)", fontsize=12)
-    _titles(axis, x="parameters (millions)", y="MACs (billions)")
+    plots_style.labels(axis, x="parameters (millions)", y="MACs (billions)")
     axis.legend(fontsize=11, frameon=False, loc="upper left")
     _write_apart(figure, axis, models)
     return figure

@@ -4,15 +4,10 @@ Every function takes data and returns a matplotlib Figure; none computes or show
 """
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
-DPI = 100
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, PINK, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
-COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, RED, "#000000", "#999999")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-GREY = "#777777"
+from utils import plots_style
+from utils.plots_style import BLUE, COLOURS, GREEN, GREY, MARKERS, RED
 
 
 def accuracy_against_size(table, reference=None, title=None):
@@ -30,7 +25,7 @@ def accuracy_against_size(table, reference=None, title=None):
     Raises:
         ValueError: a column is missing, or there is no row.
     """
-    _need(table, "scheme", "size_bytes", "accuracy", "accuracy_low", "accuracy_high")
+    plots_style.need(table, "scheme", "size_bytes", "accuracy", "accuracy_low", "accuracy_high")
     figure, axis = _figure(11, 5.4)
     schemes = list(dict.fromkeys(table["scheme"]))
     models = list(dict.fromkeys(table["model"])) if "model" in table else []
@@ -67,7 +62,7 @@ def quantization_error(errors, worst=5, value="SQNR (dB)", lower_is_worse=True, 
     Raises:
         ValueError: a column is missing, or there is no row.
     """
-    _need(errors, "layer", value)
+    plots_style.need(errors, "layer", value)
     figure, axis = _figure(10, 5.2)
     values = errors[value].to_numpy(float)
     places = np.arange(len(values))
@@ -104,7 +99,7 @@ def latency_ratios(table, title=None):
     Raises:
         ValueError: a column is missing, or there is no row.
     """
-    _need(table, "name", "ratio", "ratio_low", "ratio_high")
+    plots_style.need(table, "name", "ratio", "ratio_low", "ratio_high")
     rows = table.iloc[::-1]
     figure, axis = _figure(10, 1.6 + 0.36 * len(rows))
     ratio = rows["ratio"].to_numpy(float)
@@ -151,7 +146,7 @@ def pruning_curves(
     Raises:
         ValueError: kind or removed is missing, no panel is there, or there is no row.
     """
-    _need(table, "kind", "removed")
+    plots_style.need(table, "kind", "removed")
     panels = [(column, label) for column, label in panels if column in table]
     if not panels:
         raise ValueError("the pruning table has no column to draw; name some in panels=((column, label), ...)")
@@ -199,7 +194,7 @@ def calibration_curve(table, reference=None, title=None, column="accuracy"):
     Raises:
         ValueError: a column is missing, or there is no row.
     """
-    _need(table, "photos", "method", column)
+    plots_style.need(table, "photos", "method", column)
     figure, axis = _figure(8.5, 5)
     methods = list(table.groupby("method", sort=False))
     for number, ((method, rows), colour, marker) in enumerate(zip(methods, COLOURS, MARKERS, strict=False)):
@@ -237,7 +232,7 @@ def operator_times(frame, name_slowest=6, title=None):
     Raises:
         ValueError: a column is missing, or there is no row.
     """
-    _need(frame, "operator", "name", "macs", "time_ms")
+    plots_style.need(frame, "operator", "name", "macs", "time_ms")
     figure, axis = _figure(10, 6)
     frame = frame[frame["time_ms"] > 0]
     macs = frame["macs"].to_numpy(float)
@@ -266,29 +261,14 @@ def operator_times(frame, name_slowest=6, title=None):
 
 
 def _figure(width, height, rows=1, columns=1):
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    axes = figure.subplots(rows, columns)
-    for axis in np.atleast_1d(axes).ravel():
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=11)
+    """A page with a grid behind what is measured: its one axis, or the (rows, columns) array of several."""
+    figure, axes = plots_style.figure(width, height, rows, columns)
+    for axis in axes.flat:
         axis.grid(color="#e6e6e6", linewidth=0.8)
         axis.set_axisbelow(True)
-    return figure, axes
+    return figure, axes[0, 0] if axes.size == 1 else axes
 
 
 def _finish(figure, axis, title, x, y):
-    if title:
-        axis.set_title(title, fontsize=13)
-    if x:
-        axis.set_xlabel(x, fontsize=12)
-    if y:
-        axis.set_ylabel(y, fontsize=12)
+    plots_style.labels(axis, x, y, title)
     return figure
-
-
-def _need(table, *columns):
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise ValueError(f"the table to draw has no column {missing[0]!r}; it has {', '.join(map(str, table.columns))}")
-    if not len(table):
-        raise ValueError("the table to draw is empty; measure something first")

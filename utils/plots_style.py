@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 DPI = 100
 # Okabe and Ito's palette.
 BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"
-COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK, "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GREY = "#6b6b6b"
 TEXT, LABEL, TITLE = 11, 12, 13  # points
 

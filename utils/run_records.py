@@ -5,8 +5,6 @@ hundred kilobytes or two, and every number of a table follows from them. A run t
 and drawn like any other, and says so where somebody asks it for its network.
 """
 
-import hashlib
-import io
 import zipfile
 
 import numpy as np
@@ -36,11 +34,7 @@ def write(folder, frame, probabilities):
         raise ValueError("a photo's id stands twice in the frame; record each photo once")
     if probabilities.ndim != 2 or len(probabilities) != len(ids) or not np.isfinite(probabilities).all():
         raise ValueError(f"{len(ids)} photos do not go with probabilities of shape {probabilities.shape}")
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, id=ids, probabilities=probabilities)
-    data = buffer.getvalue()
-    files.write_bytes(folder / PREDICTIONS, data)
-    return {"name": PREDICTIONS, "sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+    return files.write_arrays(folder / PREDICTIONS, {"id": ids, "probabilities": probabilities})
 
 
 def look_up(folder, frame):

@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import hashlib
 import html
-import io
 import pathlib
 import warnings
 
@@ -269,11 +267,7 @@ def export(run, folder=None, dtype="float16"):
         )
     arrays = sorted(_weights(run.folder).items())[-HEAD_ARRAYS if head_only else 0 :]
     arrays = {name: value.astype(dtype) if value.ndim >= 2 else value.astype(np.float32) for name, value in arrays}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    data = buffer.getvalue()
-    files.write_bytes(folder / SHIPPED_WEIGHTS, data)
-    entry = {"name": SHIPPED_WEIGHTS, "sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+    entry = files.write_arrays(folder / SHIPPED_WEIGHTS, arrays)
     files.write_json(
         folder / SHIPPED_STATE, {**to_state(run), "schema": SCHEMA, "head_only": head_only, "files": {"weights": entry}}
     )
