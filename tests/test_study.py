@@ -250,3 +250,10 @@ def test_the_command_keeps_what_a_finished_run_predicted(monkeypatch, capsys):
     assert study.main(["--keep", "a-baseline"]) == 0
     run_id = study.rows("full")["a-baseline"].run.run_id_for("0")
     assert kept == [(run_id, "clothing-17")] and f"a-baseline: {run_id}" in capsys.readouterr().out
+
+
+def test_folds_of_a_probe_stand_for_heads_on_plain_photos_alone():
+    full, dataset = study.rows("full"), types.SimpleNamespace(name="clothing-10", split="official")
+    grouped = {("clothing-10", "mobilenet_v2"): types.SimpleNamespace(to_dict=lambda: {"accuracy": 0.8})}
+    assert study_tables._folds(full["b-mobilenet-frozen"], dataset, grouped)["grouped"]["accuracy"] == 0.8
+    assert "no folds" in study_tables._folds(full["b-mobilenet-published"], dataset, grouped)["grouped_reason"]

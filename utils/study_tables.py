@@ -272,7 +272,8 @@ def _folds(row, dataset, grouped):
     if dataset.split == "grouped":
         return {"grouped_reason": "its own split is grouped by sender already"}
     conditions = "linear probe on the same frozen features"
-    found = grouped.get((dataset.name, row.run.model)) if row.run.mode == "frozen" else grouped.get(row.id)
+    probed = row.run.mode == "frozen" and not row.run.views  # a probe on the plain photos stands for these alone
+    found = grouped.get((dataset.name, row.run.model)) if probed else grouped.get(row.id)
     if row.run.mode != "frozen":
         conditions = f"the same recipe shortened to {study.fold_recipe().epochs} epochs a fold, the last one kept"
     if found is None:
@@ -292,7 +293,8 @@ def _row(row, run, verdict, dataset):
         "input_size": row.run.input_size,
         "model": row.run.model,
         # A baseline at a reduced input has another cost than the published network's.
-        "headline": not row.run.balance_to and (row.run.mode != "scratch" or row.run.input_size == 224),
+        "headline": not (row.run.balance_to or row.run.views)
+        and (row.run.mode != "scratch" or row.run.input_size == 224),
         "published_accuracy": row.published,
         "conditions": row.note,
     }
