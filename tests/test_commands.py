@@ -20,9 +20,6 @@ RUN_BY = {
     "python -m utils.run_notebooks --profile full --baselines finished": (
         ".ci/run", "\n.venv/bin/python -m utils.run_notebooks --profile full --baselines finished --data sketches 1\n"
     ),
-    "uv pip install --resolution lowest-direct -r pyproject.toml": (
-        ".ci/run", "uv pip install --quiet --resolution lowest-direct -r pyproject.toml\n"
-    ),
     "python -m pytest -m oracle": (".ci/run", "\nmake test\n"),
     "python -m utils.classify PHOTO.jpg": (__file__, "def test_classify"),
     "python -m utils.study ROW": (__file__, "def test_study_finds"),
