@@ -83,3 +83,19 @@ def test_the_command_names_rows_that_are_unknown_and_those_that_are_not_trained(
     assert study_files.main(["b-lite0-fine"]) == 1
     said = capsys.readouterr().out
     assert "b-lite0-fine: left out, it is not trained here" in said and "trains one" in said
+
+
+def test_causes_compare_four_ways_on_the_validation_part(tmp_path_factory):
+    photos = tiny_training.squares(tmp_path_factory.mktemp("squares"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLOTHING_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        tiny_training.add_backbone(patch.setitem, patch.setattr)
+        config = tiny_training.config("frozen", epochs=2)
+        run = training.train(config, photos, folder=tmp_path_factory.mktemp("runs"), verbose=0)
+        row = types.SimpleNamespace(id="b-b0-frozen", title="B0")
+        lines = study_files.causes(row, run, photos, photos=6)
+    ways = [(line["biases_mended"], line["ranges"]) for line in lines]
+    assert ways == [(mended, method) for mended in (False, True) for method in ("min-max", "percentile")]
+    for line in lines:
+        assert line["n"] == len(photos.part("validation"))
+        assert line["agreement_low"] <= line["agreement"] <= line["agreement_high"]

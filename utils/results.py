@@ -64,7 +64,14 @@ from utils import environment, files, results_commands, results_tables  # noqa: 
 
 SCHEMA_VERSION = 1
 NOTEBOOKS = ("01_data_and_training", "02_receptive_field_and_flops", "03_quantization")
-COMMANDS = ("growth", "seeds", "splits", "deployment", "trials")  # records that commands write; their tables name them
+COMMANDS = (
+    "growth",
+    "seeds",
+    "splits",
+    "deployment",
+    "int8_causes",
+    "trials",
+)  # records that commands write; their tables name them
 RECORDS = (*NOTEBOOKS, *COMMANDS)
 PROFILES = ("quick", "full")
 PROJECT = pathlib.Path(__file__).resolve().parent.parent

@@ -161,6 +161,28 @@ def deployment(records):
     return markdown(header, lines) + notes.text()
 
 
+@table("int8_causes")
+def int8_causes(records):
+    """By what static int8 loses EfficientNetB0: biases beyond 32 bits, and ranges that outliers stretch."""
+    if "int8_causes" not in records:
+        return "*Not run yet: `python -m utils.study_files --causes b-b0-frozen` writes this table.*"
+    notes, found = Notes({}), {}
+    for line in records["int8_causes"]["metrics"].get("causes") or []:
+        key = f"{words(line.get('title'))}, {words(line.get('classes'))} classes", bool(line.get("biases_mended"))
+        found.setdefault(key, {})[words(line.get("ranges"))] = {
+            "accuracy": line.get("agreement"), "accuracy_low": line.get("agreement_low"),
+            "accuracy_high": line.get("agreement_high"), "n": line.get("n"),
+        }  # fmt: skip
+    lines = [
+        [title, "kept within 32 bits" if mended else "as ai-edge-quantizer writes them"]
+        + [accuracy_cell(cells.get(method) or {}, notes, REASON) for method in ("min-max", "percentile")]
+        for (title, mended), cells in found.items()
+    ]
+    notes.add("Share of validation photos on which the int8 file answers as the float32 file does (95 % Wilson), n")
+    header = ["model", "biases", "ranges from least to largest", "ranges of the central 99.98 %"]
+    return markdown(header, lines) + notes.text()
+
+
 def _ends(rows, field, unit, digits, notes):
     """First and last value of a column."""
     return " – ".join(number_cell(row, field, unit, digits, notes, REASON) for row in (rows[0], rows[-1]))

@@ -2,6 +2,7 @@
 
     python -m utils.study_files                  # every finished row into results/study_files.json; on a quiet machine
     python -m utils.study_files b-lite0-fine     # these rows; lines of others stay as they are
+    python -m utils.study_files --causes b-b0-frozen     # what int8 loses it by, into results/int8_causes.json
 
 Notebook 3 follows one model through every scheme; this asks every model the two questions that decide which one to
 ship. All files are timed in the same interleaved rounds, so that their ratios hold among models too. Times of another
@@ -13,10 +14,13 @@ import dataclasses
 import pathlib
 import sys
 
-from utils import environment, latency, pipeline, quantization, results, runtimes, study
+from utils import calibration, environment, latency, pipeline, quantization, results, runtimes, study
+from utils.intervals import wilson
 from utils.run_store import runs_dir
 from utils.runs import find_finished
+from utils.tflite_model import TFLiteModel
 
+CAUSES = "int8_causes"
 NAME, SCHEMES = "deployment", ("float32", "dynamic_range", "int8")
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 CALIBRATION_PHOTOS, ROUNDS = 200, 20
@@ -83,6 +87,38 @@ def time_files(made, photo, rounds=ROUNDS):
     return lines, dataclasses.replace(timings, baseline="float32 file of the same model").caption()
 
 
+def causes(row, run, dataset, photos=CALIBRATION_PHOTOS, seed=0):
+    """Static int8 with and without each of its two known weaknesses, on the validation part.
+
+    Biases that pass 32 bits (`utils.tflite_bias`) are left or mended; the range of each activation reaches from the
+    least to the largest value seen (min-max), or holds the central 99.98 % (percentile).
+
+    Args:
+        row, run, dataset, photos, seed: as for :func:`convert_and_judge`.
+
+    Returns:
+        list of lines: row, title, classes, n, biases_mended, ranges, agreement with float32 and its 95 % interval.
+    """
+    side, part = run.config.input_size, dataset.part("validation")
+    source = quantization.convert_all(run.model(), ("float32",))["float32"]
+    representative = quantization.representative_photos(dataset.frame, photos, side, seed=seed)
+    statistics = calibration.measure(source, representative)
+    images = pipeline.load_images(part, side)
+    exact = TFLiteModel(source)(images).argmax(1)
+    lines = []
+    for mended in (False, True):
+        for method in ("min-max", "percentile"):
+            content = quantization.convert(source, "int8", statistics=statistics, calibrate=method, lift_biases=mended)
+            same = int((TFLiteModel(content)(images).argmax(1) == exact).sum())
+            low, high = wilson(same, len(part))
+            lines.append({
+                "row": row.id, "title": row.title, "classes": len(dataset.classes), "n": len(part),
+                "biases_mended": mended, "ranges": method, "agreement": same / len(part),
+                "agreement_low": low, "agreement_high": high, "weights": run.weights_source, "run_id": run.run_id,
+            })  # fmt: skip
+    return lines
+
+
 def merge(known, lines, times, machine, cpu):
     """The metrics of the record with new lines in place of old ones of the same row (and the same processor).
 
@@ -112,6 +148,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m utils.study_files", description=__doc__.split("\n")[0])
     parser.add_argument("ids", nargs="*", help="row ids; none: all that are finished and have their weights here")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--causes", action="store_true", help="what int8 loses a model by; no row is timed")
     options = parser.parse_args(argv)
     rows = study.rows("full")
     unknown = [name for name in options.ids if name not in rows]
@@ -128,6 +165,9 @@ def main(argv=None):
         if run is None or run.recorded:
             print(f"{name}: left out, {'it is not trained' if run is None else 'its weights are not'} here", flush=True)
             continue
+        if options.causes:
+            lines += causes(row, run, dataset)
+            continue
         made[name], line = convert_and_judge(row, run, dataset)
         photo[name] = pipeline.load_images(dataset.part("test").head(1), row.run.input_size)
         lines.append(line)
@@ -139,6 +179,12 @@ def main(argv=None):
     if not lines:
         print("no row is finished here: python -m utils.study ROW trains one")
         return 1
+    if options.causes:
+        folder = PROJECT / "results"
+        known = results.read(CAUSES, folder)["metrics"]["causes"] if (folder / f"{CAUSES}.json").exists() else []
+        lines = [line for line in known if line["row"] not in {new["row"] for new in lines}] + lines
+        print(f"wrote {results.write(CAUSES, {}, {'causes': lines}, 'full', 'clothing-10, clothing-17', folder).name}")
+        return 0
     times, machine = time_files(made, photo, options.rounds)
     folder = PROJECT / "results"
     known = results.read(NAME, folder)["metrics"] if (folder / f"{NAME}.json").exists() else {}

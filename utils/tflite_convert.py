@@ -15,7 +15,7 @@ import re
 
 import numpy as np
 
-from utils import calibration
+from utils import calibration, tflite_bias
 from utils.tflite_model import TFLiteModel, open_interpreter, quiet
 
 TOOLS = ("quantizer", "converter")
@@ -63,8 +63,9 @@ SCHEMES = {
 
 
 def convert(
-    model, scheme, representative=None, *, tool=None, calibrate="min-max", io="int8", keep_float=(), statistics=None
-):
+    model, scheme, representative=None, *, tool=None, calibrate="min-max", io="int8", keep_float=(), statistics=None,
+    lift_biases=True,
+):  # fmt: skip
     """A model in one of `SCHEMES`, as the bytes of a .tflite file.
 
     Args:
@@ -80,6 +81,8 @@ def convert(
         keep_float: names of layers that stay in float32 (a mixed scheme), as `quantization_error` reports them;
             quantizer only.
         statistics: a `calibration.Statistics` of the same model instead of `representative`, to convert many times.
+        lift_biases: False leaves biases that pass 32 bits as ai-edge-quantizer writes them (see `utils.tflite_bias`),
+            to measure what that does.
 
     Returns:
         bytes.
@@ -113,7 +116,8 @@ def convert(
         if keep_float or calibrate != "min-max":
             raise ValueError("the converter keeps no layer in float and calibrates by min-max; use tool='quantizer'")
         return _converted(model, scheme, representative, io)
-    return _quantized(float_tflite(model), scheme, representative, calibrate, io, keep_float, statistics)
+    source = float_tflite(model)
+    return _quantized(source, scheme, representative, calibrate, io, keep_float, statistics, lift_biases)
 
 
 def convert_all(model, schemes=tuple(SCHEMES), representative=None, **options):
@@ -166,12 +170,18 @@ def float_tflite(model):
 # --- ai-edge-quantizer ------------------------------------------------------------------------------------------------
 
 
-def _quantized(source, scheme, representative, method, io, keep_float, statistics):
+def _quantized(source, scheme, representative, method, io, keep_float, statistics, lift_biases):
     if scheme.name == "float32":
         return source
     with quiet():
         from ai_edge_quantizer import quantizer
 
+    found = None
+    if scheme.calibrated:
+        statistics = statistics if statistics is not None else calibration.measure(source, representative)
+        found = statistics.ranges(method)
+        if lift_biases and scheme.name != "int16x8":  # whose biases have 64 bits
+            source, _ = tflite_bias.lift(source, found)
     with quiet():
         work = quantizer.Quantizer(source)
         _recipe(work, scheme.name)
@@ -181,8 +191,6 @@ def _quantized(source, scheme, representative, method, io, keep_float, statistic
             _exclude(work, f"^{re.escape(tensor)};?$", ("ALL_SUPPORTED",))
         ranges = None
         if scheme.calibrated:
-            statistics = statistics if statistics is not None else calibration.measure(source, representative)
-            found = statistics.ranges(method)
             if scheme.name == "int16x8":
                 # An ADD whose three scales are powers of two (pixels scaled to -1..1 have them) is taken for another
                 # kernel, which then refuses to run; a hundredth of a range is nothing to 16 bits.
