@@ -77,6 +77,14 @@ FILES = {
     ],
 }  # fmt: skip
 
+CAUSES = [
+    {"title": "B0", "classes": 10, "n": 341, "biases_mended": mended, "ranges": ranges, "agreement": share,
+     "agreement_low": share - 0.05, "agreement_high": share + 0.05}
+    for mended, ranges, share in (
+        (False, "min-max", 0.1), (False, "percentile", 0.2), (True, "min-max", 0.3), (True, "percentile", 0.8),
+    )
+]  # fmt: skip
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -89,6 +97,7 @@ def folder(tmp_path):
     results.write("growth", {}, GROWTH, "full", "sketches", tmp_path)
     results.write("trials", {}, {"trials": TRIALS}, "full", "clothing-10", tmp_path)
     results.write("seeds", {}, {"seeds": SEEDS}, "full", "clothing-10", tmp_path)
+    results.write("int8_causes", {}, {"causes": CAUSES}, "full", "clothing-10", tmp_path)
     results.write(
         "splits",
         {},
@@ -401,6 +410,17 @@ def test_growth_shows_both_ends_and_the_exponent(folder):
 def test_seeds_show_mean_and_spread(folder):
     (row,) = cells(results_tables.TABLES["seeds"](results.read_all(folder)))[2:]
     assert row == ["Net", "clothing-10", "official", "372", "3", "89.0 %", "1.00", "88.0 % – 90.0 %"]
+
+
+def test_causes_of_int8_s_loss_stand_alone_and_together(folder):
+    left, mended = cells(results_tables.TABLES["int8_causes"](results.read_all(folder)))[2:]
+    assert left == [
+        "B0, 10 classes",
+        "as ai-edge-quantizer writes them",
+        "10.0 % (5.0–15.0), 341",
+        "20.0 % (15.0–25.0), 341",
+    ]
+    assert mended[1:] == ["kept within 32 bits", "30.0 % (25.0–35.0), 341", "80.0 % (75.0–85.0), 341"]
 
 
 def test_two_kinds_of_split_stand_side_by_side(folder):
