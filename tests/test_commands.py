@@ -32,6 +32,8 @@ RUN_BY = {
     "cd data/clothing-dataset-small && gzip -dc ../../utils/manifests/clothing-dataset-small.sha256.gz"
     " | sha256sum -c --quiet": (__file__, "def test_manifest"),
 }  # fmt: skip
+# What README's tables name only while a row has not been measured: (the test that runs it, what stands there).
+UNTIL_MEASURED = {"python -m utils.study_files": ("tests/test_study_files.py", "study_files.main(")}
 
 
 def commands():
@@ -47,9 +49,9 @@ def commands():
 
 def test_every_command_of_a_page_is_run_somewhere():
     told = commands()
-    assert told - set(RUN_BY) == set(), "name what runs these"
+    assert told - set(RUN_BY) - set(UNTIL_MEASURED) == set(), "name what runs these"
     assert set(RUN_BY) - told == set(), "no page tells these any more"
-    for command, (name, text) in RUN_BY.items():
+    for command, (name, text) in (RUN_BY | UNTIL_MEASURED).items():
         assert text in (ROOT / name).read_text(), f"{name} no longer runs {command}"
 
 

@@ -379,6 +379,14 @@ def test_costs_schemes_and_answers(folder):
     records["deployment"]["metrics"]["models"][0]["row"] = "a-b0-frozen"
     said = "3.3 times smaller. The study's EfficientNetB0, frozen, from a warm start: float32 90.0 %, int8 90.0 % |"
     assert said in results_tables.TABLES["answers"](records)
+    records["deployment"]["metrics"]["models"].append(
+        records["deployment"]["metrics"]["models"][0] | {"row": "a-b0-fine"}
+    )
+    said = (
+        said.removesuffix(" |")
+        + ". The study's EfficientNetB0, fine-tuned, from a warm start: float32 90.0 %, int8 90.0 % |"
+    )
+    assert said in results_tables.TABLES["answers"](records)
     record = records["03_quantization"]["metrics"]
     del record["answers"]
     answers = results_tables.TABLES["answers"](records)

@@ -223,10 +223,12 @@ def _quantized_accuracy(records):
         f"int8 {percent(int8['accuracy'])}, agreement {percent(int8['agreement'])}, {smaller:.1f} times smaller"
     )
     models = records.get("deployment", {}).get("metrics", {}).get("models") or []
-    study_a = next((model.get("schemes") or {} for model in models if model.get("row") == "a-b0-frozen"), {})
     names = {"float32": "float32", "dynamic_range": "dynamic range", "int8": "int8"}
-    said = [f"{name} {percent(study_a[key]['accuracy'])}" for key, name in names.items() if key in study_a]
-    return text + (f". The study's EfficientNetB0, frozen, from a warm start: {', '.join(said)}" if said else "")
+    for row, training in (("a-b0-frozen", "frozen"), ("a-b0-fine", "fine-tuned")):
+        study_a = next((model.get("schemes") or {} for model in models if model.get("row") == row), {})
+        said = [f"{name} {percent(study_a[key]['accuracy'])}" for key, name in names.items() if key in study_a]
+        text += f". The study's EfficientNetB0, {training}, from a warm start: {', '.join(said)}" if said else ""
+    return text
 
 
 def _pruning(records):

@@ -1,6 +1,6 @@
 """What each trained model becomes as a file: bytes, agreement and time, in float and in both kinds of int8.
 
-    python -m utils.study_files                  # every finished row into results/study_files.json; on a quiet machine
+    python -m utils.study_files                  # every finished row into results/deployment.json; on a quiet machine
     python -m utils.study_files b-lite0-fine     # these rows; lines of others stay as they are
     python -m utils.study_files --causes b-b0-frozen     # what int8 loses it by, into results/int8_causes.json
 
