@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils import evaluation, files, results, results_tables
+from utils import evaluation, files, results, results_goals, results_tables
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NAME = "01_data_and_training"
@@ -300,6 +300,31 @@ def test_the_headline_prefers_the_sitting_in_which_all_models_were_timed(folder)
     records["deployment"]["environment"]["cpu"] = "old"
     table = results_tables.TABLES["headline"](records)
     assert cells(table)[2][6] == "10.0 / 5.0" and "Milliseconds: an older machine." in table
+
+
+def test_goals_say_how_near_each_target_came(folder):
+    records = results.read_all(folder)
+    rows = records[NAME]["metrics"]["rows"]
+
+    def judged(name, accuracy, n, **more):
+        return COMMON | {"id": name, "accuracy": accuracy, "n": n, "status": "measured"} | more
+
+    grouped = {"accuracy": 0.88, "accuracy_low": 0.87, "accuracy_high": 0.89, "n": 1000}
+    rows[:] = [
+        judged("b-mobilenet-frozen", 0.85, 100),
+        judged("b-lite0-fine", 347 / 372, 372, grouped=grouped),
+        judged("a-lite0-fine", 0.80, 50, macro_recall=0.7),
+        judged("a-lite0-frozen", 0.77, 50, macro_recall=0.6),
+    ]
+    found = cells(results_tables.TABLES["goals"](records))[2:]
+    assert [line[-1] for line in found] == [
+        "0.5 points (1 photo) short of the floor", "floor reached; 1.7 points (7 photos) short of the goal",
+        "1.0 points (10 photos) short of the floor", "1.0 points short of the floor", "floor reached",
+    ]  # fmt: skip
+    assert found[2][3] == "88.0 % (87.0–89.0), 1,000" and found[4][1:4] == ["+8 points", "–", "+10.0 points"]
+    assert results_goals.verdict(0.95, 0.93, 0.95, 372) == "goal reached"
+    rows.pop()
+    assert [line[-2:] for line in cells(results_tables.TABLES["goals"](records))[5:]] == [["not run [1]", "–"]] * 2
 
 
 def test_files_show_a_ratio_for_each_processor(folder):

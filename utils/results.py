@@ -60,7 +60,7 @@ import sys
 
 import numpy as np
 
-from utils import environment, files, results_commands, results_tables  # noqa: F401  commands: registers tables
+from utils import environment, files, results_commands, results_goals, results_tables  # noqa: F401  register tables
 
 SCHEMA_VERSION = 1
 NOTEBOOKS = ("01_data_and_training", "02_receptive_field_and_flops", "03_quantization")
