@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils import evaluation, files, results, results_goals, results_tables
+from utils import evaluation, files, results, results_cards, results_goals, results_tables, study
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NAME = "01_data_and_training"
@@ -579,6 +580,29 @@ def test_a_model_card_names_classes_and_people():
     assert "*Not run:" in results.fill("<!-- table:card_ten --><!-- /table:card_ten -->", records)
     other = results.fill("<!-- table:card_seventeen --><!-- /table:card_seventeen -->", records)
     assert "hold no row a-lite0-fine" in other
+
+
+def test_a_line_for_each_head_says_which_class_it_knows_least():
+    records = card_records()
+    row = records["01_data_and_training"]["metrics"]["rows"][0]
+    row |= {"id": "b-lite0-frozen", "title": "Net, frozen", "weights": "ImageNet", "macro_recall": 0.8}
+    row["per_class"].append({"class": "cap", "precision": 0.5, "recall": 0.25, "f1": 0.3, "support": 4})
+    lines = cells(results_tables.TABLES["card_heads"](records))
+    line = next(line for line in lines if line[0] == "`b-lite0-frozen`")
+    assert line[3:] == ["93.0 % (90.0–95.0), 372", "88.0–97.0 over 12 people", "80.0 %", "cap: 25 % of 4", "ImageNet"]
+    assert next(line for line in lines if line[0] == "`a-lite0-frozen`")[3:5] == ["not run [2]", "–"]
+
+
+def test_every_shipped_folder_stands_in_the_model_cards():
+    page, known = (ROOT / "models" / "README.md").read_text(), study.rows("full")
+    folders = [folder for folder in (ROOT / "models").iterdir() if folder.is_dir()]
+    rows = {re.sub(r"-[0-9a-f]{8}(-\d+fold)?$", "", folder.name): folder for folder in folders}
+    for row, folder in rows.items():
+        if row in known and known[row].run.mode == "frozen" and (folder / "weights.npz").exists():
+            assert row in results_cards.HEADS
+        else:
+            assert f"`{row}-*/`" in page
+    assert set(results_cards.HEADS) <= set(rows)
 
 
 def test_quick_baselines_are_named_in_a_full_run():

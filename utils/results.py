@@ -60,7 +60,14 @@ import sys
 
 import numpy as np
 
-from utils import environment, files, results_commands, results_goals, results_tables  # noqa: F401  register tables
+from utils import (  # noqa: F401  some register tables
+    environment,
+    files,
+    results_cards,
+    results_commands,
+    results_goals,
+    results_tables,
+)
 
 SCHEMA_VERSION = 1
 NOTEBOOKS = ("01_data_and_training", "02_receptive_field_and_flops", "03_quantization")

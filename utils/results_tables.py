@@ -24,7 +24,6 @@ from utils.results_cells import (
 
 TRAINING, COSTS, QUANTIZATION = "01_data_and_training", "02_receptive_field_and_flops", "03_quantization"
 DEPLOYMENT = "deployment"  # every model as a file, by a command
-CARD_SENDERS = 10  # people that a model card names; the others are counted
 TABLES = {}
 
 
@@ -194,68 +193,6 @@ def text_summary(records):
     return "\n".join(lines)
 
 
-@table("card_ten")
-def card_ten(records):
-    """The shipped ten-class model by class and by sender, for its model card."""
-    return _card(records, "b-lite0-fine")
-
-
-@table("card_seventeen")
-def card_seventeen(records):
-    """The shipped 17-class model by class and by sender, for its model card."""
-    return _card(records, "a-lite0-fine")
-
-
-def _card(records, name):
-    if missing := not_yet(records, TRAINING):
-        return missing
-    row = next((row for row in rows_of(records) if row.get("id") == name), {"status": "not run"})
-    if not_run(row):
-        return f"*Not run: {words(row.get('reason', f'the results hold no row {name}'))}.*"
-    notes = Notes(records)
-    said = [
-        f"Float model, {words(row.get('split'))} test part: {accuracy_cell(row, notes, None)}; by people: {_over(row)}"
-    ]
-    if isinstance(grouped := row.get("grouped"), dict):
-        said.append(
-            f"Sender-grouped {grouped.get('k')}-fold: {accuracy_cell(grouped, notes, None)} "
-            f"({words(grouped.get('conditions', ''))})"
-        )
-    int8 = _of_notebook_3(records, row, "int8")
-    if int8 and not not_run(int8):
-        said.append(
-            f"int8 file: {accuracy_cell(int8, notes, None)}, agreement with float {100 * int8['agreement']:.1f} %"
-        )
-    classes = markdown(
-        ["class", "test photos", "precision", "recall", "F1"],
-        [
-            [words(one["class"]), one["support"], *(_share(one[field]) for field in ("precision", "recall", "f1"))]
-            for one in row["per_class"]
-        ],
-    )
-    senders = markdown(
-        ["sender", "test photos", "accuracy (95 %)"],
-        [
-            [words(one["sender"]), one["n"], accuracy_cell({**one, "n": None}, notes, None)]
-            for one in sorted(row["per_sender"], key=lambda one: -one["n"])[:CARD_SENDERS]
-        ],
-    )
-    rest = len(row["per_sender"]) - CARD_SENDERS
-    if rest > 0:
-        senders += f"\n\n<small>and {rest} people with fewer photos each.</small>"
-    return "\n".join(f"- {line}." for line in said) + f"\n\n{classes}\n\n{senders}" + notes.text()
-
-
-def _share(value):
-    return "–" if value is None else f"{100 * value:.0f} %"
-
-
-def _over(row):
-    if number_of(row, "sender_low") is None:
-        return "one person only"
-    return f"{100 * row['sender_low']:.1f}–{100 * row['sender_high']:.1f} over {row.get('n_senders')} people"
-
-
 def _study(records, letter):
     if missing := not_yet(records, TRAINING):
         return missing
@@ -340,10 +277,10 @@ def _scheme(records, row, scheme):
             if (time.get("row"), time.get("scheme"), time.get("cpu")) == (row.get("id"), scheme, cpu)
         )  # fmt: skip
         return {"n": line.get("n"), **line["schemes"][scheme], "latency_ms": next(times, {}).get("median_ms")}
-    return _of_notebook_3(records, row, scheme)
+    return of_notebook_3(records, row, scheme)
 
 
-def _of_notebook_3(records, row, scheme):
+def of_notebook_3(records, row, scheme):
     """A row's file as notebook 3 made and judged it: the int8 ones are those that ship."""
     listed = records.get(QUANTIZATION, {}).get("metrics", {}).get("schemes") or []
     return next((s for s in listed if s.get("row") == row.get("id") and s.get("scheme") == scheme), None)
