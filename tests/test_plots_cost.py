@@ -115,7 +115,7 @@ def test_drawn_networks_have_a_box_a_resolution_whose_share_stands_above_it():
     first, second = figure.axes
     assert [len(axis.patches) for axis in (first, second)] == [2, 1]
     texts = [text.get_text() for text in first.texts]
-    assert texts == ["75%", "32 × 32 × 8\n1 layer", "25%", "16 × 16 × 640\n2 layers"]
+    assert texts == ["75%", "32 × 32\n× 8\n1 layer", "25%", "16 × 16\n× 640\n2 layers"]
     tall, low = first.patches
     assert tall.get_height() == pytest.approx(2**0.5 * low.get_height())
     assert low.get_width() == pytest.approx((640 / 8) ** 0.5 * tall.get_width())

@@ -138,7 +138,7 @@ def training_curves(runs, title=None):
     named = _histories(runs)
     if not named:
         raise ValueError("there is no run to draw; train one first")
-    page, axes = style.figure(9.4, 4.2, 1, 2)
+    page, axes = style.figure(8.4, 4.6, 1, 2)
     for colour, (name, (history, best)) in zip(COLOURS * (1 + len(named) // len(COLOURS)), named.items(), strict=False):
         style.need(history, "epoch")
         for axis, measure in zip(axes[0], ("accuracy", "loss"), strict=True):

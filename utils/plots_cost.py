@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Ellipse, Rectangle
 
 from utils import plots_style
-from utils.plots_style import COLOURS, DPI, GREY, MARKERS, RED, SKY
+from utils.plots_style import COLOURS, DPI, GREY, MARKERS, RED, SKY, TEXT, TITLE
 
 
 def macs_by_block(blocks):
@@ -25,7 +25,7 @@ def macs_by_block(blocks):
     kinds = list(dict.fromkeys(kind for frame in blocks.values() for kind in frame.columns))
     columns = min(2, len(blocks))
     rows = math.ceil(len(blocks) / columns)
-    figure, axes = plots_style.figure(6.2 * columns, 4.2 * rows, rows, columns)
+    figure, axes = plots_style.figure(4.2 * columns, 4.1 * rows, rows, columns)
     for axis in axes.flat[len(blocks) :]:
         axis.set_visible(False)
     for axis, (title, frame) in zip(axes.flat, blocks.items(), strict=False):
@@ -36,8 +36,9 @@ def macs_by_block(blocks):
             bottom += values
         axis.set_ylim(0, 1.06 * bottom.max())
         axis.set_xticks(range(len(frame)), frame.index, rotation=90)
-        axis.tick_params(axis="x", labelsize=10)
-        plots_style.labels(axis, title=title, y="MACs (millions)")
+        plots_style.labels(axis, title=title)
+    for axis in axes[:, 0]:
+        plots_style.labels(axis, y="MACs (millions)")
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(kinds), fontsize=12, frameon=False)
     return figure
@@ -125,7 +126,7 @@ def model_drawings(stages):
     Example:
         >>> page = model_drawings({"Small": pd.DataFrame({"side": [8], "channels": [4], "layers": [2], "macs": [100]})})
     """
-    figure, axes = plots_style.figure(11, 2.55 * len(stages), len(stages), 1)
+    figure, axes = plots_style.figure(7.6, 2.5 * len(stages), len(stages), 1)
     colours = plt.get_cmap("Blues")
     tallest = max(frame["side"].max() for frame in stages.values())
     for axis, (title, frame) in zip(axes.flat, stages.items(), strict=True):
@@ -133,23 +134,22 @@ def model_drawings(stages):
         left = 0.0
         for row, share in zip(frame.itertuples(), shares, strict=True):
             # Square roots, else a grid of 224 pixels beside one of 7, and 1,280 channels beside 3, could not be seen.
-            height, width = math.sqrt(row.side / tallest), 0.035 * math.sqrt(row.channels)
+            height, width = math.sqrt(row.side / tallest), 0.03 * math.sqrt(row.channels)
             colour = colours(0.08 + 0.75 * share)
             axis.add_patch(Rectangle((left, -height / 2), width, height, facecolor=colour, edgecolor="#333333"))
             middle = left + width / 2
-            axis.text(middle, 0.56, f"{share:.0%}" if row.macs else "–", ha="center", va="bottom", fontsize=11)
+            axis.text(middle, 0.56, f"{share:.0%}" if row.macs else "–", ha="center", va="bottom", fontsize=TEXT)
             layers = f"{row.layers} layer{'s' if row.layers > 1 else ''}" if row.layers else "photo"
-            says = f"{row.side} × {row.side} × {row.channels}\n{layers}"
-            axis.text(middle, -0.56, says, ha="center", va="top", fontsize=10)
-            left += max(width, 0.62) + 0.36
-        axis.set(xlim=(-0.45, left), ylim=(-0.98, 0.8))
+            says = f"{row.side} × {row.side}\n× {row.channels}\n{layers}"
+            axis.text(middle, -0.56, says, ha="center", va="top", fontsize=TEXT)
+            left += max(width, 0.5) + 0.22
+        axis.set(xlim=(-0.45, left), ylim=(-1.25, 0.8))
         axis.set_axis_off()
-        axis.set_title(title, fontsize=13, loc="left")
+        axis.set_title(title, fontsize=TITLE, loc="left")
     widest = max(axis.get_xlim()[1] for axis in axes.flat)
     for axis in axes.flat:
-        axis.set_xlim(-0.45, widest)
-    says = "under each box: grid × channels, layers that multiply; above it: share of the network's MACs"
-    figure.supxlabel(says, fontsize=11)
+        axis.set_xlim(-0.3, widest)
+    figure.supxlabel("below: grid × channels, layers that multiply; above: share of the MACs", fontsize=TEXT)
     return figure
 
 
@@ -199,11 +199,15 @@ def regions_on_photo(photo, regions):
     Returns:
         Figure.
     """
-    figure, axes = plots_style.figure(3.3 * len(regions), 3.9, 1, len(regions))
+    columns = 2 if len(regions) % 2 == 0 else min(3, len(regions))
+    rows = math.ceil(len(regions) / columns)
+    figure, axes = plots_style.figure(3.8 * columns, 4.4 * rows, rows, columns)
+    for axis in axes.flat[len(regions) :]:
+        axis.set_visible(False)
     height, width = photo.shape[:2]
     lows = [min(0, *(start[axis] for start, _, _ in regions.values())) for axis in (0, 1)]
     highs = [max(side, *(stop[axis] for _, stop, _ in regions.values())) for axis, side in enumerate((height, width))]
-    for axis, (title, (start, stop, center)) in zip(axes.flat, regions.items(), strict=True):
+    for axis, (title, (start, stop, center)) in zip(axes.flat, regions.items(), strict=False):
         axis.add_patch(Rectangle((lows[1], lows[0]), highs[1] - lows[1], highs[0] - lows[0], color="#e6e6e6", zorder=0))
         axis.imshow(np.asarray(photo).astype("uint8"), extent=(0, width, height, 0), zorder=1)
         box = {"fill": False, "linewidth": 3, "zorder": 3}
