@@ -181,6 +181,9 @@ def test_both_kinds_of_split_are_recorded_and_recorded_again_replace_themselves(
     table = study_tables.splits_table().set_index("split")
     assert table["accuracy"].to_dict() == {"random": 0.75, "grouped": 0.5}
     assert set(table["from_known_senders"]) == {2} and set(table["n"]) == {4}
+    data = types.SimpleNamespace(name="clothing-17", split="random", classes=("no", "yes"), part=parts.get)
+    study_tables.record_split(study.rows("full")["a-baseline"], data, seeded(0, 3), tmp_path / "results")
+    assert study_tables.splits_table()["title"].iloc[0] == "Baseline CNN"  # the study's order, not that of training
 
 
 def test_a_row_at_random_is_another_run_of_the_same_recipe():

@@ -172,6 +172,8 @@ def seeds_table():
 def record_split(row, dataset, run, folder=None):
     """Write to `results/splits.json` what a row gave on one kind of split; other lines stay. Returns the path.
 
+    Lines stand in the order of the study's rows.
+
     Args:
         row: study.Row.
         dataset: its Dataset, split in that way.
@@ -193,6 +195,8 @@ def record_split(row, dataset, run, folder=None):
             "seed": run.config.seed, "conditions": row.note, "run_id": run.run_id,
         }
     )  # fmt: skip
+    places = list(study.rows("full"))
+    kept.sort(key=lambda line: (places.index(line["row"]) if line["row"] in places else len(places), line["split"]))
     return results.write("splits", {}, {"splits": kept}, "full", dataset.name, folder)
 
 
