@@ -55,7 +55,8 @@ def seeds(records):
         spread = f"{100 * statistics.stdev(found):.2f}" if len(found) > 1 else "–"
         lines.append(
             [
-                *key,
+                *key[:-1],
+                f"{int(key[-1]):,}" if key[-1].isdecimal() else key[-1],
                 len(found),
                 percent(statistics.mean(found)),
                 spread,
