@@ -120,8 +120,8 @@ def damage(folder, **changes):
 
 
 def cells(table):
-    """Rows of a Markdown table as lists of cells, no-break spaces as spaces."""
-    lines = [line.replace("\u00a0", " ") for line in table.splitlines() if line.startswith("|")]
+    """Rows of a Markdown table as lists of cells."""
+    lines = [line for line in table.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.replace("\\|", "¦").strip("|").split("|")] for line in lines]
 
 

@@ -79,8 +79,7 @@ def pair_cell(by_scheme, field, unit, digits, notes, reason):
     cells = [
         number_cell(row, field, unit, digits, notes, (row or {}).get("reason") or reason) for row in by_scheme.values()
     ]
-    # No-break spaces: a narrow column would give each of two short numbers, and the slash, a line of its own.
-    return cells[0] if cells[0] == cells[1] and "not run" in cells[0] else "\u00a0/\u00a0".join(cells)
+    return cells[0] if cells[0] == cells[1] and "not run" in cells[0] else " / ".join(cells)
 
 
 def number_of(row, field):
