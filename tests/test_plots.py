@@ -242,3 +242,14 @@ def test_colours_are_apart_for_colour_blind_readers():
     for index, colour in enumerate(seen):
         for other in seen[index + 1 :]:
             assert np.abs(colour - other).max() > 0.12
+
+
+def test_runs_of_very_different_lengths_share_a_logarithmic_axis():
+    def history(epochs):
+        return pd.DataFrame({"epoch": range(1, epochs + 1), "val_loss": 1.0, "val_accuracy": 0.5})
+
+    page = plots.training_curves({"short": history(5), "long": history(200)})
+    assert [axis.get_xscale() for axis in page.axes] == ["log", "log"]
+    assert page.axes[0].get_xlabel() == "epoch (logarithmic)"
+    page = plots.training_curves({"short": history(5), "longer": history(30)})
+    assert [axis.get_xscale() for axis in page.axes] == ["linear", "linear"]

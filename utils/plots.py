@@ -152,9 +152,17 @@ def training_curves(runs, title=None):
                 axis.plot(line.index, line, color=colour, linewidth=2.2, label=name, marker=dots)
                 if best in line.index:
                     axis.plot(best, line[best], "o", color=colour, markersize=9, markeredgecolor="black")
+    lengths = [int(history["epoch"].max()) for history, _ in named.values()]
+    far_apart = max(lengths) > 8 * min(lengths)  # on one linear axis a run of 8 epochs beside one of 200 is a stroke
     for axis, measure in zip(axes[0], ("accuracy", "loss (cross-entropy, nats)"), strict=True):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        style.labels(axis, "epoch", measure)
+        if far_apart:
+            ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if tick <= max(lengths)]
+            axis.set_xscale("log")
+            axis.set_xticks(ticks, ticks)
+            axis.minorticks_off()
+        else:
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        style.labels(axis, "epoch (logarithmic)" if far_apart else "epoch", measure)
     style.percent_axis(axes[0, 0])
     axes[0, 1].set_ylim(bottom=0)
     handles, names = axes[0, 0].get_legend_handles_labels()
