@@ -1,10 +1,19 @@
 """The model cards of `models/README.md`: each shipped classifier by class and by person."""
 
 from utils.results_answers import rows_of
-from utils.results_cells import Notes, accuracy_cell, markdown, not_run, not_yet, number_of, percent_cell, words
+from utils.results_cells import (
+    TRAINING,
+    Notes,
+    accuracy_cell,
+    markdown,
+    not_run,
+    not_yet,
+    number_of,
+    percent_cell,
+    words,
+)
 from utils.results_tables import of_notebook_3, table
 
-TRAINING = "01_data_and_training"
 SENDERS = 10  # people that a card names; the others are counted
 HEADS = ("b-mobilenet-frozen", "b-lite0-frozen", "a-lite0-frozen", "a-lite0-frozen-balanced")
 

@@ -5,10 +5,8 @@ import math
 from collections.abc import Callable
 
 from utils.results_answers import row_of
-from utils.results_cells import Notes, accuracy_cell, markdown, not_yet, number_of
+from utils.results_cells import TRAINING, Notes, accuracy_cell, markdown, not_yet, number_of
 from utils.results_tables import table
-
-TRAINING = "01_data_and_training"
 
 
 @dataclasses.dataclass(frozen=True)
