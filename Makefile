@@ -34,7 +34,7 @@ setup: .venv/.ready
 	@touch $@
 
 run: .venv/.ready
-	@$(BIN)/python -m utils.run_notebooks --profile $(PROFILE) --data $(DATA) $(NOTEBOOKS)
+	@$(BIN)/python -m study.notebooks --profile $(PROFILE) --data $(DATA) $(NOTEBOOKS)
 
 full:
 	@$(MAKE) --no-print-directory run PROFILE=full
@@ -54,7 +54,7 @@ bench: .venv/.ready
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
 
 tables: .venv/.ready
-	@$(BIN)/python -m utils.results
+	@$(BIN)/python -m study.results
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis .venv

@@ -37,7 +37,7 @@ def main(argv=None):
 
     from utils import datasets, environment, training
     from utils.evaluation import evaluate
-    from utils.run_config import RunConfig
+    from utils.training.config import RunConfig
 
     data = datasets.load(options.dataset)
     if options.per_class:

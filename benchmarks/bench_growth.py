@@ -59,7 +59,9 @@ def one_stage(stage, root, per_class, cache):
     """Do one stage on drawings that are there already; returns seconds and MiB."""
     import tensorflow as tf
 
-    from utils import datasets, features, pipeline
+    from utils import datasets
+    from utils.datasets import pipeline
+    from utils.training import features
 
     def photos():
         return datasets.load("sketches", root=root, per_class=per_class)
@@ -198,7 +200,7 @@ def exponents(grown):
 
 def figure(grown):
     """Time and memory over photos, time over layers, time over MACs."""
-    from utils import plots_style as style
+    from utils.plots import style
 
     page, axes = style.figure(11, 7.4, 2, 2)
     (times, memory), (layers, sides) = axes
@@ -257,7 +259,8 @@ def main(argv=None):
 
     import pandas as pd
 
-    from utils import environment, results
+    from study import results
+    from utils import environment
 
     if options.draw:
         draw(results.read("growth", ROOT / "results")["metrics"])

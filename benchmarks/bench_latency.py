@@ -20,7 +20,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import numpy as np
 import pandas as pd
 
-from utils import latency, models, operator_times, plots_deploy, quantization, runtimes
+from utils import latency, models, quantization
+from utils.plots import deploy as plots_deploy
+from utils.quantization import operators as operator_times
+from utils.quantization import runtimes
 
 SCHEMES = ("float32", "float16", "dynamic_range", "int8", "int8_io", "int16x8", "weight_int8")
 

@@ -1,4 +1,5 @@
-"""Photos a second: utils.pipeline against study A's way, Keras' ImageDataGenerator: same photos, same transforms.
+"""Photos a second: utils.datasets.pipeline against study A's way, Keras' ImageDataGenerator: same photos, same
+transforms.
 
     python benchmarks/bench_pipeline.py [--photos 1024] [--size 224] [--rounds 5] [--data clothing-10]
 
@@ -23,7 +24,8 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from utils import datasets, environment, pipeline
+from utils import datasets, environment
+from utils.datasets import pipeline
 
 AUGMENT = pipeline.Augment(flip=True, rotation=15.0, zoom=0.1, shift=0.1, brightness=0.2)
 CLAIM = 3.0
@@ -76,7 +78,7 @@ def run(frame, classes, size=224, batch_size=32, rounds=5, cache="memory", cache
         seconds, photos = one_pass(new, count)
         return setup + seconds, photos
 
-    sides = [("ImageDataGenerator", keras_pass), ("utils.pipeline", pipeline_pass)]
+    sides = [("ImageDataGenerator", keras_pass), ("utils.datasets.pipeline", pipeline_pass)]
     for number in range(rounds):
         for side, function in sides if number % 2 == 0 else sides[::-1]:
             seconds, photos = function()
@@ -108,7 +110,7 @@ def main():
     with tempfile.TemporaryDirectory() as cache_dir:
         table = run(frame, data.classes, options.size, 32, options.rounds, options.cache, cache_dir)
     result = summary(table)
-    ratio = result.loc["utils.pipeline"] / result.loc["ImageDataGenerator"]
+    ratio = result.loc["utils.datasets.pipeline"] / result.loc["ImageDataGenerator"]
     print(
         f"{len(frame)} {'drawings' if data.stand_in else 'photos'} of {data.name} at {options.size} px, photos a second"
     )

@@ -94,7 +94,7 @@ def csv_trick(rng):
 
 def result_record():
     """A record as a notebook writes it."""
-    from utils import results
+    from study import results
 
     with tempfile.TemporaryDirectory() as folder:
         rows = [{"id": "x", "title": "x", "status": "measured", "n": 4, "accuracy": 0.5}]
@@ -123,7 +123,7 @@ def seeds(kind):
         return (HERE.parent / "models" / "clothing-10-int8.tflite").read_bytes()
     if kind in ("tflite", "macs"):
         return quantization_models.files()["int8"]
-    from utils import saved_models
+    from utils.models import saved_models
 
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.keras"
@@ -134,24 +134,24 @@ def seeds(kind):
 def reader(kind):
     """(ending, function of a path): what a user's file of this kind meets."""
     if kind in ("jpeg", "png", "webp"):
-        from utils.photo import read_photo
+        from utils.classify.photo import read_photo
 
         # the ending does not decide: some are called by another kind's name
         return {"jpeg": ".jpg", "png": ".jpg", "webp": ".webp"}[kind], lambda path: read_photo(path, 32)
     if kind == "csv":
-        from utils import audit
+        from utils.datasets import audit
 
         return ".csv", audit.read_index
     if kind == "results":
-        from utils import results
+        from study import results
 
         return ".json", lambda path: results.read("01_data_and_training", path.parent)
     if kind == "labels":
-        from utils import tflite_model
+        from utils.classify import interpreter as tflite_model
 
         return ".tflite", tflite_model.read_description
     if kind == "pth":
-        from utils.torch_weights import read_state_dict
+        from utils.models.torch_weights import read_state_dict
 
         return ".pth", read_state_dict
     if kind == "macs":
@@ -159,14 +159,14 @@ def reader(kind):
 
         return ".tflite", flops.count_tflite
     if kind in ("tflite", "shipped"):
-        from utils.tflite_model import TFLiteModel
+        from utils.classify.interpreter import TFLiteModel
 
         def run(path):
             model = TFLiteModel(path, num_threads=1)
             return model(np.zeros((1, *model.input_size, 3), np.uint8))
 
         return ".tflite", run
-    from utils import saved_models
+    from utils.models import saved_models
 
     return ".keras", saved_models.load
 

@@ -172,7 +172,7 @@ def main(argv=None):
     options = parser.parse_args(argv)
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import utils.training  # noqa: F401  imported once, before the forks; nothing of TensorFlow runs here
+    import utils.training.loop  # noqa: F401  imported once, before the forks; nothing of TensorFlow runs here
 
     with tempfile.TemporaryDirectory() as folder:
         total = run_again_and_again(options.kills, folder, options.seed, options.longest_s, options.modes)

@@ -31,7 +31,7 @@ SHARES = {"results": 4, "download": 4, "conversion": 1, "notebook": 1}
 
 def write_results(folder):
     """The same record again and again, and a last one: a reader may come at any moment."""
-    from utils import results
+    from study import results
 
     for number in range(60):
         rows = [{"id": str(number), "status": "measured", "accuracy": 0.5}] * 200
@@ -40,7 +40,7 @@ def write_results(folder):
 
 def download(folder):
     """A file that comes slowly."""
-    from utils import fetch
+    from utils.datasets import fetch
 
     url = os.environ["KILLED_WORK_URL"]
     fetch.download(url, folder / "photos.bin", 10**6, hashlib.sha256(BODY).hexdigest(), progress=False)
@@ -60,7 +60,8 @@ def run_notebook(folder):
     """A notebook of two cells, executed and written."""
     import nbformat
 
-    from utils import files, run_notebooks
+    from study import notebooks as run_notebooks
+    from utils import files
 
     cells = [nbformat.v4.new_code_cell(source) for source in ("a = 6", "print(a * 7)")]
     notebook = nbformat.v4.new_notebook(cells=cells)
@@ -80,7 +81,7 @@ def state(kind, folder):
         Exception: the reader takes the target for damaged.
     """
     if kind == "results":
-        from utils import results
+        from study import results
 
         path = folder / "01_data_and_training.json"
         return results.read("01_data_and_training", folder)["metrics"]["rows"][0]["id"] if path.exists() else None
@@ -89,7 +90,7 @@ def state(kind, folder):
     if not path.exists():
         return None
     if kind == "conversion":
-        from utils.tflite_model import TFLiteModel
+        from utils.classify.interpreter import TFLiteModel
 
         TFLiteModel(path, num_threads=1)
     return hashlib.sha256(path.read_bytes()).hexdigest()

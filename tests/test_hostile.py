@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import audit, photo, tflite_model
-from utils.tflite_model import TFLiteModel
+from utils.classify import interpreter as tflite_model
+from utils.classify import photo
+from utils.classify.interpreter import TFLiteModel
+from utils.datasets import audit
 
 
 @pytest.mark.parametrize("kinds", [["jpeg", "png", "webp", "csv", "results", "labels"], ["shipped"]])
@@ -102,7 +104,7 @@ def test_a_name_that_climbs_is_refused(tmp_path):
 def test_a_keras_file_that_wants_to_run_code_does_not(tmp_path):
     import keras
 
-    from utils import saved_models
+    from utils.models import saved_models
 
     mark = str(tmp_path / "ran")
     layer = keras.layers.Lambda(lambda x, mark=mark: __import__("pathlib").Path(mark).touch() or x)

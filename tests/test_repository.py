@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MODULES = sorted((ROOT / "utils").glob("*.py"))
+MODULES = sorted((ROOT / "utils").rglob("*.py"))
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
 
 
@@ -91,35 +91,49 @@ def test_readme_python_runs_and_prints_what_it_says():
         assert done.stdout.strip() == expected.strip()
 
 
+# Who may import whom at the door: a package imports from the rows below its own, never from its own row or above.
+LEVELS = (
+    ("study",),
+    ("quantization",),
+    ("training", "evaluation"),
+    ("datasets", "receptive_field"),
+    ("flops", "pruning", "latency", "classify"),
+    ("layer_calls", "models", "plots", "files", "places", "environment"),
+)
+LEVEL = {name: -row for row, names in enumerate(LEVELS) for name in names}
+
+
 def imports_of(path):
-    """Names that a module of utils imports at its top level, as `utils.x` or the package's name."""
-    found = set()
-    for node in ast.parse(path.read_text()).body:
+    """(package, line) of every import of utils or study in a file, also of those inside functions."""
+    base = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "utils":
-            found |= {f"utils.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level:
-            found |= {f"utils.{node.module or alias.name}" for alias in node.names}
+            modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            package = node.module.split(".")
-            found.add(".".join(package[:2]) if package[0] == "utils" else package[0])
-    return found
+            prefix = base[: len(base) - node.level + 1] if node.level else ()
+            module = ".".join([*prefix, *(node.module.split(".") if node.module else ())])
+            modules = [f"{module}.{alias.name}" for alias in node.names] if module in ("utils", "study") else [module]
+        else:
+            continue
+        for module in modules:
+            parts = module.split(".")
+            if parts[0] == "study":
+                yield "study", node.lineno
+            elif parts[0] == "utils" and len(parts) > 1:
+                yield parts[1], node.lineno
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
-def test_imports_run_downwards(path):
-    found = imports_of(path)
-    if not path.stem.startswith(("plots", "run_notebooks", "results", "study")):
-        assert not {name for name in found if name.startswith(("utils.plots", "utils.results", "utils.study"))}
-    if path.stem in ("layer_calls", "flops", "receptive_field", "latency") or path.stem.startswith(
-        ("flops_", "receptive_field_")
-    ):
-        clothing = {"datasets", "pipeline", "models", "training", "evaluation", "sketches", "splits"}
-        assert not found & {f"utils.{name}" for name in clothing}
-        assert not found & {"matplotlib", "seaborn", "sklearn", "tensorflow", "scipy"}
-    if path.stem == "datasets":
-        assert not found & {"utils.pipeline", "utils.models", "utils.training"}
+def test_no_import_runs_upwards_and_none_in_a_circle():
+    wrong = []
+    for path in [*MODULES, *sorted((ROOT / "study").rglob("*.py"))]:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        here = "study" if parts[0] == "study" else parts[1]
+        if here == "__init__":
+            continue
+        for package, line in imports_of(path):
+            if package != here and LEVEL[package] >= LEVEL[here] and {here, package} - set(LEVELS[-1]):
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {package}")
+    assert not wrong, wrong
 
 
 def test_the_instruments_import_nothing_heavy():

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from utils.run_config import RunConfig
+from utils.training.config import RunConfig
 
 CLASSES = ("blue", "green", "red")
 SIZE = 32
@@ -51,7 +51,7 @@ def add_backbone(setitem, setattr_):
     """Make ``tiny`` a backbone of utils.models, with fixed weights; takes monkeypatch's setitem and setattr."""
     import keras
 
-    from utils import models
+    from utils.models import networks as models
 
     def body(image):
         x = keras.layers.Rescaling(1 / 255, name="preprocess")(image)

@@ -1,0 +1,1 @@
+"""This study only: its recipes, rows, records and pages."""

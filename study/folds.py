@@ -1,0 +1,157 @@
+"""Sender-grouped cross-validation of a whole training recipe: one run a fold, resumable, and a compact form that ships.
+
+``evaluation.grouped_cv`` judges any recipe; here the recipe is a :class:`RunConfig` whose folds take minutes to hours.
+Each fold is a run of its own under ``runs/``, found again where it is finished. What the folds predicted is small, so
+it ships in ``models/`` and a reader can recompute every number without training anything.
+"""
+
+import dataclasses
+import hashlib
+import io
+import zipfile
+
+import numpy as np
+
+from utils import files, training
+from utils.evaluation.grouped_cv import grouped_cv
+from utils.training.config import RunConfig
+from utils.training.run import SHIPPED
+from utils.training.run_store import runs_dir
+
+RECORD, PREDICTIONS = "cross_validation.json", "predictions.npz"
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FoldDataset:
+    """The photos of one fold, for ``training.train``: all but the fold's senders train, none validate."""
+
+    frame: object
+    classes: tuple
+    fingerprint: str
+    name: str
+
+
+def recipe_of(config):
+    """The RunConfig as a fold trains it: nothing to choose an epoch by, so the last epoch is kept."""
+    return dataclasses.replace(config, monitor="none", patience=None, allow_leaks=())
+
+
+def cv_id(config, fingerprint, k=5, seed=0):
+    """Name of a cross-validation: readable, and another one for another recipe, dataset, k or seed."""
+    return f"{recipe_of(config).run_id_for(f'{fingerprint}-{k}-folds-seed-{seed}')}-{k}fold"
+
+
+def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, only_finished=False):
+    """Train the recipe once a fold and judge each photo by the model that has seen nobody of its sender.
+
+    Args:
+        config: RunConfig; its validation choices do not apply (each fold keeps its last epoch).
+        dataset: datasets.Dataset; all its photos take part, whatever their split.
+        k: folds.
+        seed: of the folds.
+        folder: folder of the runs; default as in ``training.train``.
+        verbose: as in ``training.train``.
+        only_finished: return None instead of training where nothing finished is at hand.
+
+    Returns:
+        dict, "plain" and "flip" (each photo averaged with its mirror image) -> GroupedCV; or None.
+
+    Raises:
+        ValueError: shipped predictions that do not go with the photos; and what ``training.train`` raises.
+
+    Example:
+        >>> from utils import datasets  # doctest: +SKIP
+        >>> config = RunConfig("fine", "efficientnet_lite0", "fine_tune", 8)  # doctest: +SKIP
+        >>> cross_validate(config, datasets.load("clothing-10"))["plain"].accuracy  # doctest: +SKIP
+    """
+    name = cv_id(config, dataset.fingerprint, k, seed)
+    for home in (runs_dir(folder), SHIPPED):
+        if (home / name / RECORD).exists():
+            return load(home / name, dataset)
+    if only_finished:
+        return None
+    recipe, found = recipe_of(config), {}
+
+    def fit_predict(train, test):
+        frame = dataset.frame.assign(split="train")
+        frame.loc[test.index, "split"] = "test"
+        number = hashlib.sha256(",".join(sorted(map(str, test["id"]))).encode()).hexdigest()[:12]
+        photos = FoldDataset(frame, dataset.classes, f"{dataset.fingerprint}-{number}", dataset.name)
+        run = training.train(recipe, photos, folder=folder, verbose=verbose)
+        plain = run.predict(test)
+        flip = run.predict(test, tta="flip")
+        found.update(zip(test.index, zip(plain, flip, strict=True), strict=True))
+        return plain
+
+    judged = grouped_cv(fit_predict, dataset.frame, dataset.classes, k=k, seed=seed, name=config.name)
+    arrays = {kind: np.stack([found[i][place] for i in dataset.frame.index]) for place, kind in enumerate(KINDS)}
+    _write(runs_dir(folder) / name, arrays, judged.fold, recipe, dataset, k, seed)
+    return load(runs_dir(folder) / name, dataset)
+
+
+KINDS = ("plain", "flip")
+
+
+def load(folder, dataset):
+    """The judgements that a folder holds: dict "plain", "flip" -> GroupedCV.
+
+    Raises:
+        ValueError: the folder is damaged, or belongs to other photos; names it.
+    """
+    try:
+        record = files.read_json(folder / RECORD)
+        data = (folder / PREDICTIONS).read_bytes()
+        if record["schema"] != SCHEMA or hashlib.sha256(data).hexdigest() != record["sha256"]:
+            raise ValueError("its predictions are not what its record names")
+        if record["fingerprint"] != dataset.fingerprint:
+            raise ValueError(f"it belongs to photos {record['fingerprint']}, not {dataset.fingerprint}")
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            rows = dict(zip(arrays["id"].tolist(), range(len(arrays["id"])), strict=True))
+            order = np.array([rows[str(one)] for one in dataset.frame["id"]])
+            kept = {kind: arrays[kind][order].astype(np.float64) for kind in KINDS}
+        name, k, seed = RunConfig.from_dict(record["config"]).name, int(record["k"]), int(record["seed"])
+    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{folder} cannot be used: {error}; delete it and train again") from error
+    places = {index: place for place, index in enumerate(dataset.frame.index)}
+    judged = {}
+    for kind, found in kept.items():
+        found = found / found.sum(axis=1, keepdims=True)  # stored in half precision
+
+        def look_up(_, test, found=found):
+            return found[[places[index] for index in test.index]]
+
+        title = name if kind == "plain" else f"{name}, mirrored too"
+        judged[kind] = grouped_cv(look_up, dataset.frame, dataset.classes, k=k, seed=seed, name=title)
+    return judged
+
+
+def export(config, dataset, k=5, seed=0, folder=None):
+    """Copy a finished cross-validation into the repository's ``models/``.
+
+    Returns:
+        pathlib.Path of the folder written.
+
+    Raises:
+        FileNotFoundError: it is not finished.
+    """
+    name = cv_id(config, dataset.fingerprint, k, seed)
+    source = runs_dir(folder) / name
+    if not (source / RECORD).exists():
+        raise FileNotFoundError(f"{source} is not there; train the folds first")
+    load(source, dataset)
+    for part in (PREDICTIONS, RECORD):
+        files.write_bytes(SHIPPED / name / part, (source / part).read_bytes())
+    return SHIPPED / name
+
+
+def _write(folder, arrays, fold, recipe, dataset, k, seed):
+    ids = np.array([str(one) for one in dataset.frame["id"]])
+    halves = {kind: array.astype(np.float16) for kind, array in arrays.items()}
+    entry = files.write_arrays(folder / PREDICTIONS, {"id": ids, "fold": fold, **halves})
+    # The record comes last and names the hash: predictions without it count as not there.
+    record = {
+        "schema": SCHEMA, "config": recipe.to_dict(), "fingerprint": dataset.fingerprint, "k": k, "seed": seed,
+        "classes": list(dataset.classes), "sha256": entry["sha256"],
+    }  # fmt: skip
+    files.write_json(folder / RECORD, record)

@@ -1,0 +1,206 @@
+"""The wrapper around the interpreter against a plain loop, in every scheme; threads, shapes and damaged files."""
+
+import concurrent.futures
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import quantization_models as small
+
+from utils import quantization
+from utils.classify.interpreter import TFLiteModel, open_interpreter, read_description
+
+
+@pytest.mark.parametrize("scheme", list(quantization.SCHEMES))
+def test_equals_a_plain_loop_over_the_interpreter(scheme):
+    content = small.files()[scheme]
+    images = small.photos(7, seed=5)
+    assert np.abs(TFLiteModel(content, 1)(images) - small.plain_loop(content, images)).max() < 1e-6
+
+
+def test_quantized_input_is_fed_the_pixels_exactly():
+    content = small.files()["int8_io"]
+    model = TFLiteModel(content)
+    assert model.input_dtype == np.int8
+    every = np.zeros((1, small.SIZE, small.SIZE, 3), np.uint8)
+    every.flat[:256] = np.arange(256)
+    assert (model.to_input(every).astype(int) == every.astype(int) - 128).all()
+    images = small.photos(3)
+    assert np.array_equal(model(images), model(images.astype(np.float32)))
+
+
+def test_uint8_interface_of_the_converter():
+    content = quantization.convert(small.network(), "int8_io", small.photos(), io="uint8")
+    model, images = TFLiteModel(content), small.photos(6, seed=8)
+    assert model.input_dtype == model.output_dtype == np.uint8
+    assert np.abs(model(images) - small.plain_loop(content, images)).max() < 1e-6
+    assert np.abs(model(images) - TFLiteModel(small.files()["float32"])(images)).mean() < 0.1
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_any_batch(count):
+    model, images = TFLiteModel(small.files()["float32"]), small.photos(5)
+    together = model(images[:count])
+    assert together.shape == (count, len(small.CLASSES))
+    assert together.dtype == np.float32
+    for row in range(count):
+        assert np.array_equal(together[row], model(images[row : row + 1])[0])
+
+
+@pytest.mark.parametrize("kernels", ["builtin", "reference"])
+def test_kernels_agree(kernels):
+    images = small.photos(4)
+    expected = TFLiteModel(small.files()["float32"])(images)
+    assert np.allclose(TFLiteModel(small.files()["float32"], kernels=kernels)(images), expected, atol=1e-5)
+    assert TFLiteModel(small.files()["float32"], use_xnnpack=False).kernels == "builtin"
+
+
+def test_calls_from_many_threads_do_not_mix():
+    model, images = TFLiteModel(small.files()["int8"], 1), small.photos(24)
+    expected = model(images)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda row: model(images[row : row + 1])[0], list(range(24)) * 8))
+    assert np.array_equal(np.array(answers), np.tile(expected, (8, 1)))
+
+
+def test_the_lock_is_held_while_the_interpreter_runs():
+    model, images = TFLiteModel(small.files()["float32"], 1), small.photos(1)
+    with model._lock, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(model, images)
+        time.sleep(0.05)
+        assert not waiting.done()
+        model._lock.release()
+        waiting.result(5)
+        model._lock.acquire()
+
+
+def test_memory_by_hand():
+    """Weights: 1 byte a kernel weight, 4 a bias. Arena: the largest sum of activations alive at once, int8."""
+    model = TFLiteModel(small.files()["int8"])
+    kernels = 3 * 3 * 3 * 8 + 2 * (8 * 24 + 9 * 24 + 24 * 8) + 8 * 4
+    biases = 4 * (8 + 2 * (24 + 24 + 8) + 4)
+    scaling, axes = 1 + 1, 2 * 4  # of the preprocessing, and of the pooling
+    assert model.weights_bytes == kernels + biases + scaling + axes
+    side = (small.SIZE // 2) ** 2
+    alive = side * (8 + 24 + 24)  # short cut, expansion, depthwise; the planner may leave a gap
+    assert alive <= model.arena_bytes <= 1.2 * alive
+    assert TFLiteModel(small.files()["float32"]).arena_bytes == pytest.approx(4 * model.arena_bytes, rel=0.1)
+    assert model.unpacked_bytes == 0
+    assert TFLiteModel(small.files()["weight_int8"]).unpacked_bytes >= 4 * kernels
+
+
+def test_weights_that_lie_behind_the_flatbuffer_are_counted():
+    """ai-edge-quantizer moves more than 256 KiB of weights there."""
+    import keras
+
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Dense(100_000, activation="relu")(keras.layers.GlobalAveragePooling2D()(image))
+    content = quantization.convert(keras.Model(image, keras.layers.Dense(2)(x)), "weight_int8")
+    assert 500_000 <= TFLiteModel(content).weights_bytes <= 500_000 + 4 * 100_002 + 64
+
+
+def test_wrapper_overhead_is_small():
+    """Processor time against the bare interpreter, on a network of 4 ms; the published 3 % is the benchmark's."""
+    import keras
+
+    image = keras.Input((224, 224, 3))
+    x = keras.layers.Conv2D(32, 5, strides=2)(image)
+    x = keras.layers.Conv2D(32, 3)(x)
+    output = keras.layers.Dense(4, activation="softmax")(keras.layers.GlobalAveragePooling2D()(x))
+    model = TFLiteModel(quantization.convert(keras.Model(image, output), "float32"), num_threads=1)
+    photo = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3)).astype(np.float32)
+    interpreter, seconds = model._interpreter, {"bare": [], "wrapped": []}
+    for _ in range(40):
+        start = time.thread_time()
+        interpreter.set_tensor(model._input, photo)
+        interpreter.invoke()
+        interpreter.get_tensor(model._output)
+        middle = time.thread_time()
+        model(photo)
+        seconds["bare"].append(middle - start)
+        seconds["wrapped"].append(time.thread_time() - middle)
+    assert min(seconds["wrapped"]) < 1.15 * min(seconds["bare"])
+
+
+@pytest.mark.parametrize("threads, kind", [(0, ValueError), (-2, ValueError), (1.5, TypeError), (True, TypeError)])
+def test_bad_thread_counts(threads, kind):
+    with pytest.raises(kind, match="num_threads"):
+        TFLiteModel(small.files()["float32"], threads)
+
+
+@pytest.mark.parametrize(
+    "shape", [(small.SIZE, small.SIZE, 3), (1, 16, 16, 3), (1, small.SIZE, small.SIZE), (1, small.SIZE, small.SIZE, 1)]
+)
+def test_wrong_photo_shapes_are_named(shape):
+    with pytest.raises(ValueError, match=r"takes photos of shape \(n, 32, 32, 3\)"):
+        TFLiteModel(small.files()["float32"])(np.zeros(shape, np.uint8))
+
+
+def test_photos_that_are_no_numbers():
+    with pytest.raises(ValueError, match="must be numbers"):
+        TFLiteModel(small.files()["float32"])(np.full((1, small.SIZE, small.SIZE, 3), "x"))
+    with pytest.raises(ValueError, match="NaN"):
+        TFLiteModel(small.files()["float32"])(np.full((1, small.SIZE, small.SIZE, 3), np.nan))
+
+
+@pytest.mark.parametrize("scheme", ["float32", "int8"])
+@pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.9, 0.999])
+def test_truncated_files_are_named(tmp_path, scheme, share):
+    content = small.files()[scheme]
+    path = tmp_path / "cut.tflite"
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=r"cut\.tflite.*(again|give a file)"):
+        TFLiteModel(path)
+
+
+def test_foreign_and_missing_files(tmp_path):
+    path = tmp_path / "photo.tflite"
+    path.write_bytes(b"\xff\xd8\xff\xe0" + bytes(1000))
+    with pytest.raises(ValueError, match=r"photo\.tflite is not a \.tflite model"):
+        TFLiteModel(path)
+    with pytest.raises(FileNotFoundError, match=r"none\.tflite"):
+        TFLiteModel(tmp_path / "none.tflite")
+    with pytest.raises(TypeError, match="path or bytes"):
+        TFLiteModel(42)
+
+
+def test_damaged_bytes_never_crash():
+    """Flipped bytes give an error or an answer; in a process of its own, so that a crash shows."""
+    code = (
+        "import sys, numpy as np\nfrom utils.classify.interpreter import TFLiteModel\n"
+        "content = sys.stdin.buffer.read(); random = np.random.default_rng(0)\n"
+        "for _ in range(40):\n"
+        "    data = bytearray(content)\n"
+        "    for place in random.integers(8, len(data), 5): data[place] = random.integers(256)\n"
+        "    try: TFLiteModel(bytes(data), 1)\n"
+        "    except ValueError: pass\n"
+        "print('alive')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=small.files()["int8"], capture_output=True)
+    assert done.stdout.strip() == b"alive", done.stderr[-500:]
+
+
+def test_labels_come_from_the_json_beside(tmp_path):
+    path = quantization.save(tmp_path / "m.tflite", small.files()["int8"], small.CLASSES, scheme="int8")
+    assert TFLiteModel(path).labels == small.CLASSES
+    assert TFLiteModel(path).description["input_size"] == [small.SIZE, small.SIZE]
+    with pytest.raises(ValueError, match="2 labels"):
+        TFLiteModel(path, labels=["a", "b"])
+    path.with_suffix(".json").write_text(json.dumps({"labels": "boot"}))
+    with pytest.raises(ValueError, match=r"m\.json.*labels"):
+        read_description(path)
+    path.with_suffix(".json").write_text("{")
+    with pytest.raises(ValueError, match=r"m\.json"):
+        TFLiteModel(path)
+
+
+def test_unknown_kernels():
+    with pytest.raises(ValueError, match="kernels 'fast' is unknown"):
+        open_interpreter(small.files()["float32"], kernels="fast")
+
+
+def test_prints_what_it_is():
+    assert "32x32x3 float32 -> 4 float32" in repr(TFLiteModel(small.files()["float32"], 1))

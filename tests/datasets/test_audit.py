@@ -1,0 +1,212 @@
+"""The index of photos and what is wrong with a folder: each defect is found, named, and costs nothing else."""
+
+import os
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from utils.datasets import audit
+
+HEADER = "image,sender_id,label,kids\n"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLOTHING_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def index(tmp_path, text, encoding="utf-8"):
+    path = tmp_path / "images.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_good_index(tmp_path, encoding, newline):
+    text = HEADER + 'a-1,7,T-Shirt,True\nb-2,8,"Not sure",False\n\nc,9, Hat ,\n'
+    frame = audit.read_index(index(tmp_path, text.replace("\n", newline), encoding))
+    assert frame["id"].tolist() == ["a-1", "b-2", "c"]
+    assert frame["sender"].tolist() == ["7", "8", "9"]
+    assert frame["label"].tolist() == ["T-Shirt", "Not sure", "Hat"]
+    assert frame["kids"].isna().tolist() == [False, False, True]
+
+
+def test_columns_may_stand_in_another_order(tmp_path):
+    frame = audit.read_index(index(tmp_path, "label,extra,kids,image,sender_id\nHat,x,False,a,7\n"))
+    assert frame.iloc[0].to_dict() == {"id": "a", "sender": "7", "label": "Hat", "kids": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", r"lacks the column\(s\) image, sender_id, label, kids"),
+        (HEADER, "has no rows"),
+        ("image,label,kids\na,Hat,True\n", r"lacks the column\(s\) sender_id; its columns are image, label, kids"),
+        (HEADER.replace(",", ";") + "a;7;Hat;True\n", "is it separated by commas"),
+        (HEADER + "a,7,Hat\n", "line 2 has 3 fields, the header 4"),
+        (HEADER + "a,7,Hat,True\na,8,Hat,True\n", r"lists 1 id\(s\) twice \(first a\)"),
+        (HEADER + "../a,7,Hat,True\n", "'../a' is no plain image id"),
+        (HEADER + "a..b,7,Hat,True\n", "no plain image id"),
+        (HEADER + "/etc/passwd,7,Hat,True\n", "no plain image id"),
+        (HEADER + ",7,Hat,True\n", "'' is no plain image id"),
+        (HEADER + "a,7,,True\n", "line 2: the label is empty"),
+        (HEADER + "a,,Hat,True\n", "line 2: the sender is empty"),
+        (HEADER + "a,7,Hat,maybe\n", "kids is 'maybe'"),
+        (HEADER + 'a,7,"Hat,True\n', "is not CSV|fields"),
+        (HEADER.encode() + b"a,7,\xff\xfe,True\n", "is not UTF-8 text"),
+        (HEADER.encode("utf-16"), "is not UTF-8 text"),
+        (b"\x00" * 100, r"lacks the column|is not CSV"),
+    ],
+)
+def test_a_bad_index_is_named(tmp_path, text, reason):
+    path = index(tmp_path, text)
+    with pytest.raises(ValueError, match=reason) as caught:
+        audit.read_index(path)
+    assert str(path) in str(caught.value)
+
+
+def test_an_index_that_is_not_there_or_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no index"):
+        audit.read_index(tmp_path / "images.csv")
+    with pytest.raises(ValueError, match="cannot be read"):
+        audit.read_index(tmp_path)
+
+
+@settings(max_examples=50)
+@given(st.binary(max_size=300), st.integers(0, 200))
+def test_any_bytes_give_a_frame_or_one_clear_error(tmp_path_factory, noise, where):
+    whole = (HEADER + "".join(f"id-{i},{i},Hat,True\n" for i in range(8))).encode()
+    path = index(tmp_path_factory.mktemp("csv"), whole[:where] + noise + whole[where + len(noise) :])
+    try:
+        frame = audit.read_index(path)
+    except ValueError as error:
+        assert str(path) in str(error)
+    else:
+        assert frame["id"].is_unique and not frame["id"].str.contains("/|\\.\\.", regex=True).any()
+
+
+def test_missing_images_both_ways(tmp_path):
+    for name in ("a.jpg", "b.jpg", "stray.jpg", ".hidden"):
+        (tmp_path / name).touch()
+    frame = pd.DataFrame({"id": ["a", "b", "gone"], "label": ["Hat", "Hat", "Skip"]})
+    missing = audit.missing_images(audit.paths_from_ids(frame, tmp_path), tmp_path)
+    assert missing.rows["id"].tolist() == ["gone"]
+    assert missing.files == ("stray.jpg",)
+    assert repr(missing) == "1 rows have no file (Skip 1); 1 files have no row"
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        audit.missing_images(audit.paths_from_ids(frame, tmp_path), tmp_path / "nowhere")
+
+
+def test_labels_are_counted_and_dropped_whatever_their_case():
+    frame = pd.DataFrame({"label": ["Hat", "skip", "OTHER", "Not Sure", "Hat", "another"], "sender": list("abcdea")})
+    kept, dropped = audit.drop_labels(frame)
+    assert kept["label"].tolist() == ["Hat", "Hat", "another"]
+    assert dropped.to_dict() == {"skip": 1, "OTHER": 1, "Not Sure": 1}
+    table = audit.label_distribution(kept)
+    assert table.loc["Hat"].to_dict() == {"photos": 2, "share": 2 / 3, "senders": 2}
+
+
+def test_label_conflicts_ignore_case():
+    left = pd.DataFrame({"id": list("abc"), "label": ["hat", "t-shirt", "shoes"], "split": "train"})
+    right = pd.DataFrame({"id": list("abcd"), "label": ["Hat", "Shirt", "Shoes", "Hat"]})
+    conflicts = audit.label_conflicts(left, right)
+    assert conflicts.to_dict("records") == [{"id": "b", "label": "t-shirt", "split": "train", "other_label": "Shirt"}]
+
+
+def folder_of_photos(folder):
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 20, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "good.jpg")
+    (folder / "twin.jpg").write_bytes((folder / "good.jpg").read_bytes())
+    (folder / "half.jpg").write_bytes((folder / "good.jpg").read_bytes()[:300])
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("no photo")
+    Image.fromarray(pixels[..., 0]).save(folder / "grey.jpg")
+    Image.fromarray(pixels).convert("CMYK").save(folder / "print.jpg")
+    return sorted(folder.iterdir())
+
+
+def test_check_photos_finds_each_defect(tmp_path):
+    paths = folder_of_photos(tmp_path / "photos")
+    facts = audit.check_photos(paths, tmp_path / "photos").set_axis([path.stem for path in paths])
+    good = facts.loc["good"]
+    assert (good["width"], good["height"], good["mode"], good["format"], good["problem"]) == (20, 30, "RGB", "JPEG", "")
+    assert facts.loc[["good", "grey", "print", "twin"], "problem"].eq("").all()
+    assert "runcated" in facts.loc["half", "problem"]
+    assert facts.loc["empty", "problem"] == "it is empty"
+    assert facts.loc["text", "problem"].startswith("not a JPEG")
+    assert facts.loc[["grey", "print"], "mode"].tolist() == ["L", "CMYK"]
+    twins = audit.twins(facts.assign(id=facts.index, label="Hat"))
+    assert twins["id"].tolist() == ["good", "twin"]
+
+
+def test_photos_are_looked_at_once(tmp_path, monkeypatch):
+    paths = folder_of_photos(tmp_path / "photos")
+    first = audit.check_photos(paths, tmp_path / "photos")
+    looked = []
+    monkeypatch.setattr(audit, "_look", lambda path: looked.append(path) or original(path))
+    assert audit.check_photos(paths, tmp_path / "photos").equals(first)
+    assert looked == []
+    os.utime(paths[0], (1, 1))  # changed: looked at again
+    audit.check_photos(paths, tmp_path / "photos")
+    assert looked == [paths[0]]
+
+
+original = audit._look
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "[]", '{"version": 1}', '{"version": 1, "photos": [1]}', '{"version": 1, "photos": {"good.jpg": 5}}']
+)
+def test_a_damaged_memory_is_only_a_memory(tmp_path, damage):
+    paths = folder_of_photos(tmp_path / "photos")
+    first = audit.check_photos(paths, tmp_path / "photos")
+    (memory,) = (tmp_path / "cache").iterdir()
+    memory.write_text(damage)
+    assert audit.check_photos(paths, tmp_path / "photos").equals(first)
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CLOTHING_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    paths = folder_of_photos(tmp_path / "photos")
+    assert len(audit.check_photos(paths, tmp_path / "photos")) == len(paths)
+    assert "is not remembered" in caplog.text
+
+
+def test_a_photo_that_is_gone_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no photo"):
+        audit.check_photos([tmp_path / "gone.jpg"], tmp_path)
+
+
+def test_the_second_look_at_two_thousand_photos_is_quick(tmp_path, monkeypatch):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
+    paths = [folder / f"{i}.png" for i in range(2000)]
+    for path in paths:
+        os.link(tmp_path / "one.png", path)
+    monkeypatch.setattr(audit.photo, "check_photo", lambda path: dict.fromkeys(audit._FACTS, ""))
+    audit.check_photos(paths, folder, progress=False)
+    begin = time.process_time()
+    audit.check_photos(paths, folder, progress=False)
+    assert time.process_time() - begin < 0.8
+
+
+def test_a_report_prints_itself():
+    report = audit.Report(
+        "clothing-17", (("rows", 5403, "", "20 labels"), ("rows without a file", 5, "dropped", "Skip 5"))
+    )
+    assert repr(report).splitlines() == [
+        "clothing-17: what cleaning found",
+        "  rows: 5,403 (20 labels)",
+        "  rows without a file: 5, dropped (Skip 5)",
+    ]
+    assert report.to_frame().loc["rows without a file", "found"] == 5
+    assert "rows without a file" in report._repr_html_()

@@ -1,0 +1,198 @@
+"""Splits: nobody on two sides, shares kept, balancing after the split, and the wrong order by name only."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.datasets import splits
+
+
+def people(senders=40, classes=6, seed=0):
+    """Photos by senders of very different diligence, classes of very different size."""
+    rng = np.random.default_rng(seed)
+    sizes = np.maximum(1, rng.lognormal(2, 1, senders).astype(int))
+    rows = [(f"s{s}", f"c{rng.zipf(1.7) % classes}") for s, size in enumerate(sizes) for _ in range(size)]
+    frame = pd.DataFrame(rows, columns=["sender", "label"])
+    return frame.assign(id=[f"p{i}" for i in frame.index])
+
+
+def shares(frame, parts):
+    return parts.value_counts(normalize=True).reindex(splits.PARTS, fill_value=0.0)
+
+
+@settings(max_examples=25)
+@given(st.integers(3, 60), st.integers(1, 12), st.integers(0, 10**6))
+def test_grouped_split_keeps_senders_together(senders, classes, seed):
+    frame = people(senders, classes, seed)
+    parts = splits.grouped_split(frame, seed=seed)
+    splits.check(frame.assign(split=parts))
+    assert set(parts) == set(splits.PARTS)
+
+
+def test_grouped_split_is_near_its_shares_in_every_class_with_enough_senders():
+    frame = people(300, 4, 3)
+    parts = splits.grouped_split(frame)
+    assert shares(frame, parts).to_numpy() == pytest.approx([0.7, 0.15, 0.15], abs=0.02)
+    table = pd.crosstab(frame["label"], parts, normalize="index")
+    assert (table.sub([0.15, 0.7, 0.15]).abs() < 0.05).all(axis=None)  # columns: test, train, validation
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_grouped_split_cannot_be_bettered_by_moving_one_sender(seed):
+    frame = people(15, 6, seed)
+    parts = splits.grouped_split(frame, seed=seed)
+
+    def deviation(parts):
+        classes = pd.crosstab(frame["label"], parts, normalize="index").reindex(columns=splits.PARTS, fill_value=0)
+        both = np.vstack([classes, parts.value_counts(normalize=True).reindex(splits.PARTS, fill_value=0)])
+        return ((both - [0.7, 0.15, 0.15]) ** 2).sum()
+
+    best = deviation(parts)
+    for sender in set(frame["sender"]):
+        for part in splits.PARTS:
+            assert deviation(parts.where(frame["sender"] != sender, part)) > best - 1e-9
+
+
+def test_grouped_split_is_fixed_by_its_seed_and_not_by_the_order_of_rows():
+    frame = people()
+    parts = splits.grouped_split(frame, seed=1)
+    assert parts.equals(splits.grouped_split(frame, seed=1))
+    assert not parts.equals(splits.grouped_split(frame, seed=2))
+    shuffled = frame.sample(frac=1, random_state=0)
+    assert splits.grouped_split(shuffled, seed=1).sort_index().equals(parts)
+
+
+def test_grouped_split_keeps_named_senders_in_test():
+    frame = people()
+    big = frame["sender"].value_counts().index[:3]
+    for closed in (False, True):
+        parts = splits.grouped_split(frame, test_senders=big, closed_test=closed)
+        assert (parts[frame["sender"].isin(big)] == "test").all()
+    assert set(frame.loc[parts == "test", "sender"]) == set(big)
+
+
+def test_grouped_split_ties_senders_of_identical_files():
+    frame = people().assign(sha256=lambda f: f["id"])
+    frame.loc[frame["sender"].isin(["s1", "s2", "s3"]), "sha256"] = "same"
+    for seed in range(5):
+        parts = splits.grouped_split(frame, seed=seed)
+        assert len(set(parts[frame["sha256"] == "same"])) == 1
+
+
+def test_grouped_split_needs_three_senders():
+    with pytest.raises(ValueError, match="2 senders cannot be split into 3 parts"):
+        splits.grouped_split(people(2))
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 400), st.integers(0, 10**6))
+def test_random_split_is_stratified(n, seed):
+    frame = pd.DataFrame({"label": ["hat"] * n + ["shoes"] * 2 * n})
+    parts = splits.random_split(frame, seed=seed)
+    for _, some in parts.groupby(frame["label"]):
+        counts = some.value_counts().reindex(splits.PARTS, fill_value=0).to_numpy()
+        assert np.abs(counts - np.array([0.7, 0.15, 0.15]) * len(some)).max() <= 1
+        assert counts[0] >= 1
+
+
+@pytest.mark.parametrize("fractions", [(0.7, 0.3), (0.7, 0.2, 0.2), (1.0, 0.1, -0.1)])
+def test_fractions_that_are_none_are_refused(fractions):
+    for split in (splits.random_split, splits.grouped_split):
+        with pytest.raises(ValueError, match="are no shares"):
+            split(people(), fractions)
+
+
+@settings(max_examples=10)
+@given(st.integers(2, 8), st.integers(0, 10**6))
+def test_grouped_folds_partition_the_photos(k, seed):
+    frame = people(20, 5, seed)
+    folds = splits.grouped_folds(frame, k, seed)
+    assert sorted(np.concatenate([test for _, test in folds])) == list(range(len(frame)))
+    for train, test in folds:
+        assert not set(frame["sender"].iloc[train]) & set(frame["sender"].iloc[test])
+
+
+def test_too_many_folds_are_refused():
+    with pytest.raises(ValueError, match="3 senders cannot make 5 folds"):
+        splits.grouped_folds(people(3), 5)
+
+
+LEAKY = pd.DataFrame({
+    "split": ["train", "test", "validation", "train"],
+    "sender": ["7", "7", "8", "9"],
+    "id": ["a", "b", "c", "d"],
+    "sha256": ["1", "2", "3", "3"],
+})  # fmt: skip
+
+
+def test_check_names_the_leak_and_takes_it_by_name():
+    with pytest.raises(splits.SplitLeak, match=r"1 sender stands on two sides \(sender 7 in test and train\)"):
+        splits.check(LEAKY)
+    with pytest.raises(splits.SplitLeak, match=r"1 file stands on two sides \(sha256 3 in train and validation\)"):
+        splits.check(LEAKY, allow="sender")
+    with pytest.raises(splits.SplitLeak, match="sender"):
+        splits.check(LEAKY, allow={"file"})
+    splits.check(LEAKY, allow={"sender", "file"})
+    splits.check(LEAKY[1:3])
+    assert splits.leaks(LEAKY) == ("sender", "file")
+    assert splits.leaks(LEAKY[1:3]) == ()
+
+
+def test_check_refuses_an_unknown_permission_and_an_empty_frame():
+    with pytest.raises(ValueError, match=r"allow names \['people'\]"):
+        splits.check(LEAKY, allow={"people"})
+    with pytest.raises(ValueError, match="lacks the column split"):
+        splits.check(LEAKY.drop(columns="split"))
+    with pytest.raises(ValueError, match="has no rows"):
+        splits.check(LEAKY[:0])
+
+
+def test_unknown_contents_are_no_twins():
+    splits.check(LEAKY.assign(sha256="", sender=list("abcd")))
+    frame = people()
+    assert splits.grouped_split(frame.assign(sha256="")).equals(splits.grouped_split(frame))
+    assert len(splits.grouped_folds(frame.assign(sha256=""), 5)) == 5
+
+
+def photos():
+    frame = people(60, 5, 1)
+    return frame.assign(split=splits.grouped_split(frame))
+
+
+def test_balance_brings_every_training_class_to_the_cap_and_touches_nothing_else():
+    frame = photos()
+    balanced = splits.balance(frame, at_most=40)
+    train = balanced[balanced["split"] == "train"]
+    assert set(train["label"].value_counts()) == {40}
+    assert not train.duplicated(["id", "copy"]).any()
+    splits.check(balanced)
+    rest = balanced[balanced["split"] != "train"].drop(columns="copy").reset_index(drop=True)
+    assert rest.equals(frame[frame["split"] != "train"].reset_index(drop=True))
+    assert (balanced.loc[balanced["split"] != "train", "copy"] == 0).all()
+    # a class below the cap keeps every photo of its own
+    for label, own in frame[frame["split"] == "train"].groupby("label")["id"]:
+        kept = train[(train["label"] == label) & (train["copy"] == 0)]
+        assert len(kept) == min(40, len(own))
+
+
+def test_balance_in_the_wrong_order_leaks_and_is_refused():
+    wrong = splits.balance(photos(), at_most=100, before_split=True)
+    assert set(wrong["label"].value_counts()) == {100}
+    assert splits.leaks(wrong) == ("sender", "file")
+    with pytest.raises(splits.SplitLeak):
+        splits.check(wrong)
+
+
+def test_balance_is_fixed_by_its_seed():
+    frame = photos()
+    assert splits.balance(frame, 30, seed=1).equals(splits.balance(frame, 30, seed=1))
+    assert not splits.balance(frame, 30, seed=1).equals(splits.balance(frame, 30, seed=2))
+
+
+def test_balance_needs_training_photos():
+    with pytest.raises(ValueError, match="no training photo"):
+        splits.balance(photos().assign(split="test"))
+    with pytest.raises(ValueError, match="at_most is 0"):
+        splits.balance(photos(), at_most=0)

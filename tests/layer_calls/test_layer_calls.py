@@ -1,0 +1,458 @@
+"""Layer calls: order, shapes, paths and data flow, against what Keras really runs; refusals in sentences."""
+
+import functools
+import math
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import examples
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utils.layer_calls import LayerCall, layer_calls
+from utils.layer_calls import keras_graph as keras_internals
+
+L = keras.layers
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def shapes(calls):
+    return {call.path: call.output_shapes for call in calls}
+
+
+def check_flow(calls):
+    """Every tensor is made once, and before it is read."""
+    made = []
+    for at, call in enumerate(calls):
+        assert call.index == at
+        assert isinstance(call, LayerCall)
+        assert set(call.inputs) <= set(made)
+        assert len(call.inputs) == len(call.input_shapes) and len(call.outputs) == len(call.output_shapes)
+        assert not set(call.outputs) & set(made)
+        made += call.outputs
+    assert len({call.path for call in calls}) == len(calls)
+
+
+def test_what_is_read_of_keras_is_there():
+    model = keras.Sequential([keras.Input((4,)), L.Dense(2)])
+    graph = model._functional
+    node = next(node for nodes in graph._nodes_by_depth.values() for node in nodes if not node.is_input)
+    for thing, names in (
+        (graph, ("_nodes_by_depth", "inputs", "outputs", "input")),
+        (node, ("operation", "arguments", "input_tensors", "outputs", "is_input")),
+        (node.arguments, ("args", "kwargs")),
+        (node.outputs[0], ("_keras_history",)),
+        (node.outputs[0]._keras_history, ("operation", "node_index")),
+        (node.operation, ("_inbound_nodes", "_outbound_nodes", "_flatten_layers", "_assert_input_compatibility")),
+    ):
+        for name in names:
+            assert hasattr(thing, name), f"Keras {keras.__version__} has no {type(thing).__name__}.{name} any more"
+    own = type("Own", (keras.Model,), {"call": lambda self, x: x})()
+    own.build((None, 3))
+    assert keras_internals.built_shapes(own) == (None, 3), "Keras no longer keeps _build_shapes_dict"
+
+
+# --- the graphs that Keras draws --------------------------------------------------------------------------------------
+
+
+def test_sequential():
+    model = keras.Sequential([keras.Input((8, 8, 3)), L.Conv2D(4, 3, name="conv"), L.Flatten(name="flat"), L.Dense(2)])
+    calls = layer_calls(model)
+    check_flow(calls)
+    assert [call.type for call in calls] == ["InputLayer", "Conv2D", "Flatten", "Dense"]
+    conv = calls[1]
+    assert (conv.path, conv.layer) == ("conv", model.layers[0])
+    assert (conv.input_shapes, conv.output_shapes) == (((None, 8, 8, 3),), ((None, 6, 6, 4),))
+    assert conv.output_dtypes == ("float32",)
+    assert shapes(layer_calls(model, batch_size=5))["flat"] == ((5, 144),)
+    assert repr(conv) == "1: conv (Conv2D) (None, 8, 8, 3) -> (None, 6, 6, 4)"
+
+
+def test_unbuilt_sequential_is_built_for_the_given_shape():
+    model = keras.Sequential([L.Conv2D(4, 3, name="conv"), L.GlobalMaxPooling2D()])
+    with pytest.raises(ValueError, match="input_shape"):
+        layer_calls(model)
+    assert shapes(layer_calls(model, (9, 9, 1), batch_size=2))["conv"] == ((2, 7, 7, 4),)
+
+
+def test_nested_models_take_the_outer_shape_and_path():
+    inner = keras.Sequential([keras.Input((None, None, 3)), L.Conv2D(4, 3, strides=2, name="conv")], name="inner")
+    middle_in = keras.Input((None, None, 3))
+    middle = keras.Model(middle_in, L.ReLU(name="relu")(inner(middle_in)), name="middle")
+    outer_in = keras.Input((33, 17, 3), name="photo")
+    model = keras.Model(outer_in, L.GlobalAveragePooling2D(name="gap")(middle(outer_in)))
+    calls = layer_calls(model)
+    check_flow(calls)
+    assert [call.path for call in calls] == ["photo", "middle/inner/conv", "middle/relu", "gap"]
+    assert calls[1].output_shapes == ((None, 16, 8, 4),)
+    assert calls[1].inputs == calls[0].outputs and calls[3].inputs == calls[2].outputs
+
+
+def test_a_shared_layer_and_a_shared_model_are_called_twice():
+    tower = keras.Sequential([keras.Input((None, 8)), L.Dense(4, name="dense")], name="tower")
+    a, b = keras.Input((5, 8), name="a"), keras.Input((7, 8), name="b")
+    head = L.Dense(3, name="head")
+    model = keras.Model([a, b], [head(tower(a)), head(tower(b))])
+    calls = layer_calls(model)
+    check_flow(calls)
+    assert {call.path for call in calls} == {"a", "b", "tower/dense", "tower:1/dense", "head", "head:1"}
+    by_path = {call.path: call for call in calls}
+    assert by_path["head"].layer is by_path["head:1"].layer
+    assert {shape for call in calls if call.type == "Dense" for shape in call.output_shapes} == {
+        (None, 5, 4),
+        (None, 7, 4),
+        (None, 5, 3),
+        (None, 7, 3),
+    }
+
+
+def test_several_inputs_by_list_and_by_name():
+    a, b = keras.Input((None, None, 3), name="photo"), keras.Input((10,), name="meta")
+    x = L.GlobalAveragePooling2D()(L.Conv2D(4, 3, name="conv")(a))
+    model = keras.Model({"photo": a, "meta": b}, L.Concatenate(name="join")([x, b]))
+    by_name = layer_calls(model, {"photo": (12, 10, 3), "meta": (10,)})
+    in_order = [tuple(tensor.shape)[1:] if tensor.name == "meta" else (12, 10, 3) for tensor in model.inputs]
+    for calls in (by_name, layer_calls(model, in_order)):
+        check_flow(calls)
+        assert shapes(calls)["conv"] == ((None, 10, 8, 4),)
+        assert shapes(calls)["join"] == ((None, 14),)
+    outer = keras.Input((12, 10, 3)), keras.Input((10,))
+    nested = keras.Model(outer, model({"meta": outer[1], "photo": outer[0]}))
+    assert next(c for c in layer_calls(nested) if c.type == "Conv2D").output_shapes == ((None, 10, 8, 4),)
+
+
+def test_several_outputs_and_arguments_that_are_no_tensors():
+    x = keras.Input((6, 8))
+    sequence, state, _ = L.LSTM(5, return_sequences=True, return_state=True, name="lstm")(x)
+    y = L.MultiHeadAttention(2, 4, name="mha")(query=sequence, value=sequence, use_causal_mask=True)
+    calls = layer_calls(keras.Model(x, [y, state]), batch_size=3)
+    check_flow(calls)
+    assert shapes(calls)["lstm"] == ((3, 6, 5), (3, 5), (3, 5))
+    mha = next(call for call in calls if call.path == "mha")
+    assert mha.call_kwargs == {"use_causal_mask": True}
+    assert mha.input_shapes == ((3, 6, 5), (3, 6, 5))
+
+
+def test_masks_are_inputs_but_no_operands_and_operands_follow_the_signature():
+    query, value, key = keras.Input((4, 6)), keras.Input((9, 6)), keras.Input((9, 7))
+    mask = keras.Input((4, 9), dtype="bool")
+    y = L.MultiHeadAttention(2, 3, name="mha")(key=key, attention_mask=mask, value=value, query=query)
+    mha = layer_calls(keras.Model([query, value, key, mask], y), batch_size=1)[-1]
+    assert mha.operand_shapes == ((1, 4, 6), (1, 9, 6), (1, 9, 7))
+    assert sorted(mha.input_shapes) == [(1, 4, 6), (1, 4, 9), (1, 9, 6), (1, 9, 7)]
+
+
+def test_channels_first():
+    model = keras.Sequential(
+        [keras.Input((3, 20, 14)), L.Conv2D(4, 3, strides=2, data_format="channels_first", name="conv")]
+    )
+    assert shapes(layer_calls(model))["conv"] == ((None, 4, 9, 6),)
+    assert shapes(layer_calls(model, (3, 11, 11)))["conv"] == ((None, 4, 5, 5),)
+
+
+def test_another_input_size_than_the_model_was_built_with():
+    model = keras.Sequential(
+        [keras.Input((32, 32, 3)), L.Conv2D(4, 3, name="conv"), L.GlobalAveragePooling2D(name="gap")]
+    )
+    assert shapes(layer_calls(model, (64, 48, 3)))["conv"] == ((None, 62, 46, 4),)
+    assert shapes(layer_calls(model, (7, 64, 48, 3)))["gap"] == ((7, 4),)
+
+
+def test_a_batch_that_is_folded_is_counted_whole():
+    """Windowed attention folds windows into the batch: (None, …) is not the batch then."""
+    x = keras.Input((8, 8, 4))
+    windows = keras.ops.reshape(x, (-1, 16, 4))
+    model = keras.Model(x, L.Dense(6, name="dense")(windows))
+    assert shapes(layer_calls(model))["dense"] == ((None, 16, 6),)
+    assert shapes(layer_calls(model, batch_size=3))["dense"] == ((12, 16, 6),)
+
+
+# --- operations, wrappers, layers of one's own ------------------------------------------------------------------------
+
+
+def test_operations_are_calls_with_their_constants_as_operands():
+    x = keras.Input((5, 8))
+    y = keras.ops.matmul(x, np.ones((8, 3), "float32"))
+    model = keras.Model(x, keras.ops.relu(y) + 1.0)
+    calls = layer_calls(model, batch_size=2)
+    check_flow(calls)
+    assert [call.type for call in calls] == ["InputLayer", "Matmul", "Relu", "Add"]
+    assert calls[1].operand_shapes == ((2, 5, 8), (8, 3)) and calls[1].input_shapes == ((2, 5, 8),)
+
+
+def test_time_distributed_is_opened_with_time_in_the_batch():
+    x = keras.Input((5, 16, 12, 3))
+    inner = keras.Sequential([keras.Input((16, 12, 3)), L.Conv2D(4, 3, name="conv")], name="net")
+    calls = layer_calls(keras.Model(x, L.TimeDistributed(inner, name="time")(x)), batch_size=2)
+    check_flow(calls)
+    assert [(call.path, call.opened) for call in calls[1:]] == [("time/net/conv", False), ("time", True)]
+    assert calls[1].input_shapes == ((10, 16, 12, 3),) and calls[2].output_shapes == ((2, 5, 14, 10, 4),)
+    assert calls[1].inputs == calls[0].outputs and calls[2].inputs == calls[1].outputs
+
+
+@pytest.mark.parametrize("merge_mode, gives", [("concat", ((2, 14),)), ("sum", ((2, 7),)), (None, ((2, 7), (2, 7)))])
+def test_bidirectional_is_opened(merge_mode, gives):
+    x = keras.Input((5, 3))
+    calls = layer_calls(keras.Model(x, L.Bidirectional(L.LSTM(7), merge_mode=merge_mode, name="both")(x)), batch_size=2)
+    check_flow(calls)
+    assert [call.path.split("/")[0] for call in calls[1:]] == ["both", "both", "both"]
+    assert [call.type for call in calls[1:]] == ["LSTM", "LSTM", "Bidirectional"]
+    assert calls[3].inputs == calls[1].outputs + calls[2].outputs and calls[3].output_shapes == gives
+
+
+def test_spectral_normalization_is_opened():
+    x = keras.Input((8, 8, 3))
+    calls = layer_calls(keras.Model(x, L.SpectralNormalization(L.Conv2D(4, 3, name="conv"), name="sn")(x)))
+    assert [(call.path, call.opened) for call in calls[1:]] == [("sn/conv", False), ("sn", True)]
+
+
+class Block(keras.Layer):
+    """A residual block with layers, operations, and a weight of its own."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = L.Dense(units, name="first"), L.Dense(units, name="second")
+        self.norm = L.BatchNormalization(name="norm")
+
+    def build(self, input_shape):
+        self.first.build(input_shape)
+        self.second.build(self.first.compute_output_shape(input_shape))
+        self.norm.build(self.first.compute_output_shape(input_shape))
+        self.matrix = self.add_weight(shape=(self.first.units, 3), name="matrix")
+
+    def call(self, x, training=None):
+        y = self.norm(self.first(x), training=training)
+        y = y + self.second(keras.ops.relu(y))
+        return keras.ops.relu(y) @ self.matrix
+
+
+def test_a_layer_of_ones_own_is_opened_and_left_as_it_was():
+    x = keras.Input((6,))
+    block = Block(4, name="block")
+    model = keras.Model(x, L.Softmax(name="softmax")(block(x)))
+    before = [len(layer._inbound_nodes) for layer in model._flatten_layers()]
+    statistics = [keras.ops.convert_to_numpy(weight) for weight in block.norm.weights]
+    calls = layer_calls(model, batch_size=2)
+    check_flow(calls)
+    assert [call.path for call in calls[1:]] == [
+        *("block/first", "block/norm", "block/relu", "block/second", "block/add", "block/relu_1", "block/matmul"),
+        *("block", "softmax"),
+    ]
+    matmul = next(call for call in calls if call.path == "block/matmul")
+    assert matmul.operand_shapes == ((2, 4), (4, 3))
+    assert calls[-2].opened and not matmul.opened
+    assert before == [len(layer._inbound_nodes) for layer in model._flatten_layers()]
+    for old, weight in zip(statistics, block.norm.weights, strict=True):
+        np.testing.assert_array_equal(old, keras.ops.convert_to_numpy(weight))
+    assert [call.path for call in layer_calls(model)] == [call.path for call in calls]  # and again
+    closed = layer_calls(model, closed=(Block,))
+    assert [call.type for call in closed] == ["InputLayer", "Block", "Softmax"]
+
+
+class TensorFlowOnly(keras.Layer):
+    def call(self, x):
+        import tensorflow as tf
+
+        return tf.reshape(tf.nn.relu(x), tf.shape(x))
+
+
+def test_a_layer_that_cannot_be_traced_is_listed_whole_with_the_reason():
+    x = keras.Input((6,))
+    calls = layer_calls(keras.Model(x, L.Dense(2)(TensorFlowOnly(name="opaque")(x))))
+    check_flow(calls)
+    assert [call.type for call in calls] == ["InputLayer", "TensorFlowOnly", "Dense"]
+    assert "KerasTensor" in calls[1].problem and not calls[1].opened
+
+
+def test_lambda_is_opened():
+    x = keras.Input((6,))
+    calls = layer_calls(keras.Model(x, L.Lambda(lambda t: keras.ops.exp(t) * 2.0, name="twice")(x)))
+    assert [call.type for call in calls] == ["InputLayer", "Exp", "Multiply", "Lambda"]
+
+
+class TwoTowers(keras.Model):
+    """Subclassed, two inputs, two outputs, with a loop and a layer that is called twice."""
+
+    def __init__(self):
+        super().__init__(name="two_towers")
+        self.shared, self.block = L.Dense(4, name="shared"), Block(4, name="block")
+
+    def call(self, inputs, training=None):
+        a, b = inputs
+        for _ in range(2):
+            b = keras.ops.tanh(b)
+        return self.block(self.shared(a), training=training), self.shared(b)
+
+
+def test_a_subclassed_model_is_traced_and_left_as_it_was():
+    model = TwoTowers()
+    with pytest.raises(ValueError, match="give input_shape"):
+        layer_calls(model)
+    calls = layer_calls(model, [(5,), (5,)], batch_size=3)
+    check_flow(calls)
+    paths = [call.path for call in calls]
+    assert paths[:2] == ["input", "input_1"] and {"shared", "shared:1", "tanh", "tanh_1", "block/first"} <= set(paths)
+    assert all(not layer._inbound_nodes for layer in model._flatten_layers())
+    assert shapes(calls)["block"] == ((3, 3),)
+    assert [call.path for call in layer_calls(model)] == paths  # the shapes that it was built with
+    y = model([np.ones((2, 5)), np.ones((2, 5))])  # it still runs
+    assert [tuple(part.shape) for part in y] == [(2, 3), (2, 4)]
+
+
+def test_a_subclassed_model_inside_a_graph():
+    class Inner(keras.Model):
+        def __init__(self):
+            super().__init__(name="inner")
+            self.conv = L.Conv2D(4, 3, name="conv")
+
+        def call(self, x):
+            return self.conv(x)
+
+    x = keras.Input((8, 8, 3))
+    calls = layer_calls(keras.Model(x, L.Flatten()(Inner()(x))))
+    assert [(call.path, call.opened) for call in calls[1:3]] == [("inner/conv", False), ("inner", True)]
+
+
+def test_a_model_that_overrides_call_is_traced_not_read_from_its_graph():
+    class Doubled(keras.Model):
+        def call(self, x, training=None):
+            return super().call(x) * 2.0
+
+    x = keras.Input((4,))
+    calls = layer_calls(Doubled(x, L.Dense(3, name="dense")(x)), (4,))
+    assert [call.type for call in calls if call.type != "ConvertToTensor"] == ["InputLayer", "Dense", "Multiply"]
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_cannot_be_walked_is_refused():
+    class Opaque(keras.Model):
+        def call(self, x):
+            import tensorflow as tf
+
+            return tf.nn.relu(x)
+
+    with pytest.raises(ValueError, match=r"'opaque' \(Opaque\) cannot be walked.*keras.ops"):
+        layer_calls(Opaque(name="opaque"), (4,))
+    for thing in (object(), L.Dense, "model.keras"):
+        with pytest.raises(TypeError, match="needs a Keras 3 model"):
+            layer_calls(thing)
+
+
+@pytest.mark.parametrize(
+    "shape, words",
+    [
+        ((8, 8), "has 4 dimensions with the batch"),
+        ((8, 8, 0), "is no input shape"),
+        ((8, True, 3), "is no input shape"),
+        ([(8, 8, 3), (8,)], "has 1 inputs and input_shape gives 2"),
+        ({"photos": (8, 8, 3)}, r"names \['photos'\], but the inputs"),
+        ((16, 16, 3), "layer 'dense'.*cannot take the shape"),
+        ((2, 2, 3), "layer 'conv'.*cannot take the shape"),
+        ((8, 8, 4), "layer 'conv'.*cannot take the shape"),
+    ],
+)
+def test_shapes_that_do_not_fit(shape, words):
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), L.Conv2D(4, 3, name="conv"), L.Flatten(), L.Dense(2, name="dense")]
+    )
+    with pytest.raises(ValueError, match=words):
+        layer_calls(model, shape)
+
+
+# --- against what Keras runs ------------------------------------------------------------------------------------------
+
+
+def run_recorded(model, inputs):
+    """The (layer, input shapes, output shapes) of every leaf layer, as a real forward pass meets them."""
+    seen = []
+    leaves = [layer for layer in model._flatten_layers() if not isinstance(layer, keras.Model)]
+    for layer in leaves:
+        original = layer.call
+
+        @functools.wraps(original)
+        def call(*args, _layer=layer, _original=original, **kwargs):
+            result = _original(*args, **kwargs)
+            given = tuple(tuple(leaf.shape) for leaf in keras.tree.flatten(args) if hasattr(leaf, "shape"))
+            seen.append((id(_layer), given, tuple(tuple(leaf.shape) for leaf in keras.tree.flatten(result))))
+            return result
+
+        layer.call = call
+    try:
+        model(inputs)
+    finally:
+        for layer in leaves:
+            del layer.call
+    return seen
+
+
+@st.composite
+def networks(draw):
+    """A random branching network of one input, with joins, shared layers and nested models."""
+    size = draw(st.integers(5, 12)), draw(st.integers(5, 12))
+    x = keras.Input((*size, 2))
+    tensors, shared = [x], L.Conv2D(2, 3, padding="same")
+
+    def layer():
+        kind = draw(st.sampled_from(["conv", "depthwise", "pool", "up", "pad", "shared", "nested", "bn"]))
+        strides = draw(st.integers(1, 2))
+        if kind == "conv":
+            return L.Conv2D(2, draw(st.integers(1, 3)), strides=strides, padding="same")
+        if kind == "depthwise":
+            return L.DepthwiseConv2D((1, 3), padding="same", data_format="channels_last")
+        if kind == "nested":
+            inner = keras.Input((None, None, 2))
+            return keras.Model(inner, L.ReLU()(L.Conv2D(2, 3, padding="same", strides=strides)(inner)))
+        return {
+            "pool": L.MaxPooling2D(2, strides=strides, padding="same"),
+            "up": L.UpSampling2D(2),
+            "pad": L.ZeroPadding2D(((1, 0), (0, 1))),
+            "shared": shared,
+            "bn": L.BatchNormalization(),
+        }[kind]
+
+    for _ in range(draw(st.integers(1, 6))):
+        y = layer()(tensors[draw(st.integers(0, len(tensors) - 1))])
+        twins = [tensor for tensor in tensors if tensor.shape == y.shape]
+        if twins and draw(st.booleans()):
+            y = L.Add()([y, twins[draw(st.integers(0, len(twins) - 1))]])
+        tensors.append(y)
+    return keras.Model(x, tensors[-1] if draw(st.booleans()) else tensors[1:]), (3, *size, 2)
+
+
+@pytest.mark.oracle
+@examples(15)
+@given(networks())
+def test_random_networks_as_keras_runs_them(network):
+    model, shape = network
+    calls = layer_calls(model, batch_size=shape[0])
+    check_flow(calls)
+    listed = [(id(call.layer), call.input_shapes, call.output_shapes) for call in calls if call.type != "InputLayer"]
+    assert sorted(listed) == sorted(run_recorded(model, np.zeros(shape, "float32")))
+    assert math.prod(calls[-1].output_shapes[0]) > 0
+
+
+# --- what importing costs ---------------------------------------------------------------------------------------------
+
+
+def test_importing_the_instruments_brings_in_keras_and_pandas_only():
+    program = """
+import sys, time
+import keras, numpy, pandas
+before, start = set(sys.modules), time.process_time()
+from utils import flops, layer_calls
+seconds = time.process_time() - start
+model = keras.Sequential([keras.Input((32, 32, 8)), keras.layers.Conv2D(16, 3, padding="same")])
+assert flops.count(model).total_macs == 1179648
+heavy = ("tensorflow", "matplotlib", "sklearn", "seaborn", "PIL", "ai_edge_litert", "keras_flops")
+new = sorted(name for name in set(sys.modules) - before if name.split(".")[0] in heavy)
+assert not new, new
+assert seconds < 1, seconds
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

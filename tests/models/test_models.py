@@ -1,0 +1,677 @@
+"""The baseline and the transfer models: shape, preprocessing, where the weights come from, parts, files."""
+
+import functools
+import hashlib
+import http.server
+import json
+import os
+import pathlib
+import shutil
+import threading
+import time
+import zipfile
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from keras.src.legacy.saving import legacy_h5_format
+
+from utils import files, models
+from utils.models import BACKBONES, WarmStartWarning, WeightsUnavailable, efficientnet_lite, pretrained, saved_models
+
+NAMES = sorted(BACKBONES)
+IMAGES = np.random.default_rng(0).uniform(0, 255, (4, 64, 64, 3)).astype("float32")
+IMAGES *= np.array([[1, 0.2, 0.6], [0.3, 1, 0.1], [0.1, 0.1, 1], [1, 1, 1]], "float32")[:, None, None]  # four colours
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """No test may reach beyond this machine, and none may profit from what another one has remembered."""
+
+    def refuse(*_arguments, **_options):
+        import requests
+
+        raise requests.ConnectionError("no network in tests")
+
+    monkeypatch.setattr("requests.head", refuse)
+    monkeypatch.setattr(pretrained, "_failures", {})
+    monkeypatch.setattr(pretrained, "_warned", set())
+
+
+@pytest.fixture
+def empty_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras_home"))
+    return tmp_path / "keras_home"
+
+
+def _random_weights(model, seed=0):
+    """Random kernels and statistics of a size that lets signals through 50 layers: none dies, none explodes."""
+    rng = np.random.default_rng(seed)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
+            height, width, channels, _out = layer.kernel.shape
+            inputs = height * width * (1 if isinstance(layer, keras.layers.DepthwiseConv2D) else channels)
+            kernel = rng.normal(0, np.sqrt(2 / inputs), layer.kernel.shape)
+            layer.set_weights([kernel, *layer.get_weights()[1:]])
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            size = layer.gamma.shape
+            layer.set_weights(
+                [rng.uniform(0.8, 1.2, size), *rng.normal(0, 0.2, (2, *size)), rng.uniform(0.8, 1.2, size)]
+            )
+        elif isinstance(layer, keras.layers.Normalization):
+            layer.set_weights([rng.uniform(0.4, 0.5, 3), rng.uniform(0.2, 0.25, 3), np.zeros((), "int32")])
+            layer.finalize_state()
+    return model
+
+
+def _assert_same_features(found, expected):
+    """Equal, and worth comparing: finite, and different from photo to photo."""
+    found, expected = np.asarray(found), np.asarray(expected)
+    spread = expected.std(0).max()
+    assert np.isfinite(expected).all() and spread > 1e-6
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=0.01 * spread)
+
+
+def _write_h5(model, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as stored:
+        legacy_h5_format.save_weights_to_hdf5_group(stored, model)
+
+
+@functools.cache
+def _keras_mobilenet():
+    return _random_weights(keras.applications.MobileNetV2((64, 64, 3), include_top=False, weights=None))
+
+
+@pytest.fixture
+def mobilenet_home(empty_home):
+    """A weight cache that holds a MobileNetV2 with random weights."""
+    _write_h5(_keras_mobilenet(), empty_home / "models" / pretrained.MOBILENET_V2.name)
+    return empty_home
+
+
+# --- the baseline -----------------------------------------------------------------------------------------------------
+
+
+def test_baseline_is_study_as():
+    model = models.baseline_cnn(17)
+    assert model.count_params() == 2_996_305
+    shapes = {layer.name: layer.output.shape[1:] for layer in model.layers}
+    assert shapes["conv2d"] == (222, 222, 128)
+    assert shapes["conv2d_1"] == (109, 109, 128)
+    assert shapes["conv2d_2"] == (52, 52, 64)
+    assert shapes["flatten"] == (43_264,)
+    assert shapes["dense"] == (64,)
+    kinds = [type(layer).__name__ for layer in model.layers]
+    assert kinds[2:11] == ["Conv2D", "BatchNormalization", "MaxPooling2D"] * 3
+    assert model.layers[-1].activation is keras.activations.softmax
+
+
+def test_baseline_takes_pixels_and_gives_probabilities():
+    model = models.baseline_cnn(["a", "b", "c"], 32)
+    np.testing.assert_allclose(model.get_layer("preprocess")(np.full((1, 1, 1, 3), 255.0)), 1, rtol=1e-6)
+    probabilities = np.asarray(model(IMAGES[:, :32, :32]))
+    assert probabilities.shape == (4, 3) and probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+
+
+# --- transfer models --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_transfer_model_is_one_flat_graph_with_known_names(name):
+    backbone = BACKBONES[name]
+    model = models.transfer(name, 10, 128, dropout=0.3, weights=None)
+    assert not any(isinstance(layer, keras.Model) for layer in model.layers)
+    assert model.input_shape == (None, 128, 128, 3) and model.output_shape == (None, 10)
+    assert model.get_layer("pooled_features").output.shape == (None, backbone.feature_size)
+    assert model.get_layer("dropout").rate == 0.3
+    assert model.layers[-1].name == "classifier" and model.layers[-1].dtype_policy.compute_dtype == "float32"
+    assert model.count_params() == backbone.n_parameters + (backbone.feature_size + 1) * 10
+    assert model.get_layer(backbone.last_conv).output.shape == (None, 4, 4, 1280)
+    assert model.get_layer(backbone.last_activation).output is model.get_layer("pooled_features").input
+    if name != "efficientnet_lite0":
+        official = getattr(keras.applications, backbone.title)(include_top=False, weights=None)
+        theirs = [layer.name for layer in official.layers if layer.weights and layer.name[:13] != "normalization"]
+        ours = [layer.name for layer in model.layers if layer.weights]
+        assert [layer for layer in ours if layer not in ("normalization", "classifier")] == theirs
+
+
+def test_names_are_the_same_every_time():
+    """Keras numbers nameless layers through the process; weights, reports and unfreezing go by name."""
+    first, second = (models.transfer("efficientnet_b0", 3, 32, weights=None) for _ in range(2))
+    assert [layer.name for layer in first.layers] == [layer.name for layer in second.layers]
+    assert first.layers[1].name == "preprocess" and first.layers[2].name == "normalization"
+
+
+def test_other_input_sizes_take_the_same_weights(mobilenet_home):
+    model = models.feature_extractor("mobilenet_v2", 100)  # a size for which Keras has no file of its own
+    assert model.get_layer("Conv_1").output.shape == (None, 4, 4, 1280)
+    kernel = _keras_mobilenet().get_layer("Conv_1").get_weights()[0]
+    np.testing.assert_array_equal(model.get_layer("Conv_1").get_weights()[0], kernel)
+
+
+def test_mobilenet_features_are_keras_own_after_its_own_preprocessing(mobilenet_home):
+    pixels = keras.applications.mobilenet_v2.preprocess_input(IMAGES.copy())
+    expected = _keras_mobilenet()(pixels, training=False).numpy().mean((1, 2))
+    extractor = models.feature_extractor("mobilenet_v2", 64)
+    _assert_same_features(extractor(IMAGES), expected)
+    assert not extractor.trainable_weights
+    # and the classifier holds the very same weights
+    features, _head = models.split_at_features(models.transfer("mobilenet_v2", 3, 64))
+    np.testing.assert_array_equal(features(IMAGES, training=False), extractor(IMAGES))
+
+
+def test_official_efficientnet_b0_weights_give_what_keras_gives(empty_home, monkeypatch):
+    """Keras adds a rescaling together with weights="imagenet"; ours is one graph for all weights, to the same end."""
+    stand_in = _random_weights(keras.applications.EfficientNetB0(False, None, input_shape=(64, 64, 3)))
+    path = empty_home / "models" / pretrained.EFFICIENTNET_B0.name
+    _write_h5(stand_in, path)
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", lambda *_, **__: str(path))
+    official = keras.applications.EfficientNetB0(include_top=False, weights="imagenet", input_shape=(64, 64, 3))
+    assert sum(isinstance(layer, keras.layers.Rescaling) for layer in official.layers) == 2
+    expected = official(IMAGES, training=False).numpy().mean((1, 2))
+    _assert_same_features(models.feature_extractor("efficientnet_b0", 64)(IMAGES), expected)
+    assert models.weights_source("efficientnet_b0") == "ImageNet (file not verified)"
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(
+        pretrained, "EFFICIENTNET_B0", pretrained.KerasFile("x", pretrained.EFFICIENTNET_B0.url, 1, md5)
+    )
+    assert models.weights_source("efficientnet_b0") == "ImageNet"
+
+
+def test_lite0_carries_its_weights_and_preprocessing():
+    model = models.transfer("efficientnet_lite0", 3, 64)
+    reference = efficientnet_lite.imagenet_classifier(64)
+    expected = keras.Model(reference.input, reference.get_layer("avg_pool").output)(IMAGES)
+    features, _head = models.split_at_features(model)
+    _assert_same_features(features(IMAGES, training=False), expected)
+    assert models.weights_source("efficientnet_lite0") == "ImageNet"
+
+
+# --- the warm start ---------------------------------------------------------------------------------------------------
+
+
+def test_without_its_weights_efficientnet_b0_starts_warm_and_says_so(empty_home):
+    with pytest.warns(WarmStartWarning, match="starts from EfficientNet-Lite0's weights, because .* cannot be"):
+        model = models.transfer("efficientnet_b0", 3, 64)
+    assert models.weights_source("efficientnet_b0") == "warm start from EfficientNet-Lite0"
+    assert models.needs_batch_norm("efficientnet_b0") and not models.needs_batch_norm("efficientnet_lite0")
+    with pytest.raises(WeightsUnavailable, match="EfficientNetB0's ImageNet weights"):
+        models.transfer("efficientnet_b0", 3, 64, weights="imagenet")
+    weights = efficientnet_lite.imagenet_weights()
+    for name in ("stem_conv", "block3b_dwconv", "top_conv", "top_bn"):
+        for ours, theirs in zip(model.get_layer(name).get_weights(), weights[name], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    expand = model.get_layer("block4a_se_expand")
+    gates = expand(np.random.default_rng(0).normal(size=(2, 1, 1, expand.input.shape[-1])))
+    np.testing.assert_allclose(gates, 1 / (1 + np.exp(-4)), rtol=1e-6)
+    pixels = keras.Model(model.input, model.get_layer("normalization").output)(IMAGES)
+    np.testing.assert_allclose(pixels, (IMAGES - 127) / 128, atol=1e-5)
+
+
+def test_batch_norm_statistics_are_those_of_the_photos():
+    image = keras.Input((8, 8, 3), name="image")
+    x = keras.layers.Dropout(0.9)(keras.layers.Conv2D(4, 3, name="conv")(image))
+    x = keras.layers.BatchNormalization(name="first", trainable=False)(x)
+    x = keras.layers.BatchNormalization(name="second", momentum=0.5)(keras.layers.Conv2D(5, 3)(x))
+    model = keras.Model(image, x)
+    photos = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 3), dtype="uint8")
+    before = [weight.numpy() for weight in model.trainable_weights]
+    assert models.reestimate_batch_norm(model, photos, batch_size=10) is model
+    seen = np.asarray(model.get_layer("conv")(photos.astype("float32"))).reshape(4, -1, 4)
+    mean, variance = model.get_layer("first").get_weights()[2:]
+    np.testing.assert_allclose(mean, seen.mean((0, 1)), rtol=1e-4)
+    everything = np.asarray(model.get_layer("conv")(photos.astype("float32"))).reshape(-1, 4)
+    np.testing.assert_allclose(variance, everything.var(0), rtol=0.05)  # the mean over batches, not over all at once
+    # In inference, the photos now leave the last layer with mean 0 and deviation 1.
+    out = np.asarray(model(photos.astype("float32"))).reshape(-1, 5)
+    np.testing.assert_allclose(out.mean(0), 0, atol=0.02)
+    np.testing.assert_allclose(out.std(0), 1, atol=0.05)
+    # And nothing else has changed.
+    for old, new in zip(before, model.trainable_weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+    first, second = model.get_layer("first"), model.get_layer("second")
+    assert (first.trainable, second.trainable, first.momentum, second.momentum) == (False, True, 0.99, 0.5)
+    assert model.layers[2].rate == 0.9
+
+
+def test_photos_are_used_for_a_warm_start_only(mobilenet_home):
+    def photos():
+        asked.append(1)
+        return np.random.default_rng(2).integers(0, 256, (8, 64, 64, 3), dtype="uint8")
+
+    asked = []
+    models.feature_extractor("mobilenet_v2", 64, photos=photos)
+    assert not asked
+    plain = models.feature_extractor("efficientnet_b0", 64, weights="warm_start")
+    tuned = models.feature_extractor("efficientnet_b0", 64, weights="warm_start", photos=photos)
+    assert asked and not tuned.trainable_weights
+    for layer in ("stem_bn", "block4a_bn", "top_bn"):
+        (_, _, mean, variance), after = plain.get_layer(layer).get_weights(), tuned.get_layer(layer).get_weights()
+        assert not np.allclose(after[2], mean) and not np.allclose(after[3], variance)
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64, 3), (8, 32, 32, 3), (64, 64, 3)])
+def test_photos_that_do_not_fit_are_refused(shape):
+    with pytest.raises(ValueError, match="do not fit model"):
+        models.reestimate_batch_norm(models.baseline_cnn(2, 64), np.zeros(shape))
+
+
+# --- where the weights come from --------------------------------------------------------------------------------------
+
+
+def test_missing_weights_say_what_to_do(empty_home):
+    start = time.monotonic()
+    for _ in range(3):
+        with pytest.raises(
+            WeightsUnavailable, match=r"MobileNetV2's .* are not at \$KERAS_HOME/models/mobilenet_v2.*put"
+        ):
+            models.transfer("mobilenet_v2", 10)
+    assert time.monotonic() - start < 2
+    assert models.transfer("mobilenet_v2", 10, 64, weights=None).output_shape == (None, 10)
+
+
+def test_a_silent_network_costs_seconds_once(empty_home, monkeypatch):
+    asked = []
+
+    def hang(*_arguments, **_options):
+        asked.append(1)
+        time.sleep(30)
+
+    monkeypatch.setattr("requests.head", hang)
+    monkeypatch.setattr(pretrained, "ANSWER_S", 0.2)
+    start = time.monotonic()
+    for _ in range(3):
+        with pytest.raises(WeightsUnavailable, match=r"no answer within 0\.2 s"):
+            models.weights_source("mobilenet_v2")
+    assert len(asked) == 1 and time.monotonic() - start < 2
+    monkeypatch.setattr(pretrained, "RETRY_S", 0)
+    with pytest.raises(WeightsUnavailable):
+        models.weights_source("mobilenet_v2")
+    assert len(asked) == 2
+
+
+@pytest.fixture
+def public_home(tmp_path, monkeypatch):
+    """The public home of the weights, played by a server on this machine: a function that puts a file there."""
+    folder = tmp_path / "public"
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    monkeypatch.setattr("requests.head", lambda *_, **__: None)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def put(content, **facts):
+        (folder / "weights.h5").write_bytes(content)
+        url = f"http://127.0.0.1:{server.server_port}/weights.h5"
+        return pretrained.KerasFile("Some network", url, **{"size_bytes": len(content), **facts})
+
+    yield put
+    server.shutdown()
+    server.server_close()
+
+
+def test_weights_are_fetched_once(empty_home, public_home, capsys):
+    file = public_home(b"the weights")
+    path = pretrained.find(file)
+    assert path == empty_home / "models" / "weights.h5" and path.read_bytes() == b"the weights"
+    public_home(b"other weights")
+    assert pretrained.find(file).read_bytes() == b"the weights"
+    assert str(empty_home) not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("facts", "word"), [({"size_bytes": 9}, "its size differs"), ({"md5": "0" * 32}, "its MD5 differs")]
+)
+def test_what_is_not_the_published_file_is_not_kept(empty_home, public_home, facts, word):
+    with pytest.raises(WeightsUnavailable, match=word):
+        pretrained.find(public_home(b"<html>please log in</html>", **facts))
+    assert not list((empty_home / "models").iterdir())
+
+
+def test_a_file_that_is_not_there_any_more_is_named(empty_home, public_home):
+    file = public_home(b"x")
+    with pytest.raises(WeightsUnavailable, match=r"Some network's ImageNet weights .*\(HTTPError\)"):
+        pretrained.find(pretrained.KerasFile("Some network", file.url + "z", 1))
+
+
+def test_the_phrase_for_the_weights_is_read_from_the_numbers(mobilenet_home, monkeypatch):
+    path = pretrained.MOBILENET_V2.path()
+    assert models.weights_source("mobilenet_v2") == "ImageNet (file not verified)"
+    official = pretrained.KerasFile("MobileNetV2", pretrained.MOBILENET_V2.url, path.stat().st_size)
+    monkeypatch.setattr(pretrained, "MOBILENET_V2", official)
+    assert models.weights_source("mobilenet_v2") == "ImageNet"
+    with h5py.File(path, "r+") as stored:  # the same file, of the same size, with its kernels in 8 bits
+        for name in [name for name in stored if not name.endswith(("BN", "bn"))]:
+            for kernel in stored[name].get(name, {}).values() if name in stored[name] else []:
+                kernel[...] = np.round(kernel[...] * 100) / 100
+    os.utime(path, (1, 1))
+    assert models.weights_source("mobilenet_v2") == "ImageNet (8-bit, dequantized)"
+
+
+def test_the_cached_weights_of_this_machine_are_called_what_they_are():
+    home = os.environ.get("KERAS_HOME")
+    if not home or not pretrained.MOBILENET_V2.path().is_file():
+        pytest.skip("needs MobileNetV2's weights: set KERAS_HOME to a folder whose models/ holds them")
+    size = pretrained.MOBILENET_V2.path().stat().st_size
+    expected = "ImageNet" if size == pretrained.MOBILENET_V2.size_bytes else "ImageNet (8-bit, dequantized)"
+    assert models.weights_source("mobilenet_v2") == expected
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "another network"])
+def test_a_damaged_weight_file_is_named(mobilenet_home, damage):
+    path = pretrained.MOBILENET_V2.path()
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:5_000_000])
+    elif damage == "text":
+        path.write_text("<html>")
+    else:
+        _write_h5(models.baseline_cnn(3, 32), path)
+    with pytest.raises(ValueError, match=r"1\.0_224_no_top\.h5 is .*delete it"):
+        models.transfer("mobilenet_v2", 3, 64)
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small():
+    return models.transfer("mobilenet_v2", 3, 64, weights=None)
+
+
+def test_what_trains(small):
+    norms = [layer for layer in small.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    head = 1281 * 3
+    assert models.set_trainable(small, "classifier") == head
+    assert [weight.path for weight in small.trainable_weights] == ["classifier/kernel", "classifier/bias"]
+    all_but_norms = models.set_trainable(small)
+    assert not any(layer.trainable for layer in norms)
+    everything = models.set_trainable(small, batch_norm=True)
+    assert everything == all_but_norms + sum(2 * layer.gamma.shape[0] for layer in norms)
+    assert everything == sum(int(np.prod(weight.shape)) for weight in small.trainable_weights)
+    block = models.set_trainable(small, "block_16")
+    assert block == head + 160 * 960 + 9 * 960 + 960 * 320 + 320 * 1280
+    assert models.set_trainable(small, "block_16_expand") == block
+    assert not small.get_layer("block_15_project").trainable and small.get_layer("block_16_expand").trainable
+    small.trainable = False
+    assert models.set_trainable(small, "classifier") == head
+    for name in ("block_99", "", None.__class__, 3):
+        with pytest.raises(ValueError, match="has no layer or block"):
+            models.set_trainable(small, name)
+
+
+def test_frozen_batch_norm_runs_in_inference_mode_and_never_moves():
+    model, images = models.baseline_cnn(3, 22), IMAGES[:, :22, :22]
+    model.compile("sgd", "categorical_crossentropy", run_eagerly=True)
+    models.set_trainable(model)
+    np.testing.assert_allclose(model(images, training=True), model(images, training=False), rtol=1e-5)
+    statistics = [weight.numpy() for weight in model.non_trainable_weights]
+    kernel = model.get_layer("conv2d").get_weights()[0]
+    model.train_on_batch(images, np.eye(3)[[0, 1, 2, 0]])
+    for old, new in zip(statistics, model.non_trainable_weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert not np.array_equal(kernel, model.get_layer("conv2d").get_weights()[0])  # the rest did learn
+    models.set_trainable(model, batch_norm=True)
+    model.compile("sgd", "categorical_crossentropy", run_eagerly=True)
+    model.train_on_batch(images, np.eye(3)[[0, 1, 2, 0]])
+    assert not np.array_equal(statistics[2], model.get_layer("batch_normalization").moving_mean)
+    assert not np.allclose(model(images, training=True), model(images, training=False), rtol=1e-3)
+
+
+def test_layers_that_were_made_frozen_can_be_trained():
+    """In Keras 3.15, `model.trainable = True` passes over them."""
+    image = keras.Input((4,))
+    hidden = keras.layers.Dense(3, name="hidden", trainable=False)(image)
+    model = keras.Model(image, keras.layers.Dense(2, name="classifier")(hidden))
+    assert models.set_trainable(model) == 4 * 3 + 3 + 3 * 2 + 2
+
+
+def test_features_and_head_are_the_model(small):
+    extractor, head = models.split_at_features(small)
+    np.testing.assert_allclose(head(extractor(IMAGES)), small(IMAGES), rtol=1e-5)
+    assert [layer.name for layer in head.layers] == ["features", "dropout", "classifier"]
+    with pytest.raises(ValueError, match="no layer or block 'pooled_features'"):
+        models.split_at_features(models.baseline_cnn(3, 32))
+
+
+def test_a_probe_becomes_the_head(small):
+    rng = np.random.default_rng(0)
+    kernel, bias = rng.normal(size=(1280, 3)), rng.normal(size=3)
+    assert models.attach_head(small, kernel, bias) is small
+    logits = models.split_at_features(small)[0](IMAGES).numpy() @ kernel + bias
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(small(IMAGES), expected, rtol=1e-3, atol=1e-6)
+    with pytest.raises(ValueError, match=r"takes a kernel of \(1280, 3\)"):
+        models.attach_head(small, kernel.T, bias)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        models.attach_head(small, kernel * np.nan, bias)
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet50", "MobileNetV2", None, 3, ["mobilenet_v2"]])
+def test_unknown_backbones_are_named(name):
+    for function in (lambda: models.transfer(name, 10), lambda: models.weights_source(name)):
+        with pytest.raises(ValueError, match=r"there is no backbone .*choose from mobilenet_v2, "):
+            function()
+
+
+@pytest.mark.parametrize(
+    "build", [models.baseline_cnn, functools.partial(models.transfer, "mobilenet_v2", weights=None)]
+)
+@pytest.mark.parametrize(
+    ("classes", "size", "error", "word"),
+    [
+        (10, 21, ValueError, "input_size"), (10, 1025, ValueError, "input_size"), (10, True, ValueError, "input_size"),
+        (10, 224.0, TypeError, "input_size"), (10, (224, 224), TypeError, "input_size"), (10, None, TypeError, "input"),
+        (1, 64, ValueError, "1 classes"), (0, 64, ValueError, "at least two"), (-3, 64, ValueError, "at least two"),
+        ([], 64, ValueError, "0 classes"), (["a"], 64, ValueError, "1 classes"), ("ab", 64, TypeError, "classes are"),
+        (["a", "b", "a"], 64, ValueError, "'a' is named more than once"), (True, 64, TypeError, "classes are"),
+        (None, 64, TypeError, "classes are"), (2.5, 64, TypeError, "classes are"),
+    ],
+)  # fmt: skip
+def test_bad_sizes_and_classes_are_named(build, classes, size, error, word):
+    with pytest.raises(error, match=word):
+        build(classes, size)
+
+
+@pytest.mark.parametrize("dropout", [1.0, -0.1, "0.2", float("nan"), True, None])
+def test_bad_dropout_is_named(dropout):
+    with pytest.raises(ValueError, match="dropout is"):
+        models.transfer("mobilenet_v2", 3, dropout=dropout, weights=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"), [("mobilenet_v2", "warm_start"), ("efficientnet_lite0", "noisy"), ("efficientnet_b0", 3)]
+)
+def test_bad_weights_are_named(name, weights):
+    with pytest.raises(ValueError, match=f"weights for {name} are"):
+        models.transfer(name, 3, weights=weights)
+
+
+def test_the_summary_names_every_network_and_its_weights(empty_home):
+    with pytest.warns(WarmStartWarning):
+        table = models.summary_table()
+    assert list(table.index) == ["baseline_cnn", *BACKBONES]
+    assert table.loc["mobilenet_v2", "weights"] == "not available here"
+    assert table.loc["efficientnet_b0", "weights"] == "warm start from EfficientNet-Lite0"
+    assert table.loc["efficientnet_lite0", ["weights", "licence"]].tolist() == ["ImageNet", "Apache-2.0"]
+    assert table["parameters (M)"].tolist() == [3.0, 2.27, 4.06, 3.43]
+    assert models.summary_table(["mobilenet_v2"], 17)["parameters (M)"].tolist() == [2.28]
+
+
+# --- saving and loading -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    model = models.baseline_cnn(3, 32)
+    return model, models.save(model, tmp_path_factory.mktemp("saved") / "deep" / "baseline.keras")
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_lite0"])  # together: every kind of layer
+def test_transfer_models_survive_saving(tmp_path, name):
+    model = models.transfer(name, 3, 64, weights="warm_start" if name == "efficientnet_b0" else None)
+    loaded = models.load(models.save(model, tmp_path / "model.keras"))
+    for old, new in zip(model.weights, loaded.weights, strict=True):
+        np.testing.assert_array_equal(old, new, old.path)
+    if name == "efficientnet_b0":  # whose normalization keeps a second copy of its weights
+        np.testing.assert_allclose(loaded(IMAGES), model(IMAGES), rtol=1e-5)
+    assert [layer.name for layer in loaded.layers] == [layer.name for layer in model.layers]
+    assert not loaded.compiled
+
+
+def test_the_optimizer_is_left_out(saved, tmp_path):
+    model = models.baseline_cnn(3, 32)
+    model.compile("adam", "categorical_crossentropy")
+    model.optimizer.build(model.trainable_variables)
+    path = models.save(model, tmp_path / "trained.keras")
+    assert path.stat().st_size < saved[1].stat().st_size * 1.05
+    assert model.compiled  # the caller's model goes on training
+    model.save(tmp_path / "keras_own.keras")  # and a file that Keras itself wrote is read as well
+    np.testing.assert_array_equal(
+        models.load(tmp_path / "keras_own.keras")(IMAGES[:, :32, :32]), model(IMAGES[:, :32, :32])
+    )
+
+
+def test_a_failed_save_leaves_the_old_file(saved, tmp_path, monkeypatch):
+    path = tmp_path / "model.keras"
+    shutil.copy(saved[1], path)
+    before = path.read_bytes()
+
+    def full_disk(self, target, **_options):
+        pathlib.Path(target).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(keras.Model, "save", full_disk)
+    with pytest.raises(OSError, match=r"cannot write .*model\.keras: No space left"):
+        models.save(saved[0], path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    assert saved_models.atomic_path is files.atomic_path
+
+
+def _rewritten(source, target, change_config=None, change_weights=None, extra=()):
+    with zipfile.ZipFile(source) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    if change_config:
+        config = json.loads(members["config.json"])
+        changed = change_config(config)
+        members["config.json"] = json.dumps(config if changed is None else changed).encode()
+    if change_weights:
+        part = target.with_suffix(".h5")
+        part.write_bytes(members["model.weights.h5"])
+        with h5py.File(part, "r+") as stored:
+            change_weights(stored)
+        members["model.weights.h5"] = part.read_bytes()
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, content in [*members.items(), *extra]:
+            archive.writestr(name, content)
+    return target
+
+
+def _layer(whole, **change):
+    whole["config"]["layers"][2] |= change
+
+
+def _link(stored, target):
+    del stored["layers/dense/vars/0"]
+    stored["layers/dense/vars/0"] = target
+
+
+def _outside(stored):
+    del stored["layers/dense/vars/0"]
+    stored.create_dataset("layers/dense/vars/0", (8, 64), "f4", external=[("/etc/passwd", 0, 2048)])
+
+
+def _enormous(stored):
+    del stored["layers/dense/vars/0"]
+    stored.create_dataset("layers/dense/vars/0", (2**40, 64), "f4", chunks=(1024, 64))
+
+
+def _virtual(stored):
+    del stored["layers/dense/vars/0"]
+    layout = h5py.VirtualLayout((8, 64), "f4")
+    layout[:] = h5py.VirtualSource("/tmp/other.h5", "x", (8, 64))
+    stored.create_virtual_dataset("layers/dense/vars/0", layout)
+
+
+HOSTILE = {
+    "a lambda": {"change_config": lambda c: _layer(c, class_name="Lambda", config={"function": "x"})},
+    "a saved model": {"change_config": lambda c: _layer(c, class_name="TFSMLayer")},
+    "a function": {"change_config": lambda c: _layer(c, module="os", class_name="system")},
+    "a builtin": {"change_config": lambda c: _layer(c, module="builtins", class_name="function", config="eval")},
+    "a registered class": {"change_config": lambda c: _layer(c, registered_name="evil>Layer")},
+    "an activation in disguise": {
+        "change_config": lambda c: c["config"]["layers"][2]["config"].update(
+            activation={"module": "builtins", "class_name": "function", "config": "exec", "registered_name": "function"}
+        )
+    },
+    "a class that is a list": {"change_config": lambda c: _layer(c, class_name=["Conv2D"])},
+    "enormous layer": {"change_config": lambda c: c["config"]["layers"][2]["config"].update(filters=2**40)},
+    "an infinite size": {"change_config": lambda c: c["config"]["layers"][2]["config"].update(filters=float("inf"))},
+    "a path out of its folder": {"extra": [("../../evil.txt", b"x")]},
+    "an asset": {"extra": [("assets/vocabulary.txt", b"x")]},
+    "two configurations": {"extra": [("config.json", b"{}")]},
+    "a link to another file": {"change_weights": lambda s: _link(s, h5py.ExternalLink("/tmp/other.h5", "/x"))},
+    "a link within": {"change_weights": lambda s: _link(s, h5py.SoftLink("/layers/dense_1"))},
+    "data in another file": {"change_weights": _outside},
+    "a view of another file": {"change_weights": _virtual},
+    "an enormous claim": {"change_weights": _enormous},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused(saved, tmp_path, name, monkeypatch):
+    path = _rewritten(saved[1], tmp_path / "hostile.keras", **HOSTILE[name])
+    monkeypatch.setattr(keras.saving, "load_model", lambda *_, **__: pytest.fail("Keras was given a hostile file"))
+    with pytest.raises(ValueError, match=r"hostile\.keras is refused: .*; load models from sources you trust only$"):
+        models.load(path)
+
+
+def test_the_same_rewriting_without_malice_loads(saved, tmp_path):
+    """Or the test above could not fail."""
+    path = _rewritten(saved[1], tmp_path / "fine.keras", lambda config: config, lambda stored: None)
+    np.testing.assert_array_equal(models.load(path)(IMAGES[:, :32, :32]), saved[0](IMAGES[:, :32, :32]))
+
+
+def test_a_decompression_bomb_is_refused(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(saved_models, "MAX_BYTES", 10_000)
+    with pytest.raises(ValueError, match=r"unpacks to .* bytes, more than 10,000"):
+        models.load(saved[1])
+
+
+@pytest.mark.parametrize("length", [0, 100, 5_000, -1, -5_000])
+def test_truncated_files_are_named(saved, tmp_path, length):
+    path = tmp_path / "half.keras"
+    path.write_bytes(saved[1].read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"half\.keras is not a whole Keras model"):
+        models.load(path)
+
+
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"change_config": lambda c: {}},
+        {"change_config": lambda c: {**c, "config": None}},
+        {"change_config": lambda c: _layer(c, config={"filters": "many"})},
+        {"change_weights": lambda s: s["layers"].pop("dense")},
+    ],
+)
+def test_files_that_do_not_make_sense_are_named(saved, tmp_path, change):
+    with pytest.raises(ValueError, match=r"odd\.keras is not a whole Keras model"):
+        models.load(_rewritten(saved[1], tmp_path / "odd.keras", **change))
+
+
+def test_other_paths_are_named(saved, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.keras is not there"):
+        models.load(tmp_path / "none.keras")
+    for function in (models.load, functools.partial(models.save, saved[0])):
+        with pytest.raises(ValueError, match=r"model\.h5 does not end in \.keras"):
+            function(tmp_path / "model.h5")

@@ -1,0 +1,202 @@
+"""utils.pruning.channels: which blocks there are, and that the rebuilt model computes the same with fewer channels."""
+
+import keras
+import numpy as np
+import pytest
+
+from utils import flops
+from utils.pruning import channels as cp
+
+L = keras.layers
+
+
+def inverted_residuals(squeeze_excite=False, seed=0):
+    """Two blocks of 24 expansion channels on a residual stream of 8, the second with a residual sum."""
+    keras.utils.set_random_seed(seed)
+    image = keras.Input((16, 16, 3))
+    x = stream = L.Conv2D(8, 3, strides=2, padding="same", name="stem")(image)
+    for name in ("a", "b"):
+        x = L.Conv2D(24, 1, use_bias=False, name=f"{name}_expand")(x)
+        x = L.BatchNormalization(name=f"{name}_expand_bn")(x)
+        x = L.ReLU(6.0)(x)
+        x = L.ZeroPadding2D(1)(x)
+        x = L.DepthwiseConv2D(3, name=f"{name}_depthwise")(x)
+        x = L.BatchNormalization(name=f"{name}_bn")(x)
+        x = gated = L.Activation("swish")(x)
+        if squeeze_excite:
+            x = L.GlobalAveragePooling2D()(x)
+            x = L.Reshape((1, 1, 24), name=f"{name}_reshape")(x)
+            x = L.Conv2D(4, 1, activation="swish", name=f"{name}_reduce")(x)
+            x = L.Conv2D(24, 1, activation="sigmoid", name=f"{name}_gate")(x)
+            x = L.Multiply()([gated, x])
+        x = L.Conv2D(8, 1, name=f"{name}_project")(x)
+        if name == "b":
+            x = L.Add()([x, stream])
+        stream = x
+    x = L.GlobalAveragePooling2D()(x)
+    model = keras.Model(image, L.Dense(3, activation="softmax", name="top")(x), name="small")
+    rng = np.random.default_rng(seed)
+    for layer in model.layers:
+        if isinstance(layer, L.BatchNormalization):  # as after training: nothing is at its default
+            layer.set_weights([rng.uniform(0.5, 1.5, array.shape) for array in layer.get_weights()])
+    return model
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return np.random.default_rng(1).uniform(-1, 1, (4, 16, 16, 3)).astype("float32")
+
+
+def silence(model, block, channels):
+    """Nobody reads these channels any more."""
+    for name in block.consumers:
+        weights = model.get_layer(name).get_weights()
+        weights[0][:, :, channels, :] = 0
+        model.get_layer(name).set_weights(weights)
+
+
+@pytest.mark.parametrize("squeeze_excite", [False, True])
+def test_the_blocks_by_data_flow(squeeze_excite):
+    first, second = cp.find_blocks(inverted_residuals(squeeze_excite))
+    assert (first.name, first.channels, second.name) == ("a_expand", 24, "b_expand")
+    assert first.channelwise == ("a_expand_bn", "a_depthwise", "a_bn")
+    assert set(first.producers) == ({"a_expand", "a_gate"} if squeeze_excite else {"a_expand"})
+    assert set(first.consumers) == ({"a_reduce", "a_project"} if squeeze_excite else {"a_project"})
+    assert first.reshapes == (("a_reshape",) if squeeze_excite else ())
+
+
+@pytest.mark.parametrize("squeeze_excite", [False, True])
+def test_removing_nothing_changes_nothing(squeeze_excite, photos):
+    model = inverted_residuals(squeeze_excite)
+    result = cp.prune_channels(model, 0.0)
+    assert result.fraction == 0
+    assert result.model is not model
+    np.testing.assert_array_equal(result.model(photos), model(photos))
+
+
+@pytest.mark.parametrize("squeeze_excite", [False, True])
+def test_removing_dead_channels_changes_nothing(squeeze_excite, photos):
+    model = inverted_residuals(squeeze_excite)
+    dead = np.array([0, 5, 6, 11, 17, 23, 20, 2])
+    for block in cp.find_blocks(model):
+        silence(model, block, dead)
+    before = model.count_params()
+    result = cp.prune_channels(model, 1 / 3)
+    assert result.kept["a_expand"].tolist() == sorted(set(range(24)) - set(dead.tolist()))
+    np.testing.assert_allclose(result.model(photos), model(photos), atol=1e-6)
+    assert result.model.count_params() < before
+    assert result.model.get_layer("b_depthwise").kernel.shape == (3, 3, 16, 1)
+    wrong = {name: np.arange(16) for name in result.kept}  # the test can fail: other channels are missed
+    assert np.abs(cp.rebuild(model, cp.find_blocks(model), wrong)(photos) - model(photos)).max() > 1e-4
+
+
+def test_arithmetic_falls_by_hand():
+    model = inverted_residuals()
+    macs = {row.path: row.macs for row in flops.count(cp.prune_channels(model, 1 / 3).model).rows}
+    assert macs["a_expand"] == 8 * 8 * 8 * 16
+    assert macs["a_depthwise"] == 8 * 8 * 9 * 16
+    assert macs["b_project"] == 8 * 8 * 16 * 8
+    assert macs["stem"] == 8 * 8 * 27 * 8
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "EfficientNetB0"])
+def test_published_networks(name):
+    shape = (64, 64, 3)
+    model = getattr(keras.applications, name)(weights=None, input_shape=shape, classes=5)
+    blocks = cp.find_blocks(model)
+    assert len(blocks) == {"MobileNetV2": 16, "EfficientNetB0": 15}[name]
+    assert all(block.channels % 6 == 0 for block in blocks)
+    for block in blocks:
+        silence(model, block, np.arange(block.channels // 4))
+    result = cp.prune_channels(model, 0.25, divisor=1)
+    photos = np.random.default_rng(0).uniform(0, 255, (1, *shape)).astype("float32")
+    np.testing.assert_allclose(result.model(photos), model(photos), atol=1e-5)
+    assert result.fraction == pytest.approx(0.25, abs=0.002)
+
+
+def test_importance_finds_the_channels_that_matter():
+    model = inverted_residuals()
+    block = cp.find_blocks(model)[0]
+    kernel, bias = model.get_layer("a_depthwise").get_weights()
+    kernel[:, :, 3] *= 50
+    model.get_layer("a_depthwise").set_weights([kernel, bias])
+    assert cp.channel_importance(model, block).argmax() == 3
+    assert cp.channel_importance(model, block).mean() == pytest.approx(1)
+    norm = model.get_layer("a_bn")
+    gamma, *rest = norm.get_weights()
+    gamma[7] = -40.0
+    norm.set_weights([gamma, *rest])
+    assert cp.channel_importance(model, block, "gamma").argmax() == 7
+
+
+def test_gamma_says_nothing_where_it_is_folded():
+    model = inverted_residuals()
+    for name in ("a_expand_bn", "a_bn"):
+        _, *rest = model.get_layer(name).get_weights()
+        model.get_layer(name).set_weights([np.ones(24), *rest])
+    with pytest.raises(ValueError, match=r"scales of block 'a_expand' are all equal .* use importance='l1'"):
+        cp.prune_channels(model, 0.5, "gamma")
+
+
+def test_global_scope_takes_from_the_weakest_block():
+    model = inverted_residuals()
+    layer = model.get_layer("a_project")
+    kernel, bias = layer.get_weights()
+    kernel[:, :, :16] *= 1e-3  # two thirds of block a hardly matter
+    layer.set_weights([kernel, bias])
+    after = cp.prune_channels(model, 1 / 3, scope="global").blocks.set_index("block")["channels_after"]
+    assert after["a_expand"] == 8
+    assert after["b_expand"] == 24
+
+
+def test_divisor_minimum_and_named_blocks():
+    model = inverted_residuals()
+    assert cp.prune_channels(model, 0.5, divisor=1).blocks["channels_after"].tolist() == [12, 12]
+    assert cp.prune_channels(model, 0.95).blocks["channels_after"].tolist() == [8, 8]
+    assert cp.prune_channels(model, 0.95, divisor=1, minimum=2).blocks["channels_after"].tolist() == [2, 2]
+    assert cp.prune_channels(model, 0.5, blocks=["b_expand"], divisor=1).blocks["channels_after"].tolist() == [12]
+
+
+def test_channels_that_others_see_are_left_alone():
+    image = keras.Input((8, 8, 3))
+    wide = L.Conv2D(16, 1, name="wide")(image)
+    x = L.DepthwiseConv2D(3, padding="same")(wide)
+    x = L.Add()([x, wide])  # a residual sum on the wide channels
+    model = keras.Model(image, L.Conv2D(4, 1)(x))
+    with pytest.raises(ValueError, match="no inverted-residual block"):
+        cp.find_blocks(model)
+    x = L.Conv2D(4, 1)(L.DepthwiseConv2D(3)(L.Conv2D(16, 1)(image)))
+    assert len(cp.find_blocks(keras.Model(image, x))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"fraction": 1.0}, "fraction is 1.0"),
+        ({"fraction": -1}, "fraction is -1"),
+        ({"importance": "taste"}, "importance is 'taste'"),
+        ({"scope": "all"}, "scope is 'all'"),
+        ({"divisor": 0}, "divisor is 0"),
+        ({"blocks": ["c"]}, "no block is named 'c'; there are a_expand, b_expand"),
+    ],
+)
+def test_bad_input_gets_one_sentence(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cp.prune_channels(inverted_residuals(), **{"fraction": 0.5} | arguments)
+
+
+def test_not_a_model_and_no_channel_left():
+    with pytest.raises(TypeError, match="not on str"):
+        cp.find_blocks("model.keras")
+    model = inverted_residuals()
+    with pytest.raises(ValueError, match="would keep no channel"):
+        cp.rebuild(model, cp.find_blocks(model)[:1], {"a_expand": []})
+
+
+def test_a_layer_that_is_called_twice_is_left_alone():
+    image = keras.Input((8, 8, 3))
+    project = L.Conv2D(4, 1)
+    x = L.DepthwiseConv2D(3, padding="same")(L.Conv2D(16, 1)(image))
+    y = L.DepthwiseConv2D(3, padding="same")(L.Conv2D(16, 1)(image))
+    with pytest.raises(ValueError, match="no inverted-residual block"):
+        cp.find_blocks(keras.Model(image, L.Add()([project(x), project(y)])))

@@ -1,0 +1,325 @@
+"""Schemes, tools, calibration and the files that come of them; what is refused, and that nothing half-written stays."""
+
+import hashlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import quantization_models as small
+from PIL import Image
+
+from utils import quantization
+from utils.quantization import SCHEMES, TFLiteModel, calibration
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return small.network().predict(small.photos(), verbose=0)
+
+
+def test_float32_computes_what_keras_computes(reference):
+    assert np.abs(TFLiteModel(small.files()["float32"])(small.photos()) - reference).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "scheme, change",  # mean change of a probability; 4-bit weights change them by 0.3 on this network
+    [("float16", 0.004), ("dynamic_range", 0.09), ("int8", 0.07), ("int8_io", 0.07), ("int16x8", 0.08),
+     ("weight_int8", 0.08)],
+)  # fmt: skip
+def test_every_scheme_stays_near_float(reference, scheme, change):
+    probabilities = TFLiteModel(small.files()[scheme])(small.photos())
+    assert 0 < np.abs(probabilities - reference).mean() < change  # more than 0: it is a scheme of its own
+
+
+def stored_types(content):
+    """Bytes of constant tensors by type, from the flatbuffer."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model, found = schema.Model.GetRootAs(content, 0), {}
+    graph = model.Subgraphs(0)
+    for index in range(graph.TensorsLength()):
+        tensor = graph.Tensors(index)
+        buffer = model.Buffers(tensor.Buffer())
+        size = max(buffer.DataLength(), buffer.Size())
+        if size:
+            found[tensor.Type()] = found.get(tensor.Type(), 0) + size
+    return {
+        name: found.get(getattr(schema.TensorType, name), 0) for name in ("FLOAT32", "FLOAT16", "INT8", "INT4", "INT32")
+    }
+
+
+def test_weights_are_stored_as_the_scheme_says():
+    kernels = 3 * 3 * 3 * 8 + 2 * (8 * 24 + 9 * 24 + 24 * 8) + 8 * 4
+    types = {name: stored_types(content) for name, content in small.files().items()}
+    assert types["float32"]["FLOAT32"] >= 4 * kernels
+    assert types["float16"]["FLOAT16"] >= 2 * kernels
+    for name in ("dynamic_range", "int8", "int8_io", "int16x8", "weight_int8"):
+        assert kernels <= types[name]["INT8"] <= kernels + 8, name
+    depthwise = 2 * 9 * 24  # has no 4-bit form
+    assert types["weight_int4"]["INT4"] == (kernels - depthwise) / 2
+    assert types["weight_int4"]["INT8"] == depthwise
+
+
+def test_both_tools_make_the_same_int8_network(reference):
+    images = small.photos()
+    other = TFLiteModel(quantization.convert(small.network(), "int8", images, tool="converter"))(images)
+    assert np.abs(other - TFLiteModel(small.files()["int8"])(images)).mean() < 0.1
+    assert np.abs(other - reference).mean() < 0.1
+
+
+def test_conversion_is_deterministic():
+    again = quantization.convert(small.files()["float32"], "int8", small.photos())
+    assert hashlib.sha256(again).digest() == hashlib.sha256(small.files()["int8"]).digest()
+
+
+def test_saved_models_are_taken_too(tmp_path):
+    path = tmp_path / "m.keras"
+    small.network().save(path)
+    assert len(quantization.convert(path, "float32")) == len(small.files()["float32"])
+    lite = quantization.save(tmp_path / "m.tflite", small.files()["float32"], small.CLASSES, scheme="float32")
+    assert quantization.convert(lite, "weight_int8") == quantization.convert(small.files()["float32"], "weight_int8")
+
+
+def test_input_range_is_that_of_a_pixel_whatever_calibration_saw():
+    dark = small.photos() // 4
+    content = quantization.convert(small.files()["float32"], "int8_io", dark)
+    scale, zero = TFLiteModel(content)._scale_in
+    assert (scale, zero) == (1.0, -128)
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+def test_statistics_are_those_of_the_network():
+    images = small.photos(6, seed=4)
+    statistics = calibration.measure(small.files()["float32"], images)
+    inner = keras.Model(small.network().input, small.network().get_layer("a_expand_relu").output)
+    values = inner.predict(images, verbose=0)
+    (name,) = [name for name in statistics.names if "a_expand" in name]
+    low, high = statistics.ranges()[name]
+    assert (low, high) == pytest.approx((values.min(), values.max()), abs=1e-4)
+    assert len(statistics.first(2)) == 2
+    with pytest.raises(ValueError, match="7 calibration photos"):
+        statistics.first(7)
+
+
+def test_rules_by_hand():
+    samples = np.empty((2, 1), dtype=object)
+    samples[0, 0], samples[1, 0] = np.linspace(-1, 1, 1001), np.append(np.linspace(-1, 1, 1000), 100.0)
+    lows, highs = np.array([[-1.0], [-1.0]]), np.array([[1.0], [100.0]])
+    both = calibration.Statistics(("in", "x"), (4, 2), np.hstack([lows, lows]), np.hstack([highs, highs]),
+                                  np.hstack([samples, samples]))  # fmt: skip
+    assert both.ranges()["x"] == (-1, 100)
+    assert both.ranges("moving average")["x"] == (-1, pytest.approx(0.95 * 1 + 0.05 * 100))
+    assert both.ranges("percentile")["x"][1] < 100
+    assert both.ranges("mse")["x"][1] <= 100
+    assert both.ranges("mse")["in"] == (0, 255)
+    with pytest.raises(ValueError, match="calibration 'best' is unknown"):
+        both.ranges("best")
+
+
+def test_calibration_study_rows():
+    table = quantization.calibration_study(
+        small.files()["float32"], small.photos(), small.photos(8, seed=9), np.zeros(8, int), counts=(1, 4, 100)
+    )
+    assert list(zip(table["method"], table["photos"], strict=True)) == [
+        ("min-max", 1), ("min-max", 4), ("min-max", 24), ("moving average", 24), ("percentile", 24), ("mse", 24)
+    ]  # fmt: skip
+    direct = TFLiteModel(quantization.convert(small.files()["float32"], "int8", small.photos()[:4]))
+    exact = TFLiteModel(small.files()["float32"])(small.photos(8, seed=9))
+    change = np.abs(direct(small.photos(8, seed=9)) - exact).max()
+    assert table["largest_change"][1] == pytest.approx(change)
+
+
+def photo_frame(folder, rows):
+    for number in range(len(rows)):
+        Image.new("RGB", (20, 20), (number * 9, 0, 0)).save(folder / f"{number}.png")
+    paths = [str(folder / f"{number}.png") for number in range(len(rows))]
+    return pd.DataFrame({"path": paths, "label": [r[0] for r in rows], "split": [r[1] for r in rows]})
+
+
+def test_representative_photos_are_training_photos_and_balanced(tmp_path):
+    rows = (
+        [("a", "train")] * 9 + [("b", "train")] * 3 + [("c", "train")] + [("a", "test")] * 5 + [("b", "validation")] * 3
+    )
+    frame = photo_frame(tmp_path, rows)
+    photos = quantization.representative_photos(frame, 9, input_size=16)
+    assert photos.shape == (9, 16, 16, 3)
+    assert photos.dtype == np.uint8
+    numbers = photos[:, 8, 8, 0] // 9
+    labels = [rows[number][0] for number in numbers]
+    assert all(rows[number][1] == "train" for number in numbers)
+    assert len(set(numbers)) == 9
+    assert sorted(labels[:3]) == ["a", "b", "c"]
+    assert sorted(labels[:5]) == ["a", "a", "b", "b", "c"]
+    with pytest.raises(ValueError, match="holds 13"):
+        quantization.representative_photos(frame, 14)
+    with pytest.raises(ValueError, match="holds 0"):
+        quantization.representative_photos(frame[frame["split"] == "test"], 1)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def test_price_list(reference):
+    images, labels = small.photos(), reference.argmax(1).copy()
+    labels[:6] = (labels[:6] + 1) % 4  # float32 is wrong on six of 24
+    models = {name: small.files()[name] for name in ("int8", "float32")}
+    table = quantization.evaluate_schemes(models, images, labels)
+    assert list(table.index) == ["int8", "float32"]
+    row = table.loc["float32"]
+    assert row["accuracy"] == pytest.approx(18 / 24)
+    assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx((0.5510, 0.8800), abs=1e-3)  # Wilson by hand
+    assert row["agreement"] == 1
+    assert row["largest_change"] == 0
+    assert row["size_bytes"] == len(models["float32"])
+    assert table.loc["int8", "times_smaller"] == pytest.approx(len(models["float32"]) / len(models["int8"]))
+    assert table.loc["int8", "gzip_bytes"] < len(models["int8"])
+    side = (small.SIZE // 2) ** 2
+    macs = side * (27 * 8 + 2 * (8 * 24 + 9 * 24 + 24 * 8)) + 8 * 4
+    assert table.loc["int8", "macs_m"] == pytest.approx(macs / 1e6, rel=0.02)
+    assert table.loc["int8", "macs_m"] == pytest.approx(table.loc["float32", "macs_m"], rel=0.02)
+    for wrong in (labels[:5], labels.astype(float), []):
+        with pytest.raises(ValueError, match="one class index a photo"):
+            quantization.evaluate_schemes(models, images, wrong)
+    with pytest.raises(ValueError, match="no model 'best'"):
+        quantization.evaluate_schemes(models, images, labels, reference="best")
+
+
+def test_tools_are_compared_on_the_same_photos(reference):
+    table = quantization.compare_tools(
+        small.network(), small.photos(), small.photos(), reference.argmax(1), schemes=["float16"], num_threads=1
+    )
+    assert list(zip(table["scheme"], table["tool"], strict=True)) == [
+        ("float32", "converter"), ("float16", "quantizer"), ("float16", "converter")
+    ]  # fmt: skip
+    assert list(table["serves"]) == [True, True, False]
+    assert (table["accuracy"] == 1).all()
+    assert (table["largest_change"] < 0.01).all()
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"scheme": "int3"}, "scheme 'int3' is unknown"),
+        ({"scheme": "int8"}, "needs representative photos"),
+        ({"scheme": "int8", "representative": np.zeros((0, 32, 32, 3))}, "needs representative photos"),
+        ({"scheme": "int8", "representative": np.zeros((2, 16, 16, 3))}, r"takes \(n, 32, 32, 3\)"),
+        ({"scheme": "int8", "representative": small.photos() / 255}, r"pixels in 0\.\.255"),
+        ({"scheme": "int8", "representative": small.photos() - 128.0}, r"pixels in 0\.\.255"),
+        ({"scheme": "float16", "tool": "magic"}, "tool 'magic' is unknown"),
+        ({"scheme": "weight_int4", "tool": "converter"}, "does not make weight_int4"),
+        ({"scheme": "float16", "calibrate": "best"}, "calibration 'best' is unknown"),
+        ({"scheme": "int8_io", "io": "int4"}, "io 'int4' is unknown"),
+        ({"scheme": "int8", "io": "uint8", "representative": small.photos()}, "for int8_io"),
+        ({"scheme": "int8", "representative": small.photos(), "keep_float": ["none"]}, "no layer 'none'"),
+        ({"scheme": "int8", "representative": small.photos(), "tool": "converter", "calibrate": "mse"}, "quantizer"),
+    ],
+)
+def test_bad_requests_are_one_sentence(options, message):
+    options = dict(options)
+    with pytest.raises(ValueError, match=message):
+        quantization.convert(small.network(), options.pop("scheme"), options.pop("representative", None), **options)
+
+
+def test_models_that_cannot_be_converted(tmp_path):
+    image = keras.Input((8, 8, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(image)
+    two = keras.Model(image, [keras.layers.Dense(2)(pooled), keras.layers.Dense(3)(pooled)], name="two")
+    with pytest.raises(ValueError, match="'two' has inputs and outputs"):
+        quantization.convert(two, "float32")
+
+    class Inverse(keras.layers.Layer):
+        def call(self, x):
+            import tensorflow as tf
+
+            return (
+                tf.linalg.det(tf.matmul(x[:, :, :, 0], x[:, :, :, 0]))[:, None] + tf.reduce_mean(x, [1, 2, 3])[:, None]
+            )
+
+        def compute_output_shape(self, shape):
+            return (shape[0], 1)
+
+    with pytest.raises(ValueError, match=r"cannot express 'odd'.*replace") as caught:
+        quantization.convert(keras.Model(image, Inverse()(image), name="odd"), "float32")
+    assert "\n" not in str(caught.value)
+    assert "MatrixDeterminant" in str(caught.value)
+    with pytest.raises(TypeError, match="not dict"):
+        quantization.convert({}, "float32")
+    with pytest.raises(FileNotFoundError, match=r"none\.keras"):
+        quantization.convert(tmp_path / "none.keras", "float32")
+    (tmp_path / "bad.keras").write_bytes(b"PK\3\4 not a zip")
+    with pytest.raises(ValueError, match=r"bad\.keras cannot be read"):
+        quantization.convert(tmp_path / "bad.keras", "float32")
+    with pytest.raises(ValueError, match="quantized already"):
+        quantization.convert(small.files()["int8"], "int8", small.photos())
+    with pytest.raises(ValueError, match="converter starts from a Keras model"):
+        quantization.convert(small.files()["float32"], "float16", tool="converter")
+
+
+def test_lost_weights_are_noticed(monkeypatch):
+    """The known trap of the converter: a file without its weights, and no error."""
+    other = keras.models.clone_model(small.network())
+    wrong = quantization.convert(other, "float32")
+    monkeypatch.setattr("utils.quantization.convert._run_converter", lambda model, configure: wrong)
+    with pytest.raises(RuntimeError, match="differs from the Keras model"):
+        quantization.convert(small.network(), "float32")
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "m.tflite"
+    for data, labels, name in (
+        (small.files()["int8"][:900], None, path),
+        (small.files()["int8"], ["a", "b"], path),
+        (small.files()["int8"], None, tmp_path / "m.bin"),
+    ):
+        with pytest.raises(ValueError):
+            quantization.save(name, data, labels)
+    with pytest.raises(ValueError, match="unknown"):
+        quantization.save(path, small.files()["int8"], scheme="int3")
+    assert list(tmp_path.iterdir()) == []
+    quantization.save(path, small.files()["int8"], small.CLASSES, scheme="int8", source="a test", low_confidence=0.4)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m.json", "m.tflite"]
+    description = TFLiteModel(path).description
+    assert description["labels"] == list(small.CLASSES)
+    assert description["scheme"] == "int8"
+    assert description["low_confidence"] == 0.4
+    assert "0..255" in description["preprocessing"]
+
+
+def test_conversion_is_silent():
+    code = (
+        "import sys, numpy as np; from utils import quantization\n"
+        "content = sys.stdin.buffer.read(); photos = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3))\n"
+        "quantization.TFLiteModel(quantization.convert(content, 'int8', photos))(photos)\n"
+        "print('tensorflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=small.files()["float32"], capture_output=True)
+    assert (done.stdout, done.stderr) == (b"False\n", b"")
+
+
+def test_every_scheme_says_who_makes_it():
+    for name, scheme in SCHEMES.items():
+        assert scheme.name == name
+        assert scheme.tool == scheme.tools[0]
+        assert set(scheme.tools) <= {"quantizer", "converter"}
+
+
+def test_threshold_keeps_the_right_answers():
+    random = np.random.default_rng(0)
+    first = random.uniform(0.5, 1, 1000)
+    probabilities, labels = np.stack([first, 1 - first], 1), (random.random(1000) > first).astype(int)
+    right = first[labels == 0]
+    value = quantization.confidence_threshold(probabilities, labels)
+    assert (right >= value).mean() >= 0.95
+    assert (right >= value + 0.02).mean() < 0.95
+    with pytest.raises(ValueError, match="no answer is right"):
+        quantization.confidence_threshold(probabilities, np.full(1000, 1 - probabilities.argmax(1)))
+    with pytest.raises(ValueError, match="share of answers"):
+        quantization.confidence_threshold(probabilities, labels, keep=0)

@@ -1,0 +1,206 @@
+"""utils.quantization.runtimes and utils.quantization.operators: every row runs the same network; a file can be taken
+apart."""
+
+import importlib.util
+
+import keras
+import numpy as np
+import pytest
+
+from utils import flops, latency, quantization
+from utils.classify.interpreter import open_interpreter
+from utils.quantization import operators as operator_times
+from utils.quantization import runtimes
+
+pytestmark = pytest.mark.filterwarnings("ignore::utils.latency.LoadedMachine")
+L = keras.layers
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((24, 24, 3)), L.Rescaling(1 / 127.5, offset=-1.0),
+            L.Conv2D(8, 3, padding="same", activation="relu", name="first"),
+            L.DepthwiseConv2D(3, strides=2, padding="same", name="depthwise"), L.Conv2D(16, 1, name="second"),
+            L.GlobalAveragePooling2D(), L.Dense(5, activation="softmax", name="top"),
+        ]
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return np.random.default_rng(0).integers(0, 256, (12, 24, 24, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def files(model, photos):
+    return quantization.convert_all(model, ("float32", "float16", "int8", "int8_io"), photos)
+
+
+@pytest.fixture(scope="module")
+def rows(model, files, photos):
+    return runtimes.candidates(model, files, photos[:3], keras_threads=2)
+
+
+def test_every_way_of_calling_is_there(rows):
+    expected = {"LiteRT float32", "LiteRT float16", "LiteRT int8", "LiteRT int8_io", *runtimes.KERAS, runtimes.ONNX}
+    for scheme in ("float32", "int8"):
+        ways = (
+            "2 threads",
+            "TFLiteModel",
+            "no XNNPACK",
+            "reference kernels",
+            "new interpreter each photo",
+            "one batch",
+        )
+        expected |= {f"LiteRT {scheme}, {way}" for way in ways}
+    assert set(rows) == expected
+    assert rows["LiteRT float32"].threads == 1
+    assert rows["LiteRT float32, 2 threads"].threads == 2
+    assert rows["Keras predict"].threads == 2
+
+
+def test_every_row_runs_the_same_network(model, rows, photos):
+    truth = model.predict(photos[:3].astype("float32"), verbose=0)
+    for name, row in rows.items():
+        if not isinstance(row, str):
+            allowed = 1e-5 if "float32" in name or "Keras" in name else 0.03
+            assert np.abs(row() - truth).max() < allowed, name
+    assert runtimes.agreement(rows, tolerance=1e-4)["LiteRT float32"] == 0
+
+
+def test_a_row_that_runs_another_network_is_named(rows):
+    swapped = {**rows, "Keras predict": runtimes.Candidate("Keras predict", lambda: np.ones((3, 5), "float32"), 1)}
+    with pytest.raises(RuntimeError, match="'Keras predict' gives other probabilities"):
+        runtimes.agreement(swapped, tolerance=1e-2)
+
+
+def test_the_kernels_differ_indeed(files):
+    def nodes(kernels):
+        return [op["op_name"] for op in open_interpreter(files["float32"], 1, kernels)._get_ops_details()]
+
+    assert "DELEGATE" in nodes("xnnpack")
+    assert "DELEGATE" not in nodes("builtin") + nodes("reference")
+
+
+def test_missing_onnx_is_a_row_that_says_how_to_install(model, photos, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert runtimes.onnx_candidate(model, photos) == "not installed; pip install onnxruntime tf2onnx onnx"
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in runtimes.ONNX_PACKAGES), reason="needs onnxruntime, tf2onnx"
+)
+def test_onnx_runs_the_same_network(model, photos):
+    row = runtimes.onnx_candidate(model, photos[:2])
+    np.testing.assert_allclose(row(), model.predict(photos[:2].astype("float32"), verbose=0), atol=1e-5)
+
+
+def test_price_list_without_keras(files, photos):
+    result = runtimes.price_list(
+        None, files, photos[:1], alone=False, rounds=5, warmup=1, budget_s=2, detailed=("int8",)
+    )
+    frame = result.to_frame().set_index("name")
+    assert result.baseline == "LiteRT float32"
+    assert "LiteRT int8, reference kernels" in frame.index
+    assert "LiteRT float32, reference kernels" not in frame.index
+    assert (frame["ratio"] > 0).all()
+
+
+def test_price_list_in_a_process_of_its_own(files, photos):
+    with pytest.raises(ValueError, match=r"photos have shape \(20, 24, 3\)"):
+        runtimes.price_list(None, files, photos[:1, :20], rounds=5)
+    result = runtimes.price_list(None, {"float32": files["float32"]}, photos[:1], rounds=5, budget_s=1, detailed=())
+    assert isinstance(result, latency.Timings)
+    assert result.names == ("LiteRT float32",)
+    assert "cores" in result.machine
+
+
+def test_input_of_a_quantized_file(files, photos):
+    detail = open_interpreter(files["int8_io"]).get_input_details()[0]
+    scale, zero = detail["quantization"]
+    inputs = runtimes.as_input(photos[:2], detail)
+    assert inputs[0].dtype == np.int8
+    restored = (inputs[1].astype(float) - zero) * scale
+    assert np.abs(restored - photos[1:2]).max() <= scale / 2 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, f, p: runtimes.candidates(m, f, p[0]), r"photos have shape \(24, 24, 3\)"),
+        (lambda m, f, p: runtimes.candidates(m, f, p[:0]), "photos have shape"),
+        (lambda m, f, p: runtimes.candidates(None, {}, p), "nothing to run"),
+        (lambda m, f, p: runtimes.litert_candidates(f, p, threads=0), "0 threads cannot compute"),
+        (lambda m, f, p: runtimes.price_list(None, f, p, more_threads=(2, -1)), "-1 threads cannot compute"),
+        (lambda m, f, p: runtimes.litert_candidates({"x": b"not a model"}, p), "is not a .tflite model"),
+        (lambda m, f, p: operator_times.per_operator_times(f["int8"], method="guess"), "method is 'guess'"),
+        (lambda m, f, p: operator_times.per_operator_times(f["int8"], threads=0), "0 threads cannot compute"),
+        (lambda m, f, p: operator_times.per_operator_times(f["int8"][:3000]), "damaged or cut short"),
+    ],
+)
+def test_bad_input_gets_one_sentence(model, files, photos, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(model, files, photos)
+
+
+def run(content, inputs):
+    interpreter = open_interpreter(content, kernels="builtin")
+    for detail, value in zip(interpreter.get_input_details(), inputs, strict=True):
+        interpreter.set_tensor(detail["index"], value)
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+
+@pytest.mark.parametrize("scheme", ["float32", "float16", "int8"])
+def test_a_file_in_pieces_computes_what_the_whole_does(files, photos, scheme):
+    content, value = files[scheme], photos[:1].astype("float32")
+    pieces = operator_times._Graph(content).pieces("alone")
+    chained = value
+    for piece in pieces.values():  # the test network is a chain: the output of one piece is the next one's input
+        chained = run(piece, [chained])
+    np.testing.assert_array_equal(chained, run(content, [value]))
+    prefixes = list(operator_times._Graph(content).pieces("difference").values())
+    np.testing.assert_array_equal(run(prefixes[-1], [value]), run(content, [value]))
+    assert all(len(piece) < len(content) for piece in pieces.values())
+
+
+@pytest.mark.parametrize("method", operator_times.METHODS)
+def test_time_stands_beside_arithmetic(files, method):
+    result = operator_times.per_operator_times(files["float32"], method=method, rounds=6, calls=1, budget_s=2)
+    frame = result.frame.set_index("name")
+    assert frame.loc["first", ["operator", "macs"]].tolist() == ["CONV_2D", 24 * 24 * 27 * 8]
+    assert frame.loc["depthwise", "macs"] == 12 * 12 * 9 * 8
+    assert frame["macs"].sum() == flops.count_tflite(files["float32"]).total_macs
+    assert frame["share"].sum() == pytest.approx(1)
+    assert result.sum_ms == pytest.approx(frame["time_ms"].sum())
+    assert result.whole_ms > 0
+    assert result.by_operator()["operators"].sum() == len(frame)
+    assert "the whole file" in repr(result)
+
+
+def test_what_is_slow_for_its_arithmetic(files):
+    result = operator_times.per_operator_times(files["float32"], rounds=5, calls=1, budget_s=1)
+    frame = result.frame.iloc[:3].assign(
+        macs=[10**6, 10**6, 0], time_ms=[1.0, 5.0, 2.0], gmacs_per_s=[1.0, 0.2, np.nan]
+    )
+    lost = operator_times.OperatorTimes(frame, 8, 8, "alone", 1, "xnnpack", "m").slow_for_arithmetic()
+    assert lost["time_ms"].tolist() == [5.0, 2.0, 1.0]
+    assert lost["lost_ms"].tolist() == pytest.approx([5 - 1 / 0.6, 2.0, 1 - 1 / 0.6])
+
+
+def test_a_network_without_normalization_layers_computes_the_same():
+    import keras
+
+    normal = keras.layers.Normalization(mean=[10.0, 20.0, 30.0], variance=[4.0, 9.0, 16.0])
+    image = keras.Input((8, 8, 3))
+    network = keras.Model(image, keras.layers.Conv2D(2, 3)(normal(image)))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype("float32")
+    plain = runtimes._without_normalization(network)
+    assert not any(isinstance(layer, keras.layers.Normalization) for layer in plain.layers)
+    np.testing.assert_allclose(
+        plain.predict(pixels, verbose=0), network.predict(pixels, verbose=0), rtol=1e-4, atol=1e-3
+    )
+    assert runtimes._without_normalization(plain) is plain

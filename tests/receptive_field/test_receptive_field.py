@@ -1,0 +1,567 @@
+"""utils.receptive_field against published values, an independent gradient oracle, and cases worked out by hand."""
+
+import functools
+import pathlib
+import subprocess
+import sys
+import warnings
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import examples
+from hypothesis import given
+from hypothesis import strategies as st
+from keras import layers
+from support_oracle import positive_linear, support
+
+from utils.receptive_field import ReceptiveField, receptive_field, table
+
+REFERENCE = pd.read_csv(
+    pathlib.Path(__file__).parents[1] / "data" / "receptive_field_reference.csv", keep_default_na=False
+)
+
+
+@functools.cache
+def application(name, side):
+    return getattr(keras.applications, name)(weights=None, include_top=False, input_shape=(side, side, 3))
+
+
+def conv(kernel, stride=1, padding="valid", dilation=1, name=None):
+    return layers.Conv2D(2, kernel, strides=stride, padding=padding, dilation_rate=dilation, use_bias=False, name=name)
+
+
+def sequential(*parts, size=(40, 56)):
+    return keras.Sequential([keras.Input((*size, 3)), *parts])
+
+
+# Published values --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model, side", list(dict.fromkeys(zip(REFERENCE["model"], REFERENCE["input_size"], strict=True)))
+)
+def test_the_reference_librarys_values(model, side):
+    rows = REFERENCE[(REFERENCE["model"] == model) & (REFERENCE["input_size"] == side)]
+    built = application(model, None if side == "None" else int(side))
+    for row in rows.itertuples():
+        found = receptive_field(built, row.layer)
+        padding = None if row.padding == "" else int(row.padding)
+        assert (found.size, found.stride, found.padding) == ((row.size,) * 2, (row.stride,) * 2, (padding,) * 2), row
+        assert found.aligned is (None if padding is None else True)
+        # EfficientNet's squeeze-excite sees all; the reference tool leaves that branch out.
+        assert found.whole_image is (model == "EfficientNetB0" and row.layer != "stem_conv")
+    assert len(rows) >= 3
+
+
+def test_study_b_is_what_a_model_without_a_named_layer_gives():
+    found = receptive_field(application("MobileNetV2", 224))
+    assert (found.size, found.stride, found.padding) == ((491, 491), (32, 32), (214, 214))
+
+
+def pad_before(x):
+    return layers.ZeroPadding2D(((1, 0), (1, 0)))(x)
+
+
+def two_branches(x, pool=False, same=False, drop=False):
+    """The reference's net1 (and 2, 4, 6): a 1x1 stride 4 branch against 3x3 stride 2 and 1x1 stride 2."""
+    left = conv(1, 4)(x)
+    if pool:
+        right = layers.MaxPooling2D(1, 2)(layers.MaxPooling2D(3, 2)(pad_before(x)))
+    else:
+        right = conv(3, 2, "same")(x) if same else conv(3, 2)(pad_before(x))
+        right = conv(1, 2)(right)
+    if drop:
+        right = layers.Dropout(0.5)(right)
+    return layers.ReLU(name="joined" if not same else None)(layers.Add(name="add")([left, right]))
+
+
+def intermediate_add(x, same=False):
+    joined = two_branches(x, same=same)
+    before = joined if same else pad_before(joined)
+    return layers.ReLU()(layers.Add(name="add2")([conv(1, 2)(joined), conv(3, 2, "same" if same else "valid")(before)]))
+
+
+def network(build, size=(None, None)):
+    image = keras.Input((*size, 1))
+    return keras.Model(image, build(image))
+
+
+@pytest.mark.parametrize(
+    "case, build, side, size, stride, padding",
+    [
+        ("net1", two_branches, None, (3, 3), (4, 4), (1, 1)),
+        ("net2", functools.partial(two_branches, pool=True), None, (3, 3), (4, 4), (1, 1)),
+        ("net4 undefined", functools.partial(two_branches, same=True), None, (3, 3), (4, 4), (None, None)),
+        ("net4 9x9", functools.partial(two_branches, same=True), 9, (3, 3), (4, 4), (1, 1)),
+        ("net5", lambda x: layers.ReLU()(conv((3, 1), 2)(conv((3, 5), 2)(x))), None, (7, 5), (4, 4), (0, 0)),
+        ("net6", functools.partial(two_branches, drop=True), None, (3, 3), (4, 4), (1, 1)),
+        ("net7", two_branches, 8, (3, 3), (4, 4), (1, 1)),
+        ("net8", intermediate_add, None, (11, 11), (8, 8), (5, 5)),
+        ("net9", functools.partial(intermediate_add, same=True), 17, (11, 11), (8, 8), (5, 5)),
+    ],
+)
+def test_the_reference_librarys_small_networks(case, build, side, size, stride, padding):
+    found = receptive_field(network(build, (side, side)))
+    assert (found.size, found.stride, found.padding) == (size, stride, padding)
+    assert found.aligned is (None if padding[0] is None else True)
+
+
+def test_branches_of_different_strides_are_named_with_both_values():
+    def build(x):
+        left = conv(5, 2)(layers.ZeroPadding2D(((2, 1), (2, 1)))(x))
+        return layers.ReLU()(layers.Add(name="meet")([left, conv(3)(conv(3)(x))]))
+
+    model = network(build)
+    found = receptive_field(model)
+    assert found.aligned is False
+    assert [(conflict.layer, conflict.what, sorted(conflict.values)) for conflict in found.conflicts] == [
+        ("meet", "stride", [1, 2])
+    ] * 2
+    with pytest.raises(ValueError, match=r"'meet' disagree along axis 0: stride 2 against 1"):
+        receptive_field(model, require_aligned=True)
+
+
+def test_branches_around_different_centres_are_named_with_both_values():
+    model = network(functools.partial(two_branches, same=True), (8, 8))
+    found = receptive_field(model)
+    assert found.aligned is False and found.conflicts[0].layer == "add" and found.conflicts[0].what == "center"
+    assert sorted(found.conflicts[0].values) == [0, 1]
+    with pytest.raises(ValueError, match=r"'add' disagree along axis 0: center 0 against 1 pixels"):
+        receptive_field(model, require_aligned=True)
+    # The union still says exactly what is seen: pixel 0 by one branch, pixels 0..2 by the other.
+    assert (found.region(0, 0).start, found.region(0, 0).stop) == ((0, 0), (3, 3))
+
+
+# The gradient oracle -----------------------------------------------------------------------------------------------
+
+FIXED = {
+    "strided, non-square": lambda x: conv((3, 2), (1, 2), "same")(conv((5, 3), (2, 1), "same")(x)),
+    "dilated same": lambda x: conv(3, 2, "same")(conv((3, 5), 1, "same", (4, 2))(x)),
+    "dilated valid": lambda x: conv((2, 3), 1, "valid", (3, 5))(conv(3, 2)(x)),
+    "even kernels": lambda x: conv(4, 2, "same")(conv(2, 1, "same")(x)),
+    "depthwise dilated": lambda x: layers.DepthwiseConv2D(3, dilation_rate=(2, 3), padding="same")(x),
+    "separable": lambda x: layers.SeparableConv2D(2, (5, 3), strides=2, padding="same")(x),
+    "grouped": lambda x: layers.Conv2D(4, 3, groups=2)(layers.Conv2D(4, (1, 3), strides=3)(x)),
+    "pooling": lambda x: layers.AveragePooling2D((3, 2), (2, 3), padding="same")(conv(3)(x)),
+    "padding and cropping": lambda x: conv(5, 3)(
+        layers.Cropping2D(((3, 1), (2, 4)))(layers.ZeroPadding2D(((2, 3), (1, 5)))(x))
+    ),
+    "branches of three depths": lambda x: layers.Average()(
+        [x, conv(3, 1, "same")(x), conv((3, 5), 1, "same")(conv(3, 1, "same", 2)(x))]
+    ),
+    "concatenated": lambda x: conv(3)(layers.Concatenate()([conv((1, 7), 2, "same")(x), conv((7, 1), 2, "same")(x)])),
+    "unaligned": lambda x: layers.Add()([conv(2, 1, "same")(x), conv((3, 6), 1, "same")(x)]),
+}
+
+
+@pytest.fixture
+def in_float64():
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx("float32")
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_gradients_of_fixed_networks(name, in_float64):
+    image = keras.Input((41, 58, 2))
+    model = positive_linear(keras.Model(image, FIXED[name](image)))
+    found = receptive_field(model)
+    rows, columns = found.grid
+    for feature in [(rows // 2, columns // 2), (rows // 2 + 1, columns // 2 - 1)]:
+        region = found.region(*feature)
+        assert region.fraction_inside == 1
+        assert (region.start, region.stop) == support(model, feature), feature
+    for feature in [(0, 0), (rows - 1, columns - 1), (0, columns - 1)]:
+        region = found.region(*feature, clip=True)
+        start, stop = support(model, feature)
+        assert region.start[0] <= start[0] and region.start[1] <= start[1]
+        assert region.stop[0] >= stop[0] and region.stop[1] >= stop[1]
+
+
+def test_gradients_of_mobilenet_v2_reach_491_pixels(in_float64):
+    model = keras.applications.MobileNetV2(weights=None, include_top=False, alpha=0.35, input_shape=(544, 736, 3))
+    model = positive_linear(keras.Model(model.inputs, model.get_layer("Conv_1").output))
+    found = receptive_field(model)
+    region = found.region(8, 11)
+    assert region.size == (491, 491) and region.fraction_inside == 1
+    assert (region.start, region.stop) == support(model, (8, 11))
+
+
+KERNELS = st.tuples(st.integers(1, 4), st.integers(1, 4))
+STRIDES = st.tuples(st.integers(1, 2), st.integers(1, 2))
+DILATIONS = st.tuples(st.integers(1, 3), st.integers(1, 3))
+SIDES = st.tuples(st.integers(0, 2), st.integers(0, 2))
+BLOCKS = st.one_of(
+    st.tuples(st.just("conv"), KERNELS, STRIDES, st.sampled_from(["same", "valid"])),
+    st.tuples(st.just("dilated"), KERNELS, DILATIONS, st.sampled_from(["same", "valid"])),
+    st.tuples(st.just("pool"), KERNELS, STRIDES, st.sampled_from(["same", "valid"])),
+    st.tuples(st.just("pad"), st.tuples(SIDES, SIDES)),
+    st.tuples(st.just("crop"), st.tuples(SIDES, SIDES)),
+    # Two ways through strides of their own product, joined: each way is (kernel, dilation).
+    st.tuples(
+        st.just("branch"), st.lists(st.tuples(KERNELS, DILATIONS), min_size=1, max_size=3), STRIDES, st.booleans()
+    ),
+)
+
+
+def block(x, kind, *settings_):
+    if kind == "conv":
+        kernel, strides, padding = settings_
+        return conv(kernel, strides, padding)(x)
+    if kind == "dilated":
+        kernel, dilation, padding = settings_
+        return conv(kernel, 1, padding, dilation)(x)
+    if kind == "pool":
+        kernel, strides, padding = settings_
+        return layers.AveragePooling2D(kernel, strides, padding=padding)(x)
+    if kind == "pad":
+        return layers.ZeroPadding2D(settings_[0])(x)
+    if kind == "crop":
+        return layers.Cropping2D(settings_[0])(x)
+    ways, strides, concatenated = settings_
+    ends = [conv((1, 1), strides, "same")(x)]
+    for kernel, dilation in ways:
+        ends.append(conv(kernel, strides, "same")(conv((2, 3), 1, "same", dilation)(x)))
+    return (layers.Concatenate() if concatenated else layers.Add())(ends)
+
+
+@pytest.mark.oracle
+@examples(40)
+@given(
+    blocks=st.lists(BLOCKS, min_size=1, max_size=4),
+    height=st.integers(90, 110),
+    width=st.integers(111, 131),
+    shift=st.tuples(st.integers(-1, 1), st.integers(-1, 1)),
+)
+def test_gradients_of_random_branching_networks(blocks, height, width, shift):
+    keras.config.set_floatx("float64")
+    try:
+        image = keras.Input((height, width, 2))
+        x = image
+        for one in blocks:
+            x = block(x, *one)
+        model = positive_linear(keras.Model(image, x))
+        found = receptive_field(model)
+        feature = tuple(count // 2 + step for count, step in zip(found.grid, shift, strict=True))
+        seen = support(model, feature)
+        region = found.region(*feature)
+        assert (region.start, region.stop) == seen
+        # The inverse: the feature is among those that see a corner of its region, and of no pixel beyond it.
+        corner = tuple(int(start) for start in seen[0])
+        at = found.features_at(*corner)
+        assert all(first <= u < stop for first, u, stop in zip(at.start, feature, at.stop, strict=True))
+        if not found.conflicts:
+            beyond = found.features_at(*(start - 1 for start in corner))
+            assert all(not first <= u < stop for first, u, stop in zip(beyond.start, feature, beyond.stop, strict=True))
+    finally:
+        keras.config.set_floatx("float32")
+
+
+# Transposed convolutions, up-sampling, resizing: bounds ---------------------------------------------------------------
+
+PERIODIC = {
+    "transposed same": lambda x: layers.Conv2DTranspose(2, (3, 2), strides=2, padding="same")(x),
+    "transposed valid": lambda x: layers.Conv2DTranspose(2, (5, 4), strides=(2, 3), padding="valid")(x),
+    "transposed with output padding": lambda x: layers.Conv2DTranspose(
+        2, 3, strides=2, padding="same", output_padding=1
+    )(x),
+    "up-sampling nearest": lambda x: layers.UpSampling2D((2, 3))(x),
+    "up-sampling bilinear": lambda x: layers.UpSampling2D((2, 3), interpolation="bilinear")(x),
+    "resizing": lambda x: layers.Resizing(15, 31)(x),
+    "convolution behind": lambda x: conv(3, 1, "same")(layers.Conv2DTranspose(2, 4, strides=2, padding="same")(x)),
+}
+if hasattr(layers, "AdaptiveAveragePooling2D"):  # newer than the lowest Keras that pyproject.toml names
+    PERIODIC["adaptive pooling"] = lambda x: layers.AdaptiveAveragePooling2D((5, 9))(x)
+
+
+@pytest.mark.parametrize("name", PERIODIC)
+def test_fractional_strides_bound_what_is_seen_and_are_exact_without_a_stride_before(name, in_float64):
+    image = keras.Input((22, 26, 2))
+    model = positive_linear(keras.Model(image, PERIODIC[name](image)))
+    found = receptive_field(model)
+    middle, sizes = tuple(count // 2 for count in found.grid), []
+    for step in range(-2, 4):  # more than a period
+        feature = tuple(min(u + step, count - 1) for u, count in zip(middle, found.grid, strict=True))
+        region, seen = found.region(*feature), support(model, feature)
+        assert region.fraction_inside == 1 and (region.start, region.stop) == seen, feature
+        sizes.append(region.size)
+    assert found.size == tuple(max(size[axis] for size in sizes) for axis in (0, 1))
+
+
+def test_a_dilated_transposed_convolution_by_hand():
+    # TensorFlow cannot run it on a processor, but o = i + 2 j - 2 is easy: feature 5 reads pixels 3, 5, 7.
+    found = receptive_field(sequential(layers.Conv2DTranspose(2, 3, dilation_rate=2, padding="same")))
+    assert found.size == (5, 5) and (found.region(5, 5).start, found.region(5, 5).stop) == ((3, 3), (8, 8))
+
+
+def test_an_encoder_and_decoder_comes_back_to_the_stride_of_the_input():
+    image = keras.Input((32, 48, 3))
+    down = conv(3, 2, "same")(image)
+    up = layers.Conv2DTranspose(2, 2, strides=2)(down)
+    found = receptive_field(keras.Model(image, layers.Concatenate()([image, up])))
+    assert found.stride == (1, 1) and found.grid == (32, 48)
+    assert receptive_field(keras.Model(image, up)).size == (4, 4)  # 3 pixels at either phase, 4 for both together
+
+
+# The whole image ---------------------------------------------------------------------------------------------------
+
+
+def squeeze_excite(x):
+    weights = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    return layers.Multiply()([x, layers.Conv2D(2, 1, activation="sigmoid")(weights)])
+
+
+WHOLE = {
+    "squeeze-excite": lambda x: squeeze_excite(conv(3, 2)(x)),
+    "global pooling": lambda x: layers.GlobalMaxPooling2D()(conv(3, 2)(x)),
+    "flatten and dense": lambda x: layers.Dense(4)(layers.Flatten()(conv(3, 2)(x))),
+    "attention": lambda x: attended(conv(3, 2)(x)),
+    "group normalization": lambda x: layers.GroupNormalization(1)(conv(3, 2)(x)),
+    "mean over rows": lambda x: keras.ops.mean(conv(3, 2)(x), axis=1),
+    "mixing rows": lambda x: layers.Dense(9)(layers.Permute((2, 3, 1))(conv(3, 2)(x))),
+    "recurrent over rows": lambda x: layers.TimeDistributed(layers.LSTM(3))(conv(3, 2)(x)),
+    "another grid": lambda x: layers.Reshape((9, 13, 8))(conv(3, 2, "same")(x)),
+}
+
+
+def attended(x):
+    tokens = layers.Reshape((-1, 2))(x) if None in x.shape[1:] else layers.Reshape((x.shape[1] * x.shape[2], 2))(x)
+    tokens = layers.MultiHeadAttention(1, 2)(tokens, tokens)
+    return layers.Reshape(x.shape[1:])(tokens)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_operations_over_the_whole_image_are_flagged_and_keep_the_local_path(name):
+    image = keras.Input((36, 52, 3))
+    found = receptive_field(keras.Model(image, WHOLE[name](image)))
+    assert found.whole_image is True
+    assert (found.size, found.stride) == ((3, 3), (2, 2))
+    if name != "another grid":
+        assert found.padding == (0, 0)
+    if name in ("squeeze-excite", "group normalization", "attention"):
+        assert found.grid == (17, 25)
+
+
+LOCAL = {
+    "dense on channels": lambda x: layers.Dense(4)(conv(3, 2)(x)),
+    "layer normalization": lambda x: layers.LayerNormalization()(conv(3, 2)(x)),
+    "softmax over channels": lambda x: layers.Softmax()(conv(3, 2)(x)),
+    "flatten alone": lambda x: layers.Flatten()(conv(3, 2)(x)),
+    "there and back": lambda x: conv(1)(layers.Reshape((17, 25, 2))(layers.Reshape((17 * 25, 2))(conv(3, 2)(x)))),
+    "einsum over channels": lambda x: layers.EinsumDense("bhwc,cd->bhwd", (None, None, 4))(conv(3, 2)(x)),
+    "transposed twice": lambda x: conv(1)(layers.Permute((2, 1, 3))(layers.Permute((2, 1, 3))(conv(3, 2)(x)))),
+    "time distributed": lambda x: layers.TimeDistributed(layers.Conv1D(2, 1))(conv(3, 2)(x)),
+    "preprocessing": lambda x: conv(3, 2)(
+        layers.Rescaling(1 / 255)(layers.RandomFlip()(layers.RandomRotation(0.1)(x)))
+    ),
+    "spectral normalization": lambda x: layers.SpectralNormalization(conv(3, 2))(x),
+}
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_local_operations_are_not_flagged(name):
+    image = keras.Input((36, 52, 3))
+    found = receptive_field(keras.Model(image, LOCAL[name](image)), unsupported="raise")
+    assert (found.size, found.stride, found.padding, found.whole_image) == ((3, 3), (2, 2), (0, 0), False)
+
+
+def test_a_grid_of_one_feature_is_not_the_whole_image():
+    found = receptive_field(sequential(conv(3, 2), layers.Flatten(), layers.Dense(4), size=(4, 4)))
+    assert found.size == (3, 3) and found.whole_image is False
+
+
+def test_permuted_axes_are_followed():
+    # Rows and columns change places before a (1, 5) kernel, so it stretches over rows.
+    model = sequential(layers.Permute((2, 1, 3)), conv((1, 5)), layers.Permute((2, 1, 3)))
+    assert receptive_field(model).size == (5, 1)
+
+
+def test_channels_first_reads_the_same():
+    image = keras.Input((3, 40, 56))
+    x = layers.Conv2D(2, (3, 5), strides=(2, 1), padding="same", data_format="channels_first")(image)
+    x = layers.ZeroPadding2D(((1, 0), (2, 0)), data_format="channels_first")(x)
+    found = receptive_field(keras.Model(image, layers.AveragePooling2D(2, data_format="channels_first")(x)))
+    assert (found.size, found.stride, found.grid) == ((5, 6), (4, 2), (10, 29))
+
+
+def test_sequences_and_volumes_have_one_and_three_axes():
+    line = keras.Sequential([keras.Input((64, 3)), layers.Conv1D(2, 3, padding="causal", dilation_rate=4)])
+    assert receptive_field(line).size == (9,) and receptive_field(line).padding == (8,)
+    cube = keras.Sequential([keras.Input((8, 16, 16, 1)), layers.Conv3D(2, (1, 3, 5)), layers.MaxPooling3D(2)])
+    assert receptive_field(cube).size == (2, 4, 6)
+    assert list(table(cube, macs=False).filter(like="size")) == ["size_z_px", "size_y_px", "size_x_px"]
+
+
+# Layers by name, sizes, regions ------------------------------------------------------------------------------------
+
+
+def test_shared_and_nested_layers_are_found_by_path():
+    inner = keras.Sequential([keras.Input((None, None, 2)), conv(3, name="conv")], name="inner")
+    image = keras.Input((32, 32, 2))
+    model = keras.Model(image, conv(1, name="conv")(inner(inner(image))), name="outer")
+    assert receptive_field(model, "conv").size == (5, 5)
+    assert receptive_field(model, "inner/conv").size == (3, 3)
+    assert receptive_field(model, "inner:1/conv").size == (5, 5)
+    assert receptive_field(model, inner.get_layer("conv")).size == (3, 3)
+
+
+def test_the_input_size_decides_same_padding():
+    model = sequential(conv(3, 2, "same", name="conv"), size=(None, None))
+    assert receptive_field(model).padding == (None, None) and receptive_field(model).aligned is None
+    assert receptive_field(model, input_size=(8, 9)).padding == (0, 1)
+    assert receptive_field(model, input_size=9).padding == (1, 1)
+    built = sequential(conv(3, 2, "same"), size=(8, 8))
+    assert receptive_field(built).padding == (0, 0) and receptive_field(built, input_size=9).padding == (1, 1)
+
+
+def test_a_region_can_be_clipped_and_says_how_much_of_it_is_inside():
+    found = receptive_field(sequential(conv(5, 2, "same"), size=(9, 9)))
+    assert (found.region(0, 2).start, found.region(0, 2).stop) == ((-2, 2), (3, 7))
+    assert found.region(0, 2).fraction_inside == pytest.approx(15 / 25)
+    clipped = found.region(0, 2, clip=True)
+    assert (clipped.start, clipped.stop, clipped.size) == ((0, 2), (3, 7), (3, 5))
+    assert np.zeros((9, 9, 3))[clipped.slices].shape == (3, 5, 3)
+    assert found.center(0, 2) == (0.0, 4.0)
+
+
+def test_features_at_is_the_inverse_of_region():
+    found = receptive_field(sequential(conv((3, 5), (2, 3)), conv(2, 1, "same"), size=(20, 23)))
+    rows, columns = found.grid
+    for y, x in np.ndindex(20, 23):
+        seeing = found.features_at(y, x)
+        box = {(v, u) for v in range(seeing.start[0], seeing.stop[0]) for u in range(seeing.start[1], seeing.stop[1])}
+        regions = {(v, u): found.region(v, u) for v in range(rows) for u in range(columns)}
+        expected = {
+            feature
+            for feature, region in regions.items()
+            if region.start[0] <= y < region.stop[0] and region.start[1] <= x < region.stop[1]
+        }
+        assert box == expected, (y, x)
+
+
+@pytest.mark.parametrize(
+    "ask, error",
+    [
+        (lambda m: receptive_field(m, "conv9"), r"has no layer 'conv9'; near it are 'conv1'"),
+        (lambda m: receptive_field(m).region(0, 0), "padding of 'conv1' is unknown.*give input_size"),
+        (lambda m: receptive_field(m).features_at(0, 0), "padding of 'conv1' is unknown"),
+        (lambda m: receptive_field(m, input_size=8).region(4, 0), r"has \(4, 4\) features and none at \(4, 0\)"),
+        (lambda m: receptive_field(m, input_size=8).region(1), "2 spatial axes and 1 numbers"),
+        (lambda m: receptive_field(m, unsupported="zero"), "unsupported='zero' is not known"),
+        (lambda m: receptive_field(m, input="photo"), "has no image input 'photo'"),
+        (lambda _: receptive_field(keras.Sequential([keras.Input((4,)), layers.Dense(2)])), "no input with a spatial"),
+    ],
+)
+def test_errors_name_the_thing_and_what_to_do(ask, error):
+    with pytest.raises(ValueError, match=error):
+        ask(sequential(conv(3, 2, "same", name="conv1"), size=(None, None)))
+
+
+def test_a_clip_without_an_input_size_is_refused():
+    with pytest.raises(ValueError, match="cannot be clipped"):
+        receptive_field(sequential(conv(3), size=(None, None))).region(0, 0, clip=True)
+
+
+def test_several_outputs_and_inputs_have_to_be_named():
+    one, two = keras.Input((16, 16, 3), name="one"), keras.Input((32, 32, 3), name="two")
+    model = keras.Model([one, two], [conv(3, name="a")(one), conv(5, name="b")(two)])
+    with pytest.raises(ValueError, match=r"different sizes; choose one with input=, out of \['one', 'two'\]"):
+        receptive_field(model, "a")
+    with pytest.raises(ValueError, match=r"2 outputs .'[ab]', '[ab]'.; name one with layer="):
+        receptive_field(model, input="one")
+    assert receptive_field(model, "b", input="two").size == (5, 5)
+    with pytest.raises(ValueError, match="'b' sees nothing of the image"):
+        receptive_field(model, "b", input="one")
+
+
+# Layers without a rule ---------------------------------------------------------------------------------------------
+
+
+class Blur(layers.Layer):
+    """A layer that cannot be traced: it leaves Keras."""
+
+    def call(self, x):
+        return keras.ops.convert_to_tensor(np.asarray(x) * 1.0)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+def test_a_layer_without_a_rule_is_named_and_can_be_given_one():
+    model = sequential(Blur(name="blur"), conv(3))
+    with pytest.warns(UserWarning, match=r"no receptive-field rule for layer 'blur' \(Blur.*taken as element-wise"):
+        found = receptive_field(model)
+    assert found.size == (3, 3) and found.unsupported == ("blur",)
+    with pytest.raises(ValueError, match="'blur'"):
+        receptive_field(model, unsupported="raise")
+
+    from utils.receptive_field.algebra import window
+    from utils.receptive_field.rules import stepped
+
+    rule = {Blur: lambda call, fields: stepped(call, fields, [window(5, padding="same")] * 2)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert receptive_field(model, rules=rule).size == (7, 7)
+
+
+class Residual(layers.Layer):
+    """A layer of one's own that is made of Keras layers."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.conv = layers.Conv2D(3, 3, padding="same")
+
+    def call(self, x):
+        return keras.ops.relu(x + self.conv(x))
+
+
+def test_a_layer_made_of_keras_layers_is_seen_through():
+    model = sequential(Residual(name="one"), Residual(name="two"))
+    found = receptive_field(model, unsupported="raise")
+    assert found.size == (5, 5) and found.aligned is True
+    assert receptive_field(model, "two/" + model.layers[1].conv.name).size == (5, 5)
+
+
+# Tables ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_one_row_a_call_and_the_macs_of_the_report():
+    flops = pytest.importorskip("utils.flops")
+    model = sequential(
+        conv(3, 2, "same", name="conv"), layers.TimeDistributed(layers.Conv1D(4, 3), name="rows"), layers.ReLU(),
+        layers.Flatten(), layers.Dense(5), size=(16, 20),
+    )  # fmt: skip
+    frame = table(model)
+    assert list(frame["layer"][1:3]) == ["conv", "rows"]
+    assert frame["macs"].sum() == flops.count(model).total_macs
+    assert frame["macs"][1] == 8 * 10 * 2 * 27 and frame["macs"][2] == 8 * 8 * 4 * 6
+    assert list(frame["whole_image"]) == [False] * 5 + [True]
+    larger = table(sequential(conv(3, 2, "same")), input_size=(80, 56))
+    assert larger["macs"].iloc[-1] == 40 * 28 * 2 * 27
+
+
+def test_results_print_themselves():
+    found = receptive_field(network(functools.partial(two_branches, same=True), (8, 8)))
+    assert "aligned=False" in repr(found) and "disagree" in repr(found)
+    assert "not aligned" in found._repr_html_() and "<table" in found._repr_html_()
+    assert list(found.to_frame().index) == ["y", "x"]
+    assert ReceptiveField((3, 3), (2, 2), (1, 1), True, False).region(0, 0).start == (-1, -1)
+
+
+def test_importing_brings_in_neither_plots_nor_tensorflow_beyond_keras():
+    code = (
+        "import sys, keras; before = set(sys.modules); import utils.receptive_field; new = set(sys.modules) - before\n"
+    )
+    code += "print(sorted({name.split('.')[0] for name in new}))"
+    root = pathlib.Path(__file__).parents[2]
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+    for package in ("matplotlib", "sklearn", "scipy", "seaborn"):
+        assert package not in loaded
+
+
+def test_macs_are_unknown_rather_than_zero_without_an_input_size():
+    model = sequential(conv(3, name="conv"), size=(None, None))
+    assert table(model)["macs"].isna().all()
+    assert table(model, input_size=5)["macs"].tolist() == [0, 9 * 2 * 27]

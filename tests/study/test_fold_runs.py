@@ -1,0 +1,122 @@
+"""study.folds: each photo is judged by a run of strangers, and the compact form is checked."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import tiny_training
+
+from study import folds as fold_runs
+from utils.training import loop as training
+from utils.training import run as runs
+from utils.training.config import RunConfig
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    found = tiny_training.squares(tmp_path_factory.mktemp("photos"), per_class=(6, 2, 2))
+    senders = [f"s{i % 7}" for i in range(len(found.frame))]
+    return dataclasses.replace(found, frame=found.frame.assign(sender=senders))
+
+
+class FakeRun:
+    """Knows who trained it; its probabilities tell which senders those were."""
+
+    def __init__(self, senders, classes):
+        self.senders, self.classes = senders, classes
+
+    def predict(self, frame, tta=False):
+        assert not self.senders & set(frame["sender"]), "a sender stands on both sides"
+        sure = 0.9 if tta else 0.8
+        found = np.full((len(frame), len(self.classes)), (1 - sure) / (len(self.classes) - 1))
+        found[np.arange(len(frame)), [self.classes.index(label) for label in frame["label"]]] = sure
+        return found
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    configs = []
+
+    def train(config, dataset, folder=None, verbose=1):
+        part = dataset.frame[dataset.frame["split"] == "train"]
+        configs.append((config, dataset.fingerprint))
+        return FakeRun(set(part["sender"]), list(dataset.classes))
+
+    monkeypatch.setattr(training, "train", train)
+    return configs
+
+
+CONFIG = RunConfig("folds", "efficientnet_lite0", "fine_tune", 2, patience=1)
+
+
+def test_every_photo_once_by_a_stranger(photos, trained, tmp_path):
+    judged = fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path, verbose=0)
+    assert judged["plain"].n == len(photos.frame) and judged["plain"].accuracy == 1.0
+    assert len({fingerprint for _, fingerprint in trained}) == 3
+    assert all(config.monitor == "none" and config.patience is None for config, _ in trained)
+    assert judged["flip"].probabilities.max() == pytest.approx(0.9, abs=1e-3)
+    again = fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path, verbose=0)
+    assert len(trained) == 3  # nothing was trained anew
+    np.testing.assert_array_equal(again["plain"].probabilities, judged["plain"].probabilities)
+
+
+def test_nothing_at_hand_trains_nothing(photos, trained, tmp_path):
+    assert fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path, only_finished=True) is None
+    assert not trained
+
+
+def test_the_compact_form_serves_without_the_runs(photos, trained, tmp_path, monkeypatch):
+    judged = fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path / "runs", verbose=0)
+    monkeypatch.setattr(fold_runs, "SHIPPED", tmp_path / "models")
+    with pytest.raises(FileNotFoundError, match="train the folds first"):
+        fold_runs.export(CONFIG, photos, k=4, folder=tmp_path / "runs")
+    fold_runs.export(CONFIG, photos, k=3, folder=tmp_path / "runs")
+    shipped = fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path / "empty", only_finished=True)
+    assert shipped["plain"].accuracy == judged["plain"].accuracy
+
+
+def bend(folder, **changes):
+    record = json.loads((folder / fold_runs.RECORD).read_text())
+    (folder / fold_runs.RECORD).write_text(json.dumps(record | changes))
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lambda folder: (folder / fold_runs.PREDICTIONS).write_bytes(b"PK"), "not what its record names"),
+        (lambda folder: (folder / fold_runs.PREDICTIONS).unlink(), "No such file"),
+        (lambda folder: bend(folder, fingerprint="other"), "belongs to photos other"),
+        (lambda folder: bend(folder, schema=9), "not what its record names"),
+        (lambda folder: bend(folder, config={"name": 1}), "RunConfig"),
+        (lambda folder: (folder / fold_runs.RECORD).write_text("{"), fold_runs.RECORD),
+    ],
+)
+def test_damage_is_named(photos, trained, tmp_path, harm, says):
+    fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path, verbose=0)
+    folder = tmp_path / fold_runs.cv_id(CONFIG, photos.fingerprint, 3)
+    harm(folder)
+    with pytest.raises(ValueError, match=says) as caught:
+        fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path, verbose=0)
+    assert str(folder) in str(caught.value)
+
+
+def test_an_interrupted_cross_validation_goes_on_with_finished_folds(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "SHIPPED", tmp_path / "none")
+    monkeypatch.setenv("CLOTHING_CACHE_DIR", str(tmp_path / "cache"))
+    tiny_training.add_backbone(monkeypatch.setitem, monkeypatch.setattr)
+    config = tiny_training.config(epochs=1, monitor="none", name="tiny folds")
+    whole, calls = training.train, []
+
+    def train(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(training, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        fold_runs.cross_validate(config, photos, k=2, folder=tmp_path, verbose=0)
+    judged = fold_runs.cross_validate(config, photos, k=2, folder=tmp_path, verbose=0)
+    assert judged["plain"].n == len(photos.frame)
+    assert len(list(tmp_path.glob("tiny-folds-*/state.json"))) == 2

@@ -1,0 +1,246 @@
+"""Features once a photo, the cache that keeps them, the linear probe on top."""
+
+import shutil
+import sqlite3
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_training
+from sklearn.linear_model import LogisticRegression
+
+from utils.datasets import pipeline
+from utils.models import networks as models
+from utils.training import features
+from utils.training.feature_cache import FeatureCache
+
+SIZE = tiny_training.SIZE
+LIGHT = pipeline.Augment.light()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return tiny_training.squares(tmp_path_factory.mktemp("squares"))
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch, tmp_path):
+    monkeypatch.setenv("CLOTHING_CACHE_DIR", str(tmp_path / "cache"))
+    tiny_training.add_backbone(monkeypatch.setitem, monkeypatch.setattr)
+    monkeypatch.setattr(features, "_extractors", {})
+
+
+@pytest.fixture
+def passed(monkeypatch):
+    """How many photos went through the backbone."""
+    count, compute = [0], features._compute
+
+    def counting(extractor, frame, *rest):
+        count[0] += len(frame)
+        return compute(extractor, frame, *rest)
+
+    monkeypatch.setattr(features, "_compute", counting)
+    return count
+
+
+def test_features_are_those_of_the_extractor_and_each_photo_passes_once(photos, passed):
+    frame = photos.part("train")
+    found = features.extract("tiny", frame, SIZE)
+    wanted = models.feature_extractor("tiny", SIZE)(pipeline.load_images(frame, SIZE).astype("float32"), training=False)
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-5, atol=1e-5)
+    assert found.dtype == np.float32
+    assert passed == [len(frame)]
+    # Again, in another order, with two new photos: only those pass.
+    more = pd.concat([frame.iloc[::-1], photos.part("test").iloc[:2]], ignore_index=True)
+    again = features.extract("tiny", more, SIZE)
+    assert passed == [len(frame) + 2]
+    np.testing.assert_array_equal(again[: len(frame)], found[::-1])
+
+
+def test_features_are_keyed_by_content_not_by_path(photos, passed, tmp_path):
+    frame = photos.part("test")
+    features.extract("tiny", frame, SIZE)
+    moved = frame.assign(path=[shutil.copy(path, tmp_path / f"moved-{i}.png") for i, path in enumerate(frame["path"])])
+    features.extract("tiny", moved, SIZE)
+    assert passed == [len(frame)]
+    # Other pixels under an old name are another photo.
+    other = moved.iloc[:1]
+    shutil.copy(photos.part("train")["path"][0], other["path"].iloc[0])
+    assert not np.allclose(features.extract("tiny", other, SIZE), features.extract("tiny", frame.iloc[:1], SIZE))
+
+
+def test_other_weights_and_another_size_are_other_features(photos, passed, monkeypatch):
+    frame = photos.part("test")
+    features.extract("tiny", frame, SIZE)
+    features.extract("tiny", frame, 40)
+    assert passed == [2 * len(frame)]
+    monkeypatch.setattr(features, "_extractors", {})
+    known = models._weights
+    monkeypatch.setattr(models, "_weights", lambda name, weights: (known(name, weights)[0], None))  # random weights
+    features.extract("tiny", frame, SIZE)
+    assert passed == [3 * len(frame)]
+
+
+def test_views_depend_on_the_photo_and_the_seed_alone(photos):
+    frame = photos.part("test")
+    views = features.extract("tiny", frame, SIZE, views=2, augment=LIGHT, seed=1)
+    assert views.shape == (3, len(frame), 12)
+    np.testing.assert_array_equal(views[0], features.extract("tiny", frame, SIZE))
+    assert not np.allclose(views[1], views[0])
+    assert not np.allclose(views[1], views[2])
+    alone = features.extract("tiny", frame.iloc[3:4], SIZE, cache_dir=False, views=2, augment=LIGHT, seed=1)
+    np.testing.assert_allclose(alone[:, 0], views[:, 3], rtol=1e-5, atol=1e-5)
+    other = features.extract("tiny", frame, SIZE, views=1, augment=LIGHT, seed=2)
+    assert not np.allclose(other[1], views[1])
+
+
+def test_an_interruption_loses_at_most_one_block(photos, passed, monkeypatch):
+    frame = photos.part("train")
+    monkeypatch.setattr(features, "FLUSH_EVERY", 8)
+    load, calls = pipeline.load_images, []
+
+    def failing(some, size):
+        calls.append(len(some))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return load(some, size)
+
+    monkeypatch.setattr(pipeline, "load_images", failing)
+    with pytest.raises(KeyboardInterrupt):
+        features.extract("tiny", frame, SIZE)
+    passed[0] = 0
+    features.extract("tiny", frame, SIZE)
+    assert passed == [len(frame) - 16]
+
+
+def test_bad_input_is_named(photos, tmp_path):
+    frame = photos.part("test")
+    with pytest.raises(ValueError, match="empty"):
+        features.extract("tiny", frame.iloc[:0], SIZE)
+    with pytest.raises(ValueError, match="views"):
+        features.extract("tiny", frame, SIZE, views=2)
+    with pytest.raises(ValueError, match="vgg"):
+        features.extract("vgg", frame, SIZE)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+        features.extract("tiny", frame.assign(path="nowhere.png"), SIZE)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not a photo")
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        features.extract("tiny", frame.iloc[:1].assign(path=str(broken)), SIZE)
+
+
+def test_a_warm_start_needs_training_photos_and_is_calibrated_once(photos, monkeypatch):
+    monkeypatch.setattr(models, "needs_batch_norm", lambda name, weights="auto": True)
+    frame = photos.part("train")
+    with pytest.raises(ValueError, match="calibration="):
+        features.extract("tiny", frame, SIZE)
+    estimated, real = [], models.reestimate_batch_norm
+
+    def counting(model, images, **options):
+        estimated.append(len(images))
+        return real(model, images, **options)
+
+    monkeypatch.setattr(models, "reestimate_batch_norm", counting)
+    found = features.extract("tiny", frame, SIZE, calibration=frame)
+    assert estimated == [len(frame)]
+    # A new process finds the statistics on disk.
+    features._extractors.clear()
+    np.testing.assert_array_equal(features.extract("tiny", frame, SIZE, calibration=frame), found)
+    assert estimated == [len(frame)]
+    monkeypatch.setattr(models, "needs_batch_norm", lambda name, weights="auto": False)
+    assert not np.allclose(features.extract("tiny", frame, SIZE), found)
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_vector_counts_as_missing(tmp_path):
+    cache = FeatureCache(tmp_path / "f.sqlite")
+    cache.put({"a": np.arange(3.0), "b": np.ones(3)})
+    connection = sqlite3.connect(tmp_path / "f.sqlite")
+    connection.execute("UPDATE features SET value = ? WHERE key = 'a'", (np.zeros(3, np.float32).tobytes(),))
+    connection.commit()
+    connection.close()
+    assert list(cache.get(["a", "b", "c"])) == ["b"]
+
+
+def test_a_damaged_file_is_set_aside_and_made_again(tmp_path):
+    path = tmp_path / "f.sqlite"
+    path.write_bytes(b"this was a database once" * 100)
+    with pytest.warns(UserWarning, match=r"f\.sqlite is damaged.*set aside as f\.damaged-"):
+        assert FeatureCache(path).get(["a"]) == {}
+    FeatureCache(path).put({"a": np.ones(2)})
+    assert list(FeatureCache(path).get(["a"])) == ["a"]
+    assert len(list(tmp_path.glob("f.damaged-*"))) == 1
+
+
+def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot make the feature cache"):
+        FeatureCache(tmp_path / "file" / "f.sqlite")
+
+
+# --- the probe --------------------------------------------------------------------------------------------------------
+
+
+def _clouds(n, d=6, classes=3, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    centres = np.random.default_rng(99).normal(0, 1, (classes, d))
+    return (centres[labels] + rng.normal(0, 1.2, (n, d))) * np.arange(1, d + 1) + 5, labels
+
+
+def test_the_probe_is_scikit_learns_regression_on_standardised_features():
+    x, y = _clouds(120)
+    probe = features.linear_probe(x, y, strengths=(0.05,))
+    scaled = (x - x.mean(0)) / x.std(0)
+    oracle = LogisticRegression(C=0.05, max_iter=1000).fit(scaled, y)
+    np.testing.assert_allclose(probe.predict(x), oracle.predict_proba(scaled), atol=2e-3)
+    assert probe.predict(x).dtype == np.float32
+
+
+def test_two_classes_make_two_columns():
+    x, y = _clouds(80, classes=2)
+    probe = features.linear_probe(x, y, strengths=(0.05,))
+    oracle = LogisticRegression(C=0.05).fit((x - x.mean(0)) / x.std(0), y)
+    assert probe.kernel.shape == (6, 2)
+    np.testing.assert_allclose(probe.predict(x), oracle.predict_proba((x - x.mean(0)) / x.std(0)), atol=2e-3)
+
+
+def test_the_strength_is_the_best_on_validation():
+    x, y = _clouds(40, d=30)
+    vx, vy = _clouds(300, d=30, seed=1)
+    probe = features.linear_probe(x, y, vx, vy, strengths=(1e-5, 1e-2, 1e2))
+    table = probe.to_frame()
+    best = table.loc[table["C"] == probe.strength, "validation_accuracy"].iloc[0]
+    assert best == table["validation_accuracy"].max() == probe.validation_accuracy
+    assert probe.validation_accuracy == (probe.predict(vx).argmax(1) == vy).mean()
+    assert "validation accuracy" in repr(probe)
+
+
+def test_names_views_and_weights():
+    x, y = _clouds(60)
+    names = np.array(["a", "b", "c"])[y]
+    plain = features.linear_probe(x, y, strengths=(0.1,))
+    named = features.linear_probe(x, names, classes=("a", "b", "c"), strengths=(0.1,))
+    np.testing.assert_array_equal(named.kernel, plain.kernel)
+    # Two equal views at half the strength are the same sum of losses.
+    twice = features.linear_probe(np.stack([x, x]), y, strengths=(0.05,))
+    np.testing.assert_allclose(twice.kernel, plain.kernel, atol=2e-3)
+    weighted = features.linear_probe(x, y, strengths=(0.1,), sample_weight=np.where(y == 0, 20.0, 1.0))
+    assert (weighted.predict(x).argmax(1) == 0).sum() > (plain.predict(x).argmax(1) == 0).sum()
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "says"),
+    [
+        ([0] * 6, None, "two classes"),
+        ([0, 1, 0, 1, 0, 1], 3, r"none of \[2\]"),
+        (["a", "b"] * 3, ("a", "b", "hat"), r"none of \['hat'\]"),
+        (["a", "x"] * 3, ("a", "b"), "label 'x'"),
+        ([0, 1], None, "6 feature vectors"),
+    ],
+)
+def test_a_probe_that_cannot_be_fitted_says_why(labels, classes, says):
+    with pytest.raises(ValueError, match=says):
+        features.linear_probe(np.random.default_rng(0).normal(size=(6, 2)), labels, classes=classes)

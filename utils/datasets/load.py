@@ -1,0 +1,304 @@
+"""Which photos there are: fetch, verify, index, clean, split.
+
+Two published sets (CC0), collected by Alexey Grigorev from people who photographed their clothes:
+
+- clothing-10, github.com/alexeygrigorev/clothing-dataset-small: 3,781 photos, ten classes, its own split.
+- clothing-17, github.com/alexeygrigorev/clothing-dataset: `images.csv` and 5,756 files; 5,096 photos of 17 classes
+  after study A's cleaning.
+
+and `sketches`, drawn by the program, for where there is no network.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import logging
+import pathlib
+import warnings
+
+import pandas as pd
+
+from utils import places
+from utils.datasets import audit, published, sketches, splits
+
+NAMES = ("clothing-10", "clothing-17", "sketches", "auto")
+OFFICIAL_TEST_SENDERS = ("46", "204", "227", "309", "310")  # all photos of the small set's test part are theirs
+FRACTIONS = (0.70, 0.15, 0.15)
+_COLUMNS = ["path", "label", "split", "sender", "kids", "id", "sha256"]
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Photos with labels, senders and a split; made by :func:`load`, prints itself.
+
+    Attributes:
+        name: "clothing-10", "clothing-17" or "sketches".
+        root: folder of the photos.
+        frame: DataFrame, one row a photo: `path` (absolute), `label`, `split` (train / validation / test), `sender`
+            (str), `kids` (boolean or <NA>), `id`, `sha256`.
+        classes: tuple of the labels, sorted.
+        split: the protocol: "official", "grouped" or "random".
+        stand_in: True for drawings, which stand in for photos; say so wherever a number rests on them.
+        allowed_leaks: what `splits.check` has to allow for this protocol, e.g. ("sender",) for the official split.
+    """
+
+    name: str
+    root: pathlib.Path
+    frame: pd.DataFrame
+    classes: tuple
+    split: str
+    stand_in: bool
+    allowed_leaks: tuple
+    cleaning: audit.Report
+
+    def report(self):
+        """What cleaning found and dropped: an `audit.Report`, which prints itself."""
+        return self.cleaning
+
+    def part(self, name):
+        """The rows of one part, "train", "validation" or "test", with a fresh index."""
+        if name not in splits.PARTS:
+            raise ValueError(f"there is no part {name!r}; the parts are {', '.join(splits.PARTS)}")
+        return self.frame[self.frame["split"] == name].reset_index(drop=True)
+
+    def distribution(self):
+        """Photos by label (rows) and part (columns)."""
+        table = pd.crosstab(self.frame["label"], self.frame["split"])
+        return table.reindex(index=list(self.classes), columns=list(splits.PARTS), fill_value=0)
+
+    @functools.cached_property
+    def fingerprint(self):
+        """12 hexadecimal digits over ids, labels, splits and senders: the same data give the same anywhere."""
+        digest = hashlib.sha256(repr((self.name, self.classes)).encode())
+        for row in sorted(self.frame[["id", "label", "split", "sender"]].itertuples(index=False, name=None)):
+            digest.update(repr(tuple(map(str, row))).encode())
+        return digest.hexdigest()[:12]
+
+    def __repr__(self):
+        parts = " / ".join(str((self.frame["split"] == part).sum()) for part in splits.PARTS)
+        kind = "drawings, a stand-in for photos" if self.stand_in else "photos"
+        return (
+            f"{self.name}: {len(self.frame):,} {kind}, {len(self.classes)} classes, {self.frame['sender'].nunique()} "
+            f"senders, {self.split} split {parts}, fingerprint {self.fingerprint}"
+        )
+
+    def _repr_html_(self):
+        return f"<p>{self!r}</p>{self.distribution().to_html()}"
+
+
+def load(name, root=None, download=True, split=None, seed=0, **options):
+    """Load a dataset: fetched if need be, verified, cleaned, split.
+
+    Args:
+        name: "clothing-10", "clothing-17", "sketches", or "auto": clothing-10 if it is on disk or can be fetched, else
+            sketches, with a warning.
+        root: folder that holds `clothing-dataset-small/` and `clothing-dataset/`; default CLOTHING_DATA_DIR, else
+            `data/`. Drawings go to `root` if it is given, else to `data/`.
+        download: fetch what is not on disk.
+        split: None (the set's honest split: "official" for clothing-10, else "grouped"), "official" (clothing-10
+            only), "grouped" (no sender on two sides; the official test people stay in test), "random" (study A's:
+            blind to senders).
+        seed: of a split that is made here, and of drawings.
+        options: for sketches: `per_class`, `size`.
+
+    Returns:
+        Dataset.
+
+    Raises:
+        ValueError: unknown name, split or option, or nothing usable in the folder.
+        FileNotFoundError: not on disk, and `download` is False.
+        ConnectionError, OSError: fetching failed; what has been downloaded is kept for the next attempt.
+
+    Example:
+        >>> drawn = load("sketches", root=__import__("tempfile").mkdtemp(), per_class=6, size=32)
+        >>> drawn.stand_in, len(drawn.frame), drawn.classes[:3]
+        (True, 60, ('dress', 'hat', 'longsleeve'))
+    """
+    if name not in NAMES:
+        raise ValueError(f"there is no dataset {name!r}; the datasets are {', '.join(NAMES)}")
+    if split not in (None, "official", "grouped", "random"):
+        raise ValueError(f"there is no split {split!r}; the splits are official, grouped and random")
+    if options and name not in ("sketches", "auto"):
+        raise ValueError(f"{name} takes no option {', '.join(options)}; only sketches take per_class and size")
+    if name == "auto":
+        name = _choose(places.data_root(root), download)
+    if name == "sketches":
+        return _load_sketches(root, split, seed, options)
+    folder = _folder(name, places.data_root(root), download)
+    return (_load_small if name == "clothing-10" else _load_full)(folder, split, seed)
+
+
+def _choose(root, download):
+    if (root / published.SOURCES["clothing-10"].folder).is_dir():
+        return "clothing-10"
+    reason = "it is not on disk and download is off"
+    if download:
+        from utils.datasets import fetch
+
+        try:
+            fetch.fetch("clothing-10", root, patient=False)
+            return "clothing-10"
+        except (OSError, ValueError) as error:
+            reason = str(error)
+    warnings.warn(
+        f"using drawn garments instead of photos, because clothing-10 cannot be had: {reason}. "
+        "Every number from here on is about drawings.",
+        stacklevel=3,
+    )
+    return "sketches"
+
+
+def _folder(name, root, download):
+    folder = root / published.SOURCES[name].folder
+    if folder.is_dir():
+        return folder
+    if not download:
+        raise FileNotFoundError(f"{name} is not in {root}; set CLOTHING_DATA_DIR to the folder with {folder.name}/")
+    from utils.datasets import fetch
+
+    return fetch.fetch(name, root)
+
+
+def _load_small(folder, split, seed):
+    rows = [
+        (str(path), path.parent.name, part, path.stem)
+        for part in splits.PARTS
+        for path in published.photos_below(folder / part)
+        if path.parent.parent == folder / part
+    ]
+    if not rows:
+        raise ValueError(f"{folder} holds no train/<class>/<photo>; lay the small set out as published")
+    frame = pd.DataFrame(rows, columns=["path", "label", "split", "id"])
+    index, source = _people(folder.parent)
+    frame = frame.merge(index[["id", "sender", "kids"]], on="id", how="left")
+    steps, details = [("photos found", len(frame), "", f"{frame['label'].nunique()} classes")], {}
+    expected = set(published.manifest("clothing-dataset-small"))
+    there = {pathlib.Path(path).relative_to(folder).as_posix() for path in frame["path"]}
+    steps.append(("published photos that are missing", len(expected - there), "not used", ""))
+    details["missing"] = pd.DataFrame({"file": sorted(expected - there)})
+    frame, unknown = _fill_senders(frame)
+    steps.append(("photos whose sender is unknown", unknown, "each counts as a sender of its own", source))
+    frame = _clean(frame, folder, steps, details)
+    conflicts = audit.label_conflicts(frame, index)
+    where = ", ".join(f"{part} {n}" for part, n in conflicts["split"].value_counts().items())
+    steps.append(("labels that differ from the full set's", len(conflicts), "kept as they are", where))
+    details["conflicts"] = conflicts
+    split = split or "official"
+    if split == "grouped":
+        frame["split"] = splits.grouped_split(frame, (0.75, 0.15, 0.10), seed, OFFICIAL_TEST_SENDERS, closed_test=True)
+    return _finish("clothing-10", folder, frame, split, seed, steps, details)
+
+
+def _load_full(folder, split, seed):
+    if split == "official":
+        raise ValueError("clothing-17 has no official split; use 'grouped' or 'random'")
+    frame = audit.paths_from_ids(audit.read_index(folder / "images.csv"), folder / "images")
+    missing = audit.missing_images(frame, folder / "images")
+    labels = ", ".join(f"{label} {n}" for label, n in missing.rows["label"].value_counts().items())
+    steps = [
+        ("rows in images.csv", len(frame), "", f"{frame['label'].nunique()} labels"),
+        ("rows without a file", len(missing.rows), "dropped", labels),
+        ("files without a row", len(missing.files), "not used", ""),
+    ]
+    details = {"rows without a file": missing.rows, "files without a row": pd.DataFrame({"file": missing.files})}
+    frame = frame[~frame.index.isin(missing.rows.index)]
+    frame, dropped = audit.drop_labels(frame)
+    named = ", ".join(f"{label} {n}" for label, n in dropped.items())
+    steps.append(("photos with unimportant labels", int(dropped.sum()), "dropped", named))
+    unused = [
+        folder / "images" / file
+        for file in missing.files
+        if pathlib.PurePath(file).suffix.lower() in published.SUFFIXES
+    ]
+    frame = _clean(frame.reset_index(drop=True), folder, steps, details, unused)
+    split = split or "grouped"
+    if split == "grouped":
+        frame["split"] = splits.grouped_split(frame, FRACTIONS, seed, OFFICIAL_TEST_SENDERS)
+    return _finish("clothing-17", folder, frame, split, seed, steps, details)
+
+
+def _load_sketches(root, split, seed, options):
+    if split == "official":
+        raise ValueError("sketches have no official split; use 'grouped' or 'random'")
+    folder = sketches.build(places.drawings_root(root), seed=seed, **options)
+    frame = sketches.index(folder)
+    steps, details = [("drawings", len(frame), "", "a stand-in for photos")], {}
+    split = split or "grouped"
+    if split == "grouped":
+        frame["split"] = splits.grouped_split(frame, FRACTIONS, seed)
+    frame["kids"] = pd.array([pd.NA] * len(frame), dtype="boolean")
+    frame["sha256"] = ""
+    return _finish("sketches", folder, frame, split, seed, steps, details)
+
+
+def _finish(name, folder, frame, split, seed, steps, details):
+    if split == "random":
+        frame["split"] = splits.random_split(frame, FRACTIONS, seed)
+    classes = tuple(sorted(frame["label"].unique()))
+    if len(classes) < 2:
+        raise ValueError(f"{folder} holds photos of one class only ({classes[0]}); a classifier needs two or more")
+    for part in splits.PARTS:
+        here = set(frame.loc[frame["split"] == part, "label"])
+        if absent := [label for label in classes if label not in here]:
+            warnings.warn(f"{name}: no photo of {', '.join(absent)} in the {part} part", stacklevel=4)
+    allowed = {"official": ("sender",), "random": ("sender", "file"), "grouped": ()}[split]
+    counts = ", ".join(f"{part} {(frame['split'] == part).sum():,}" for part in splits.PARTS)
+    steps.append(("photos kept", len(frame), "", f"{split} split: {counts}"))
+    frame = frame[_COLUMNS].sort_values(["split", "label", "id"], ignore_index=True)
+    report = audit.Report(name, tuple(steps), details)
+    return Dataset(name, folder, frame, classes, split, name == "sketches", allowed, report)
+
+
+def _clean(frame, folder, steps, details, unused=()):
+    """The steps that need the files themselves: readable, RGB, published bytes, twins. Drops what cannot be decoded."""
+    facts = audit.check_photos(frame["path"], folder)
+    frame = pd.concat([frame.reset_index(drop=True), facts], axis=1)
+    bad = frame["problem"].ne("")
+    details["unreadable"] = frame.loc[bad, ["id", "path", "problem"]]
+    first = f"first {frame.loc[bad, 'id'].iloc[0]}: {frame.loc[bad, 'problem'].iloc[0]}" if bad.any() else ""
+    steps.append(("unreadable, truncated or absurdly large photos", int(bad.sum()), "dropped", first))
+    if bad.any():
+        warnings.warn(f"{int(bad.sum())} photos in {folder} cannot be decoded and are left out ({first})", stacklevel=5)
+        frame = frame[~bad].reset_index(drop=True)
+    if frame.empty:
+        raise ValueError(f"{folder} holds no photo that can be decoded; lay the set out as published")
+    other = frame["mode"].ne("RGB")
+    modes = ", ".join(f"{mode} {n}" for mode, n in frame.loc[other, "mode"].value_counts().items())
+    steps.append(("photos that are not RGB", int(other.sum()), "converted when read", modes))
+    turned = frame["orientation"].ne(1)
+    steps.append(("photos that lie on their side by EXIF", int(turned.sum()), "turned when read", ""))
+    hashes = published.manifest(folder.name)
+    names = [pathlib.Path(path).relative_to(folder).as_posix() for path in frame["path"]]
+    changed = [name in hashes and hashes[name] != sha for name, sha in zip(names, frame["sha256"], strict=True)]
+    details["changed"] = frame.loc[changed, ["id", "path"]]
+    steps.append(("photos whose bytes differ from the published ones", sum(changed), "kept", ""))
+    _report_twins(frame, unused, steps, details)
+    return frame
+
+
+def _report_twins(frame, unused, steps, details):
+    known = frame[["id", "label", "sender", "sha256"]]
+    if unused:
+        others = audit.check_photos(unused, unused[0].parent.parent)
+        others = pd.DataFrame({"id": [path.stem for path in unused], "sha256": others["sha256"]})
+        known = pd.concat([known, others], ignore_index=True)
+    details["twins"] = same = audit.twins(known)
+    odd = sum(len(set(labels.dropna())) > 1 for _, labels in same.groupby("sha256")["label"])
+    lone = int(same["label"].isna().sum())
+    notes = [f"{odd} pairs with two labels"] * bool(odd) + [f"{lone} without a row"] * bool(lone)
+    steps.append(("files with a byte-identical twin", len(same), "kept on one side", ", ".join(notes)))
+
+
+def _people(root):
+    """(id, sender, label, kids) of the full set from its `images.csv`, if it lies beside, else the committed table."""
+    path = root / "clothing-dataset" / "images.csv"
+    if path.is_file():
+        return audit.read_index(path), "senders from the full set's images.csv"
+    return published.people(), "senders from the committed table"
+
+
+def _fill_senders(frame):
+    unknown = frame["sender"].isna()
+    frame["sender"] = frame["sender"].where(~unknown, "unknown-" + frame["id"])
+    return frame, int(unknown.sum())

@@ -1,0 +1,252 @@
+"""Photos to batches: decode, resize, cache, shuffle, augment, batch, prefetch.
+
+Decoding is `utils.classify.photo.read_photo` (Pillow) in threads, so that training, evaluation and the shipped
+classifier see
+the same pixels; everything after it is tf.data. Decoded photos are kept, in memory where they fit and on disk where
+they do not, so each is decoded once.
+"""
+
+import functools
+import hashlib
+import itertools
+import logging
+import pathlib
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import tensorflow as tf
+
+from utils import files, places
+from utils.classify import photo
+from utils.datasets import splits
+from utils.datasets.augment import Augment, apply_transforms, augment_batch, random_transforms
+from utils.environment import describe
+
+__all__ = ["Augment", "augment_batch", "batches", "decode", "load_images"]
+
+MEMORY_SHARE = 0.25  # of the memory that is free now: what "auto" lets decoded photos take
+COPY_TRANSFORM = Augment.light()  # of the copies that balancing makes
+_DECODED_VERSION = 1  # of decoded pixels: raise it when a change alters them
+_CHUNK = 256  # photos that are decoded at a time on their way to the disk
+_log = logging.getLogger(__name__)
+_in_memory = weakref.WeakValueDictionary()  # decoded photos that some dataset still uses, by key
+
+
+def batches(
+    frame, classes, input_size=224, batch_size=32, training=False, augment=None, seed=0, cache="auto", cache_dir=None,
+    drop_remainder=False, first_epoch=0,
+):  # fmt: skip
+    """Batches of photos and one-hot labels for Keras.
+
+    Deterministic: the order of epoch e depends on (seed, e), the transform of a photo on (seed, e, its row), nothing
+    else. Each pass over the result is the next epoch, so a run that resumes at epoch 5 asks for `first_epoch=5`.
+
+    Args:
+        frame: DataFrame with `path` and `label`, and `copy` where it was balanced.
+        classes: sequence of labels; the column of each in the one-hot labels.
+        input_size: side in pixels; photos are squashed to a square, antialiased.
+        batch_size: photos a batch.
+        training: shuffle, and augment if `augment` says how.
+        augment: Augment, "light", "strong" or None; only in training.
+        seed: of order and transforms.
+        cache: "memory", "disk", "auto" (memory if the decoded photos take at most a quarter of what is free, else
+            disk; the log says which), or None (decode in every pass).
+        cache_dir: folder for the disk cache; default `data/.cache`.
+        drop_remainder: leave out a last batch that is not full.
+        first_epoch: number of the first pass; or a callable that says the number of the pass that begins, which is the
+            safe way with Keras' `fit`: it takes one pass more at its start where it still has to build the model, and
+            under every distribution strategy.
+
+    Returns:
+        tf.data.Dataset of (float32 (b, s, s, 3) in 0..255, float32 (b, C)), with known cardinality.
+
+    Raises:
+        ValueError: no rows, an unknown label or cache, or (here, or in the first pass with cache None) a photo that
+            cannot be decoded, by name.
+        FileNotFoundError: a photo is not there.
+
+    Example:
+        >>> from utils import datasets
+        >>> drawn = datasets.load("sketches", root=__import__("tempfile").mkdtemp(), per_class=6, size=32)
+        >>> images, labels = next(iter(batches(drawn.frame, drawn.classes, input_size=32, batch_size=8)))
+        >>> images.shape, labels.shape
+        (TensorShape([8, 32, 32, 3]), TensorShape([8, 10]))
+    """
+    classes = list(classes)
+    splits.require(frame, ["path", "label"], "a frame to make batches of")
+    if strange := sorted(set(frame["label"]) - set(classes)):
+        raise ValueError(f"the label {strange[0]!r} is not among the classes {', '.join(map(str, classes))}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; give at least 1")
+    augment = Augment.named(augment) if training else None
+    n, count = len(frame), len(frame) // batch_size if drop_remainder else -(-len(frame) // batch_size)
+    if count == 0:
+        raise ValueError(f"{n} photos make no full batch of {batch_size}; use a smaller batch or keep the remainder")
+    read = _reader(frame, input_size, cache, cache_dir)
+    columns = {label: column for column, label in enumerate(classes)}
+    targets = tf.constant([columns[label] for label in frame["label"]], tf.int32)
+    passes = itertools.count(first_epoch) if not callable(first_epoch) else iter(first_epoch, object())
+    size = batch_size if drop_remainder else None
+
+    def rows_of_next_pass():
+        epoch = next(passes)
+        rows = np.random.default_rng([seed, epoch, 20]).permutation(n) if training else np.arange(n)
+        for start in range(0, count * batch_size, batch_size):
+            yield np.int64(epoch), rows[start : start + batch_size]
+
+    def draw(epoch, rows):
+        return random_transforms(augment, [(seed, int(epoch), int(row), 21) for row in rows], input_size)
+
+    def batch(epoch, rows):
+        images = tf.ensure_shape(read(rows), [size, input_size, input_size, 3])
+        labels = tf.one_hot(tf.gather(targets, rows), len(classes))
+        if augment is None:
+            return tf.cast(images, tf.float32), labels
+        matrices, light = tf.numpy_function(draw, [epoch, rows], [tf.float32, tf.float32], stateful=False)
+        images = apply_transforms(images, tf.ensure_shape(matrices, [size, 8]), tf.ensure_shape(light, [size, 2]))
+        return tf.ensure_shape(images, [size, input_size, input_size, 3]), labels
+
+    signature = (tf.TensorSpec([], tf.int64), tf.TensorSpec([size], tf.int64))
+    stream = tf.data.Dataset.from_generator(rows_of_next_pass, output_signature=signature)
+    stream = stream.apply(tf.data.experimental.assert_cardinality(count))
+    return stream.map(batch, num_parallel_calls=describe()["cores"], deterministic=True).prefetch(2)
+
+
+def decode(path, input_size, copy=0):
+    """One photo as the models see it.
+
+    Args:
+        path: of the photo.
+        input_size: side in pixels.
+        copy: 0 the photo itself; k > 0 its k-th random transform, the same every time (for balancing).
+
+    Returns:
+        uint8 array (input_size, input_size, 3); what is done with unusual photos is said at `photo.read_photo`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `photo.read_photo`; the message names the file.
+    """
+    image = photo.read_photo(path, input_size)
+    if copy == 0:
+        return image
+    # the key is the file's name, not its folder: the same copies on every machine
+    name = int.from_bytes(hashlib.sha256(pathlib.Path(path).name.encode()).digest()[:8], "big")
+    drawn = random_transforms(COPY_TRANSFORM, [(name, int(copy), 22)], input_size)
+    return np.rint(apply_transforms(image[None], *drawn)[0].numpy()).astype(np.uint8)
+
+
+def load_images(frame, input_size, out=None):
+    """All photos of a frame, decoded in threads.
+
+    Args:
+        frame: DataFrame with `path`, and `copy` where it was balanced.
+        input_size: side in pixels.
+        out: uint8 array (n, input_size, input_size, 3) to fill; default a new one.
+
+    Returns:
+        uint8 array (n, input_size, input_size, 3), rows as in `frame`.
+
+    Raises:
+        FileNotFoundError, ValueError: the first photo that cannot be decoded, by name.
+    """
+    paths = list(frame["path"])
+    copies = list(frame["copy"]) if "copy" in frame else [0] * len(paths)
+    if out is None:
+        out = np.empty((len(paths), input_size, input_size, 3), np.uint8)
+
+    def place(row):
+        out[row] = decode(paths[row], input_size, copies[row])
+
+    with ThreadPoolExecutor(describe()["cores"]) as pool:
+        for _ in pool.map(place, range(len(paths))):
+            pass
+    return out
+
+
+def _reader(frame, input_size, cache, cache_dir):
+    """A function from rows (int64 tensor) to uint8 photos (tensor), out of the chosen cache."""
+    if cache not in ("memory", "disk", "auto", None):
+        raise ValueError(f"there is no cache {cache!r}; use 'memory', 'disk', 'auto' or None")
+    if cache is None:
+        small = frame[[column for column in ("path", "copy") if column in frame]].reset_index(drop=True)
+        return _by_numpy(lambda rows: load_images(small.iloc[rows], input_size))
+    key, size = _key(frame, input_size), len(frame) * input_size * input_size * 3
+    if cache == "auto":
+        free = _free_memory()
+        cache = "memory" if key in _in_memory or size <= MEMORY_SHARE * free else "disk"
+        why = f": {size / 2**20:.0f} MiB decoded, {free / 2**20:.0f} MiB of memory free"
+    else:
+        why = ""
+    where = {"memory": "in memory", "disk": "on disk"}[cache]
+    _log.info("%d photos at %d px are cached %s%s", len(frame), input_size, where, why)
+    if cache == "memory":
+        # a tensor and not a NumPy function: TensorFlow never lets go of what a NumPy function refers to
+        images = _in_memory.get(key)
+        if images is None:
+            images = tf.constant(load_images(frame, input_size, _aligned((len(frame), input_size, input_size, 3))))
+            _in_memory[key] = images
+        return lambda rows: tf.gather(images, rows)
+    images = _on_disk(frame, input_size, places.cache_dir(cache_dir) / f"photos-{key}.npy")
+    return _by_numpy(lambda rows: images[rows])
+
+
+def _by_numpy(function):
+    return lambda rows: tf.numpy_function(function, [rows], tf.uint8, stateful=False)
+
+
+def _aligned(shape):
+    """An uninitialised uint8 array that TensorFlow can take over without a copy (it wants 64-byte alignment)."""
+    raw = np.empty(int(np.prod(shape)) + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + raw.size - 64].reshape(shape)
+
+
+def _on_disk(frame, input_size, path):
+    shape = (len(frame), input_size, input_size, 3)
+    try:
+        images = np.load(path, mmap_mode="r")
+        if images.shape == shape and images.dtype == np.uint8:
+            return images
+    except (OSError, ValueError, EOFError):
+        pass
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    # written, not mapped: writing to a mapped file on a full disk kills the process
+    with files.atomic_path(path) as part, part.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(frame), _CHUNK):
+            file.write(load_images(frame.iloc[start : start + _CHUNK], input_size))
+    return np.load(path, mmap_mode="r")
+
+
+def _key(frame, input_size):
+    """Names the decoded photos by content: bytes (by SHA-256, else size and time), copies, size, order."""
+    digest = hashlib.sha256(f"{_DECODED_VERSION} {input_size}".encode())
+    hashes = frame["sha256"] if "sha256" in frame else itertools.repeat("")
+    copies = frame["copy"] if "copy" in frame else itertools.repeat(0)
+    for path, sha, copy in zip(frame["path"], hashes, copies, strict=False):
+        path = pathlib.Path(path)
+        if not sha:
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                raise FileNotFoundError(f"there is no photo {path}; check the path") from None
+            sha = f"{path} {status.st_size} {status.st_mtime_ns}"
+        digest.update(f"{sha} {path.name if copy else ''} {copy}\n".encode())
+    return digest.hexdigest()[:24]
+
+
+@functools.cache
+def _meminfo_path():
+    return pathlib.Path("/proc/meminfo")
+
+
+def _free_memory():
+    """Bytes of memory that are free now; half of all memory, or 2 GiB, where the system does not say."""
+    try:
+        for line in _meminfo_path().read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return int((describe()["memory_gib"] or 4) / 2 * 2**30)

@@ -1,0 +1,188 @@
+"""Grad-CAM: which part of a photo spoke for a class, for any flat functional Keras 3 model on TensorFlow.
+
+heat = ReLU( sum over channels k of alpha_k * A_k ), alpha_k = mean over (y, x) of d score / d A_k, where A are the
+activations of the last convolution and the score is the class's logit.
+"""
+
+import dataclasses
+
+import numpy as np
+
+LAYER = "pooled_features"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GradCam:
+    """Heat over n photos; made by :func:`gradcam`.
+
+    Attributes:
+        images: (n, s, s, 3) uint8, as the model saw them.
+        heat: (n, s, s) float32, 0..1, each photo scaled by its own maximum (all 0 where nothing spoke for the class).
+        class_index: (n,) int, which class was explained.
+        probability: (n,) float, what the model gave it.
+        captions: n strings for the figure.
+        layer: name of the layer whose map was weighted.
+        grid: (y, x) of that map: the real resolution of the heat.
+    """
+
+    images: np.ndarray
+    heat: np.ndarray
+    class_index: np.ndarray
+    probability: np.ndarray
+    captions: tuple
+    layer: str
+    grid: tuple
+
+    @property
+    def overlays(self):
+        """(n, s, s, 3) uint8: the photos in grey under their heat (inferno: brightness alone carries it)."""
+        from matplotlib import colormaps
+
+        grey = self.images.mean(axis=-1, keepdims=True)
+        colour = 255 * colormaps["inferno"](self.heat)[..., :3]
+        strength = 0.25 + 0.4 * self.heat[..., None]
+        return np.clip((1 - strength) * grey + strength * colour, 0, 255).astype(np.uint8)
+
+    def __repr__(self):
+        y, x = self.grid
+        return f"Grad-CAM of {len(self.images)} photos at layer {self.layer}, a map of {y} x {x}"
+
+
+def gradcam(model, photos, class_index=None, layer=None, captions=None, batch_size=16):
+    """Grad-CAM of a few photos.
+
+    Args:
+        model: functional keras.Model from (n, s, s, 3) in 0..255 to probabilities (n, C).
+        photos: DataFrame with `path` (with `true` and `predicted`, as worst_mistakes gives it, for captions), or an
+            array (n, s, s, 3) in 0..255 at the model's input size.
+        class_index: class to explain: one number, or n of them; None: what the model predicts for each photo.
+        layer: name of the layer to look at; None: the map that goes into `pooled_features` or the last global pooling,
+            else the last layer whose output is a map.
+        captions: n strings; None: made from the frame, or from the probabilities.
+        batch_size: photos at once.
+
+    Returns:
+        GradCam.
+
+    Raises:
+        ValueError: no photos, wrong shape, a class that the model does not have, no layer of that name, or a layer
+            without a map (y, x, channels).
+        RuntimeError: the class does not depend on that layer.
+
+    Example:
+        >>> import keras
+        >>> image = keras.Input((32, 32, 3))
+        >>> maps = keras.layers.Conv2D(4, 3, strides=4, activation="relu")(image)
+        >>> pooled = keras.layers.GlobalAveragePooling2D(name="pooled_features")(maps)
+        >>> model = keras.Model(image, keras.layers.Dense(2, activation="softmax")(pooled))
+        >>> gradcam(model, np.full((3, 32, 32, 3), 127)).heat.shape
+        (3, 32, 32)
+
+    Source: Selvaraju et al. 2017, "Grad-CAM", arXiv:1610.02391.
+    """
+    import keras
+    import tensorflow as tf
+
+    from utils.datasets import pipeline
+
+    frame = None
+    if hasattr(photos, "columns"):
+        if len(photos) == 0:
+            raise ValueError("there is no photo to explain; pass at least one row")
+        frame, photos = photos, pipeline.load_images(photos, model.input_shape[1])
+    photos = np.asarray(photos)
+    if photos.ndim != 4 or len(photos) == 0 or photos.shape[-1] != 3:
+        raise ValueError(f"photos have shape {photos.shape}; Grad-CAM needs (n, height, width, 3), n at least 1")
+    name, maps = _map_tensor(model, layer)
+    inner, kernel = _logits(model)
+    watched = keras.Model(model.input, [maps, inner, model.output])
+
+    heats, chosen, given = [], [], []
+    wanted = None if class_index is None else np.broadcast_to(np.asarray(class_index, dtype=int), len(photos))
+    classes = model.output_shape[-1]
+    if wanted is not None and ((wanted < 0) | (wanted >= classes)).any():
+        raise ValueError(
+            f"class {wanted.max() if wanted.max() >= classes else wanted.min()} is not one of the {classes}"
+        )
+    for start in range(0, len(photos), batch_size):
+        batch = tf.convert_to_tensor(photos[start : start + batch_size].astype(np.float32))
+        with tf.GradientTape() as tape:
+            tape.watch(batch)  # a map in front of the first weight would not be recorded
+            found, features, probabilities = watched(batch, training=False)
+            # The logit, not the probability: softmax is flat where the model is sure, and its gradient vanishes.
+            scores = features if kernel is None else tf.linalg.matmul(features, kernel)
+            probabilities = probabilities.numpy()
+            numbers = probabilities.argmax(-1) if wanted is None else wanted[start : start + batch_size]
+            score = tf.reduce_sum(tf.gather(scores, numbers, axis=1, batch_dims=1))
+        slope = tape.gradient(score, found)
+        if slope is None:
+            raise RuntimeError(f"the output does not depend on layer {name!r}; name one on the way to the output")
+        alpha = tf.reduce_mean(slope, axis=(1, 2), keepdims=True)
+        heat = tf.nn.relu(tf.reduce_sum(alpha * found, axis=-1, keepdims=True))
+        heat = tf.image.resize(heat, photos.shape[1:3], method="bilinear")[..., 0].numpy()
+        top = heat.max(axis=(1, 2), keepdims=True)
+        heats.append(np.divide(heat, top, out=np.zeros_like(heat), where=top > 0))
+        chosen.append(numbers)
+        given.append(probabilities[np.arange(len(numbers)), numbers])
+    heat, chosen, given = np.concatenate(heats), np.concatenate(chosen), np.concatenate(given)
+    if captions is None:
+        captions = _captions(frame, chosen, given)
+    return GradCam(
+        images=np.clip(np.rint(photos), 0, 255).astype(np.uint8),
+        heat=heat.astype(np.float32),
+        class_index=chosen,
+        probability=given,
+        captions=tuple(captions),
+        layer=name,
+        grid=tuple(int(side) for side in found.shape[1:3]),
+    )
+
+
+def _map_tensor(model, layer):
+    """(layer name, symbolic map) to weight."""
+    import keras
+
+    names = [item.name for item in model.layers]
+    if layer is not None and layer not in names:
+        raise ValueError(f"the model has no layer {layer!r}; its last ones are {', '.join(names[-5:])}")
+    pools = [item for item in model.layers if isinstance(item, keras.layers.GlobalAveragePooling2D)]
+    chosen = layer or (LAYER if LAYER in names else pools[-1].name if pools else None)
+    if chosen is None:
+        maps = [item for item in model.layers if _is_map(getattr(item, "output", None))]
+        if not maps:
+            raise ValueError("the model has no layer with a map (y, x, channels); Grad-CAM needs a convolutional one")
+        return maps[-1].name, maps[-1].output
+    item = model.get_layer(chosen)
+    for tensor in (item.output, item.input):
+        if _is_map(tensor):
+            return chosen, tensor
+    raise ValueError(f"layer {chosen!r} has no map (y, x, channels) on either side; name a convolution or a pooling")
+
+
+def _is_map(tensor):
+    return hasattr(tensor, "shape") and len(tensor.shape) == 4
+
+
+def _logits(model):
+    """(tensor, kernel): the tensor times the kernel (None: the tensor itself) is the logits, but for the bias.
+
+    A model that ends in a Dense with softmax, or in a softmax of its own, has logits; any other is taken by its output.
+    """
+    import keras
+
+    last = model.layers[-1]
+    softmax = getattr(last, "activation", None) is keras.activations.softmax
+    if isinstance(last, keras.layers.Dense) and softmax and len(last.input.shape) == 2:
+        return last.input, last.kernel
+    if isinstance(last, keras.layers.Softmax) or (isinstance(last, keras.layers.Activation) and softmax):
+        return last.input, None
+    return model.output, None
+
+
+def _captions(frame, chosen, given):
+    if frame is not None and {"true", "predicted"} <= set(frame.columns):
+        return [
+            f"{true}, called {predicted} ({p:.0%})"
+            for true, predicted, p in zip(frame["true"], frame["predicted"], given, strict=True)
+        ]
+    return [f"class {number} ({p:.0%})" for number, p in zip(chosen, given, strict=True)]

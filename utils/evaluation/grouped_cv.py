@@ -1,0 +1,205 @@
+"""Cross-validation that holds for photos by people whom the model has never seen.
+
+The photos are dealt into k folds so that nobody's photos stand on two sides; each photo is predicted once, by a model
+that has seen none of its sender's. The same with photos dealt at random (`protocol="random"`) shows what a split that
+ignores the senders makes of the same model.
+"""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import KFold, StratifiedKFold
+from tqdm import tqdm
+
+PROTOCOLS = ("grouped", "random")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GroupedCV:
+    """Out-of-fold judgement of one recipe; made by :func:`grouped_cv`, prints itself.
+
+    Attributes:
+        name: of the recipe, or None.
+        protocol: "grouped" (no sender on two sides) or "random".
+        k, seed: of the folds.
+        evaluation: Evaluation of all photos, each predicted by the model that was not trained on it.
+        folds: DataFrame by fold (1..k): n_train, n, senders, accuracy, accuracy_low, accuracy_high (Wilson),
+            macro_recall, cross_entropy, shared_senders (people on both sides; 0 when grouped).
+        fold: (n,) int, which fold predicted each photo, 1..k.
+        absent: tuple of (fold, "train" or "test", class) for classes without a photo there.
+    """
+
+    name: str | None
+    protocol: str
+    k: int
+    seed: int
+    evaluation: object
+    folds: pd.DataFrame
+    fold: np.ndarray
+    absent: tuple
+
+    @property
+    def n(self):
+        """Number of photos."""
+        return self.evaluation.n
+
+    @property
+    def accuracy(self):
+        """Share of all photos that were classified rightly out of fold, 0..1."""
+        return self.evaluation.accuracy
+
+    @property
+    def accuracy_low(self):
+        """Lower end of the 95 % interval over senders (over photos where there is one sender only)."""
+        return self.evaluation.accuracy_low if self.evaluation.sender_low is None else self.evaluation.sender_low
+
+    @property
+    def accuracy_high(self):
+        """Upper end of the 95 % interval over senders (over photos where there is one sender only)."""
+        return self.evaluation.accuracy_high if self.evaluation.sender_high is None else self.evaluation.sender_high
+
+    @property
+    def macro_recall(self):
+        """Mean recall of the classes over all photos, 0..1."""
+        return self.evaluation.macro_recall
+
+    @property
+    def accuracy_spread(self):
+        """Standard deviation of the accuracy between folds, 0..1."""
+        return float(self.folds["accuracy"].std(ddof=1))
+
+    @property
+    def probabilities(self):
+        """(n, C) out-of-fold probabilities, in the order of the frame."""
+        return self.evaluation.probabilities
+
+    def to_frame(self):
+        """One row a fold (same as `folds`)."""
+        return self.folds
+
+    def to_dict(self):
+        """Plain numbers, lists and strings, fit for results JSON."""
+        return {
+            "name": self.name,
+            "protocol": self.protocol,
+            "k": self.k,
+            "seed": self.seed,
+            "n": self.n,
+            "accuracy": self.accuracy,
+            "accuracy_low": self.accuracy_low,
+            "accuracy_high": self.accuracy_high,
+            "accuracy_spread": self.accuracy_spread,
+            "folds": self.folds.reset_index().to_dict("records"),
+            "absent": [list(entry) for entry in self.absent],
+            "evaluation": self.evaluation.to_dict(),
+        }
+
+    def __repr__(self):
+        text = (
+            f"{self.name or 'model'}, {self._what()}: accuracy {100 * self.accuracy:.1f} % "
+            f"({100 * self.accuracy_low:.1f}–{100 * self.accuracy_high:.1f} over senders), macro recall "
+            f"{100 * self.macro_recall:.1f} %, folds {100 * self.folds['accuracy'].min():.1f}–"
+            f"{100 * self.folds['accuracy'].max():.1f} %, {self.n} photos"
+        )
+        return text + "".join(f"\n  fold {fold}: no photo of {label} in {part}" for fold, part, label in self.absent)
+
+    def _repr_html_(self):
+        head = repr(self).replace("&", "&amp;").replace("<", "&lt;").replace("\n", "<br>")
+        return f"<p>{head}</p>{self.folds.round(3).to_html()}"
+
+    def _what(self):
+        return {"grouped": f"sender-grouped {self.k}-fold", "random": f"random {self.k}-fold"}[self.protocol]
+
+
+def grouped_cv(fit_predict, frame, classes, k=5, seed=0, name=None, protocol="grouped"):
+    """Judge a recipe by k-fold cross-validation in which no sender stands on two sides.
+
+    Args:
+        fit_predict: callable (train_frame, test_frame) -> probabilities (n_test, C) of the test photos. It may use
+            no label of test_frame. Both frames keep the index of `frame`.
+        frame: DataFrame, one row a photo: `label`, `sender`; the column `split` is ignored.
+        classes: the C class names in the order of the probabilities' columns.
+        k: folds, at least 2.
+        seed: another seed, other folds.
+        name: of the recipe, for tables.
+        protocol: "grouped", or "random" for folds that ignore the senders (what most studies report).
+
+    Returns:
+        GroupedCV; its interval is the 95 % interval over senders.
+
+    Raises:
+        ValueError: k below 2, fewer senders (or photos) than folds, an unknown protocol, or probabilities that
+            `evaluation.evaluate` refuses (the message names the fold).
+
+    Example:
+        >>> photos = pd.DataFrame({"label": ["hat", "shirt"] * 10, "sender": [str(i // 2) for i in range(20)]})
+        >>> chance = lambda train, test: np.full((len(test), 2), 0.5)
+        >>> judged = grouped_cv(chance, photos, ["hat", "shirt"])
+        >>> judged.accuracy, judged.folds["shared_senders"].sum()
+        (0.5, np.int64(0))
+
+    Source: folds by scikit-learn's StratifiedGroupKFold; interval by the cluster bootstrap of `sender_interval`.
+    """
+    from utils.evaluation import (
+        judge as evaluation,  # evaluation offers grouped_cv to its readers, so it is imported here and not above
+    )
+
+    classes = tuple(classes)
+    labels = evaluation.check_labels(frame, classes)
+    if "sender" not in frame:
+        raise ValueError("the frame of photos has no column 'sender'; take it from datasets.load, which joins senders")
+    probabilities = np.full((len(frame), len(classes)), np.nan)
+    fold_of = np.zeros(len(frame), dtype=int)
+    absent, rows = [], []
+    splits = _folds(frame, labels, k, seed, protocol)
+    for fold, (train_rows, test_rows) in enumerate(tqdm(splits, desc=name or "folds", disable=None), start=1):
+        train, test = frame.iloc[train_rows], frame.iloc[test_rows]
+        for part, rows_of_part in (("train", train_rows), ("test", test_rows)):
+            missing = np.flatnonzero(np.bincount(labels[rows_of_part], minlength=len(classes)) == 0)
+            absent += [(fold, part, classes[number]) for number in missing]
+        found = fit_predict(train, test)
+        found = evaluation.check_probabilities(found, len(test), classes, f" of fold {fold}")
+        probabilities[test_rows], fold_of[test_rows] = found, fold
+        judged = evaluation.evaluate(found, test, classes)
+        rows.append(
+            {
+                "fold": fold,
+                "n_train": len(train),
+                "n": judged.n,
+                "senders": judged.n_senders,
+                "accuracy": judged.accuracy,
+                "accuracy_low": judged.accuracy_low,
+                "accuracy_high": judged.accuracy_high,
+                "macro_recall": judged.macro_recall,
+                "cross_entropy": judged.cross_entropy,
+                "shared_senders": len(set(train["sender"].astype(str)) & set(test["sender"].astype(str))),
+            }
+        )
+    return GroupedCV(
+        name=name,
+        protocol=protocol,
+        k=k,
+        seed=seed,
+        evaluation=evaluation.evaluate(probabilities, frame, classes, name=name),
+        folds=pd.DataFrame(rows).set_index("fold"),
+        fold=fold_of,
+        absent=tuple(absent),
+    )
+
+
+def _folds(frame, labels, k, seed, protocol):
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
+    if k < 2:
+        raise ValueError(f"k is {k}; cross-validation needs at least two folds")
+    if protocol == "grouped":
+        from utils.datasets import splits
+
+        return splits.grouped_folds(frame, k=k, seed=seed)
+    if len(frame) < k:
+        raise ValueError(f"{len(frame)} photos cannot make {k} folds; use fewer folds")
+    # A class with fewer photos than folds cannot be stratified; its few photos then fall where chance puts them.
+    counts = np.bincount(labels)
+    kind = StratifiedKFold if counts[counts > 0].min() >= k else KFold
+    return list(kind(k, shuffle=True, random_state=seed).split(labels, labels))

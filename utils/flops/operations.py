@@ -1,0 +1,181 @@
+"""What operations of `keras.ops` cost where a model calls them directly. Looked up by class name.
+
+An operation is a `keras.Operation` whose class Keras does not publish; its name ("Matmul", "Multiply") is what stays.
+A rule reads the operation, the shapes of all its operands (weights and constants too) and of its outputs. An operation
+that stands in no list below is unsupported, and reported so.
+"""
+
+import math
+
+import keras
+
+from ..layer_calls import keras_graph as internals
+from . import elementwise, sequence
+from .formulas import Cost, elements, product
+
+
+def _words(text):
+    return text.split()
+
+
+# Data that is moved, made or looked up.
+FREE = _words("""
+    Reshape Transpose Concatenate GetItem Squeeze ExpandDims Stack Pad Flip Fliplr Flipud Roll Repeat Tile Split
+    ArraySplit Hsplit Vsplit Dsplit Slice SliceUpdate Cast SaturateCast StopGradient BroadcastTo Swapaxes Moveaxis
+    Ravel Take TakeAlongAxis Copy Unstack DepthToSpace SpaceToDepth ExtractPatches Unfold OneHot MultiHot
+    ConvertToTensor Arange ZerosLike OnesLike EmptyLike Full FullLike Rot90 Diag Diagonal Diagflat Tril Triu Hstack
+    Vstack Dstack Append Array View Identity Real Imag ViewAsReal ViewAsComplex CropImages PadImages Rearrange
+    Scatter ScatterUpdate Meshgrid Size Ndim GetShape
+""")
+# One operation for each output element.
+EACH = _words("""
+    Add Subtract Multiply Divide TrueDivide DivideNoNan FloorDivide Mod Fmod Power Maximum Minimum Fmax Fmin Arctan2
+    Absolute Abs Fabs Negative Square Sqrt Cbrt Rsqrt Reciprocal Exp Exp2 Expm1 Log Log2 Log10 Log1p Sin Cos Tan Sinh
+    Cosh Arcsin Arccos Arctan Arcsinh Arccosh Arctanh Erf Erfc Erfinv Sign Floor Ceil Round Trunc Where Equal NotEqual
+    Less LessEqual Greater GreaterEqual LogicalAnd LogicalOr LogicalNot LogicalXor Isnan Isinf Isfinite BitwiseAnd
+    BitwiseOr BitwiseXor BitwiseNot BitwiseInvert
+""")
+# One operation for each input element.
+REDUCE = _words("Sum Mean Max Min Amax Amin Prod Any All Argmax Argmin CountNonzero Cumsum Cumprod")
+ACTIVATION_NAMES = {
+    "Relu": "relu",
+    "Relu6": "relu6",
+    "Sigmoid": "sigmoid",
+    "SparseSigmoid": "sparse_sigmoid",
+    "Softplus": "softplus",
+    "Softsign": "softsign",
+    "SoftShrink": "soft_shrink",
+    "SparsePlus": "sparse_plus",
+    "Silu": "silu",
+    "Squareplus": "squareplus",
+    "LogSigmoid": "log_sigmoid",
+    "LeakyRelu": "leaky_relu",
+    "HardSigmoid": "hard_sigmoid",
+    "HardSilu": "hard_silu",
+    "Elu": "elu",
+    "Selu": "selu",
+    "Celu": "celu",
+    "Glu": "glu",
+    "TanhShrink": "tanh_shrink",
+    "HardTanh": "hard_tanh",
+    "HardShrink": "hard_shrink",
+    "Threshold": "threshold",
+    "Softmax": "softmax",
+    "LogSoftmax": "log_softmax",
+    "Tanh": "tanh",
+    "Mish": "mish",
+}
+
+
+def _matmul(operation, shapes, outputs):
+    return Cost(elements(outputs[0]) * shapes[0][-1])
+
+
+def _contraction(operation, shapes, outputs):
+    a, b, out = elements(shapes[0]), elements(shapes[1]), elements(outputs[0])
+    return Cost(out * math.isqrt(a * b // out) if out else 0)
+
+
+def _einsum(operation, shapes, outputs):
+    from .layers import einsum_macs  # that module imports this one's neighbours
+
+    macs = einsum_macs(operation.subscripts, *shapes)
+    return Cost(macs, elements(shapes[0]) if len(shapes) == 1 else 0)
+
+
+def _conv(operation, shapes, outputs):
+    return Cost(elements(outputs[0]) * product(shapes[1][:-1]))  # the kernel is (..., C_in / groups, C_out)
+
+
+def _depthwise(operation, shapes, outputs):
+    return Cost(elements(outputs[0]) * product(shapes[1][:-2]))
+
+
+def _separable(operation, shapes, outputs):
+    depthwise, pointwise = shapes[1], shapes[2]
+    positions = elements(outputs[0]) // pointwise[-1]
+    return Cost(positions * (product(depthwise) + product(pointwise)))
+
+
+def _conv_transpose(operation, shapes, outputs):
+    return Cost(elements(shapes[0]) * product(shapes[1][:-1]))  # the kernel is (..., C_out, C_in)
+
+
+def _dot_product_attention(operation, shapes, outputs):
+    (batch, queries, heads, dim), keys = shapes[0], shapes[1][1]
+    pairs = batch * heads * queries * keys
+    macs = sequence.attention_macs(batch, heads, queries, keys, dim, dim)
+    return Cost(macs, elements(shapes[0]) + 5 * pairs)
+
+
+def _pool(operation, shapes, outputs):
+    size = operation.pool_size
+    rank = len(shapes[0]) - 2
+    return Cost(0, elements(outputs[0]) * product([size] * rank if isinstance(size, int) else size))
+
+
+def _resize(operation, shapes, outputs):
+    return elementwise.resize(operation, shapes, outputs, operation.interpolation, operation.antialias)
+
+
+def _gelu(operation, shapes, outputs):
+    return Cost(0, (9 if operation.approximate else 5) * elements(outputs[0]))
+
+
+def _relu(operation, shapes, outputs):
+    operations = 1 + (operation.max_value is not None) + bool(operation.negative_slope) + 2 * bool(operation.threshold)
+    return Cost(0, operations * elements(outputs[0]))
+
+
+RULES = {
+    **dict.fromkeys(FREE, elementwise.nothing),
+    **dict.fromkeys(EACH, elementwise.each(1)),
+    **dict.fromkeys(REDUCE, elementwise.each_input(1)),
+    **{name: elementwise.each(elementwise.ACTIVATION_OPS[key]) for name, key in ACTIVATION_NAMES.items()},
+    "Gelu": _gelu,
+    "ReLU": _relu,
+    "Clip": elementwise.each(2),
+    "Var": elementwise.each_input(4),
+    "Std": elementwise.each_input(4),
+    "Moments": elementwise.each_input(4),
+    "Normalize": elementwise.each(3),
+    "Norm": elementwise.each_input(2),
+    "Logsumexp": elementwise.each_input(4),
+    "BatchNorm": elementwise.each(2),
+    "LayerNorm": elementwise.each(7),
+    "RMSNorm": elementwise.each(4),
+    "RGBToGrayscale": elementwise.each(5),
+    "Matmul": _matmul,
+    **dict.fromkeys(("Dot", "Tensordot", "Inner", "Vdot", "Outer"), _contraction),
+    "Einsum": _einsum,
+    "Conv": _conv,
+    "DepthwiseConv": _depthwise,
+    "SeparableConv": _separable,
+    "ConvTranspose": _conv_transpose,
+    "DotProductAttention": _dot_product_attention,
+    "MaxPool": _pool,
+    "AveragePool": _pool,
+    "Resize": _resize,
+}
+
+
+def callable_cost(function, shape):
+    """Cost of a function of one tensor, found by running it once on a symbolic tensor.
+
+    Returns:
+        Cost; `unknown` names the function where it cannot be traced or calls something without a rule.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    source = keras.KerasTensor(shape)
+    total = Cost()
+    try:
+        result = function(source)
+        nodes = internals.nodes_behind([result], [source])
+    except Exception:
+        return Cost(unknown=f"its activation {name!r}")
+    for node in nodes:
+        rule = RULES.get(type(node.operation).__name__)
+        if rule is None or isinstance(node.operation, keras.Layer):
+            return Cost(unknown=f"its activation {name!r}")
+        total += rule(node.operation, [one.shape for one in node.input_tensors], [one.shape for one in node.outputs])
+    return total

@@ -1,0 +1,402 @@
+"""MACs, FLOPs, parameters and bytes of a `.tflite` file, read from its operators and tensor shapes.
+
+The file is a flatbuffer; it is read, not run, so that nothing depends on an interpreter, a delegate or a scheme:
+float32, float16, dynamic range, int8, int16x8 and weight-only files give the same MACs, and differ in bytes. The
+convention is that of :mod:`utils.flops.layers`: MACs are the multiply-accumulates of the linear algebra, everything
+else
+stands in the column of element-wise operations.
+
+An operator without a rule (a custom operator, a loop) is named in `report.unsupported`, never counted as zero. That
+matters: EfficientNetB0's MEAN operators alone come to 2,369,248 element-wise operations, 2.37 M. A profiler that knows
+no quantized convolution and says nothing about it reports about that number for the whole network.
+"""
+
+import collections
+import pathlib
+import struct
+import warnings
+
+from .formulas import Cost, elements, product
+from .layers import CONVENTIONS
+from .report import CostReport, CostRow, Unsupported
+
+
+def _words(text):
+    return text.split()
+
+
+FREE = _words("""
+    RESHAPE CONCATENATION PAD PADV2 MIRROR_PAD TRANSPOSE SQUEEZE EXPAND_DIMS STRIDED_SLICE SLICE SPLIT SPLIT_V PACK
+    UNPACK GATHER GATHER_ND EMBEDDING_LOOKUP SHAPE RANK FILL RANGE TILE CAST BITCAST BROADCAST_TO BROADCAST_ARGS
+    REVERSE_V2 DEPTH_TO_SPACE SPACE_TO_DEPTH BATCH_TO_SPACE_ND SPACE_TO_BATCH_ND RESIZE_NEAREST_NEIGHBOR ZEROS_LIKE
+    ONE_HOT SPARSE_TO_DENSE SCATTER_ND DYNAMIC_UPDATE_SLICE DENSIFY REVERSE_SEQUENCE MATRIX_DIAG MATRIX_SET_DIAG
+""")
+EACH = {
+    **dict.fromkeys(
+        _words("""
+            ADD SUB MUL DIV FLOOR_DIV FLOOR_MOD POW MAXIMUM MINIMUM SQUARE SQRT RSQRT ABS NEG EXP LOG SIN COS FLOOR
+            CEIL ROUND SIGN TANH RELU EQUAL NOT_EQUAL LESS LESS_EQUAL GREATER GREATER_EQUAL LOGICAL_AND LOGICAL_OR
+            LOGICAL_NOT SELECT SELECT_V2 ATAN2 BITWISE_XOR RIGHT_SHIFT
+        """),
+        1,
+    ),
+    **dict.fromkeys(("RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "SQUARED_DIFFERENCE", "LEAKY_RELU", "PRELU"), 2),
+    **dict.fromkeys(("ELU", "L2_NORMALIZATION"), 3),
+    "LOGISTIC": 4,
+    **dict.fromkeys(("HARD_SWISH", "GELU", "SOFTMAX", "LOG_SOFTMAX"), 5),
+    "RESIZE_BILINEAR": 7,
+    "DEQUANTIZE": 2,  # minus the zero point, times the scale
+    "QUANTIZE": 5,  # times the scale, plus the zero point, rounded, clipped below and above
+}
+REDUCE = _words("MEAN SUM REDUCE_MAX REDUCE_MIN REDUCE_PROD REDUCE_ALL REDUCE_ANY ARG_MAX ARG_MIN CUMSUM")
+FUSED = {0: 0, 1: 1, 2: 2, 3: 2, 4: 1, 5: 1}  # none, relu, relu_n1_to_1, relu6, tanh, sign_bit
+# Inputs that say how (shapes, axes, paddings, indices) and hold no weights, by operator; all but the first where a list
+# of positions is not given.
+ARGUMENTS = {
+    **dict.fromkeys([*FREE, *REDUCE, "RESIZE_BILINEAR"], None),
+    "CONCATENATION": (),
+    "PACK": (),
+    "TRANSPOSE_CONV": (0,),
+    "CONV_3D_TRANSPOSE": (0,),
+    "SPLIT": (0,),
+    "EMBEDDING_LOOKUP": (0,),
+}
+BITS = {
+    "FLOAT32": 32, "FLOAT16": 16, "BFLOAT16": 16, "FLOAT64": 64, "INT64": 64, "UINT64": 64, "INT32": 32, "UINT32": 32,
+    "INT16": 16, "UINT16": 16, "INT8": 8, "UINT8": 8, "BOOL": 8, "INT4": 4, "UINT4": 4, "INT2": 2, "COMPLEX64": 64,
+    "COMPLEX128": 128, "FLOAT8_E4M3FN": 8, "FLOAT8_E5M2": 8,
+}  # fmt: skip
+
+# Their int32 and int64 constants are quantized biases; elsewhere such constants are shapes.
+WITH_BIAS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D", "CONV_3D_TRANSPOSE", "FULLY_CONNECTED")
+
+_Tensor = collections.namedtuple("_Tensor", "name shape dtype buffer")
+_Operator = collections.namedtuple("_Operator", "type inputs outputs options")
+
+
+def count_tflite(path_or_bytes, unsupported="warn"):
+    """Count a `.tflite` file.
+
+    Args:
+        path_or_bytes: a path, or the file's contents as bytes.
+        unsupported: what to do about operators without a rule: "warn", "raise" or "ignore".
+
+    Returns:
+        :class:`utils.flops.report.CostReport` with one row an operator. `path` is the name of its output, `params` and
+        `weight_bytes` are the constants that it reads (stored size, each constant once), `activation_bytes` what it
+        gives. Counted for the batch that the file is made for. Weights that a DEQUANTIZE expands when the file is
+        loaded (float16 files) are counted with the operator that uses them.
+
+    Raises:
+        ValueError: not a TensorFlow Lite model, damaged, or (with unsupported="raise") an operator without a rule.
+        FileNotFoundError: there is no such file.
+
+    Source of the format: tensorflow/compiler/mlir/lite/schema/schema.fbs, read with `ai_edge_litert`'s classes.
+    """
+    if unsupported not in ("warn", "raise", "ignore"):
+        raise ValueError(f'unsupported={unsupported!r} is unknown; choose "warn", "raise" or "ignore"')
+    name, data = _contents(path_or_bytes)
+    try:
+        graph = _Graph(data)
+        rows, problems = _rows(graph)
+    except (
+        struct.error,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        UnicodeDecodeError,
+    ) as error:
+        raise ValueError(
+            f"{name} is not a TensorFlow Lite model that can be read ({error}); convert it again, or fetch it again"
+        ) from error
+    if problems and unsupported != "ignore":
+        shown = "; ".join(map(str, problems[:5])) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        sentence = f"{name}: not counted, so that the totals are lower bounds: {shown}"
+        if unsupported == "raise":
+            raise ValueError(sentence)
+        warnings.warn(sentence, stacklevel=3)
+    return CostReport(name, tuple(rows), graph.batch_size, "exact", CONVENTIONS["exact"], tuple(problems))
+
+
+def _contents(path_or_bytes):
+    if isinstance(path_or_bytes, (bytes, bytearray, memoryview)):
+        return "the model given as bytes", bytes(path_or_bytes)
+    path = pathlib.Path(path_or_bytes)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there (or is no file); give the path of a .tflite file, or its bytes")
+    return path.name, path.read_bytes()
+
+
+class _Graph:
+    """The main graph of a file as plain Python: tensors, operators, sizes of buffers. Every index is checked."""
+
+    def __init__(self, data):
+        from ai_edge_litert import schema_py_generated as schema
+
+        if len(data) < 8 or data[4:8] != b"TFL3":
+            raise ValueError("it does not begin as one: the mark TFL3 is missing")
+        model = schema.Model.GetRootAs(data, 0)
+        if model.Version() != 3 or not model.SubgraphsLength():
+            raise ValueError(f"version {model.Version()} with {model.SubgraphsLength()} graphs")
+        operators = _names(schema.BuiltinOperator)
+        types = _names(schema.TensorType)
+        self.buffer_bytes = [_buffer_bytes(model.Buffers(at), len(data)) for at in range(model.BuffersLength())]
+        codes = [model.OperatorCodes(at) for at in range(model.OperatorCodesLength())]
+        graph = model.Subgraphs(0)
+        self.tensors = [self._tensor(graph.Tensors(at), types) for at in range(graph.TensorsLength())]
+        self.operators = [
+            self._operator(graph.Operators(at), codes, operators, schema) for at in range(graph.OperatorsLength())
+        ]
+        inputs = [self._index(at) for at in _vector(graph, "Inputs")]
+        if not (self.tensors and self.operators and inputs):
+            raise ValueError("it has no operators")
+        shape = self.tensors[inputs[0]].shape
+        self.batch_size = shape[0] if shape and shape[0] else 1
+
+    def _tensor(self, tensor, types):
+        buffer = tensor.Buffer()
+        if not 0 <= buffer < len(self.buffer_bytes):
+            raise ValueError(f"a tensor names buffer {buffer} of {len(self.buffer_bytes)}")
+        shape = tuple(int(dim) if dim >= 0 else None for dim in _vector(tensor, "Shape"))
+        name = (tensor.Name() or b"").decode("utf-8", errors="replace").split(";")[0]
+        return _Tensor(name, shape, types[tensor.Type()], buffer)
+
+    def _operator(self, operator, codes, names, schema):
+        at = operator.OpcodeIndex()
+        if not 0 <= at < len(codes):
+            raise ValueError(f"an operator names code {at} of {len(codes)}")
+        code = codes[at]
+        kind = names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
+        if kind == "CUSTOM":
+            kind = f"CUSTOM {(code.CustomCode() or b'').decode('utf-8', errors='replace')}".strip()
+        inputs = tuple(None if at < 0 else self._index(at) for at in _vector(operator, "Inputs"))
+        outputs = tuple(self._index(at) for at in _vector(operator, "Outputs"))
+        return _Operator(kind, inputs, outputs, _options(operator, kind, schema))
+
+    def _index(self, at):
+        if not 0 <= at < len(self.tensors):
+            raise ValueError(f"tensor {at} of {len(self.tensors)} is named")
+        return int(at)
+
+    def constant(self, at):
+        """Whether a tensor's contents stand in the file."""
+        return bool(self.buffer_bytes[self.tensors[at].buffer])
+
+
+def _names(enumeration):
+    return {value: name for name, value in vars(enumeration).items() if not name.startswith("_")}
+
+
+def _vector(table, field):
+    """An integer vector of a flatbuffer table, as a list."""
+    values = getattr(table, f"{field}AsNumpy")()
+    return [] if isinstance(values, int) else values.tolist()
+
+
+def _buffer_bytes(buffer, size):
+    if buffer.Offset() > 1:  # contents beyond the flatbuffer, as files above 2 GB have them
+        if buffer.Offset() + buffer.Size() > size:
+            raise ValueError("it is cut short: a buffer ends after the file")
+        return int(buffer.Size())
+    values = buffer.DataAsNumpy()
+    return 0 if isinstance(values, int) else len(values)
+
+
+OPTIONS = {
+    "CONV_2D": "Conv2DOptions",
+    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
+    "TRANSPOSE_CONV": "TransposeConvOptions",
+    "CONV_3D": "Conv3DOptions",
+    "CONV_3D_TRANSPOSE": "Conv3DOptions",
+    "FULLY_CONNECTED": "FullyConnectedOptions",
+    "AVERAGE_POOL_2D": "Pool2DOptions",
+    "MAX_POOL_2D": "Pool2DOptions",
+    "L2_POOL_2D": "Pool2DOptions",
+    "BATCH_MATMUL": "BatchMatMulOptions",
+    "ADD": "AddOptions",
+    "SUB": "SubOptions",
+    "MUL": "MulOptions",
+    "DIV": "DivOptions",
+    "CONCATENATION": "ConcatenationOptions",
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTMOptions",
+    "UNIDIRECTIONAL_SEQUENCE_RNN": "SequenceRNNOptions",
+}
+
+
+def _options(operator, kind, schema):
+    table = operator.BuiltinOptions()
+    if table is None or kind not in OPTIONS:
+        return None
+    options = getattr(schema, OPTIONS[kind])()
+    options.Init(table.Bytes, table.Pos)
+    return options
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _rows(graph):
+    expanded = {  # tensors that are weights of the file in another dtype or layout, made once when it is loaded
+        operator.outputs[0]: operator.inputs[0]
+        for operator in graph.operators
+        if operator.type in ("DEQUANTIZE", "DENSIFY") and operator.inputs and graph.constant(operator.inputs[0])
+    }
+    rows, problems, seen = [], [], set()
+    for index, operator in enumerate(graph.operators):
+        at_load = operator.outputs and operator.outputs[0] in expanded
+        name = graph.tensors[operator.outputs[0]].name if operator.outputs else ""
+        path = name or f"{operator.type}_{index}"
+        cost, problem = (Cost(), None) if at_load else _cost(graph, operator)
+        if problem:
+            problems.append(Unsupported(path, operator.type, problem))
+        weights = [] if at_load else [expanded.get(at, at) for at in _parameters(graph, operator, expanded)]
+        fresh = [at for at in dict.fromkeys(weights) if graph.tensors[at].buffer not in seen]
+        seen.update(graph.tensors[at].buffer for at in fresh)
+        kernel, strides, filters = _geometry(graph, operator)
+        read = [at for at in operator.inputs if at is not None and not graph.constant(at) and at not in expanded]
+        rows.append(
+            CostRow(
+                index=index,
+                path=path,
+                type=operator.type,
+                input_shapes=tuple(graph.tensors[at].shape for at in read),
+                output_shapes=tuple(graph.tensors[at].shape for at in operator.outputs),
+                kernel=kernel,
+                strides=strides,
+                filters=filters,
+                params=sum(elements(graph.tensors[at].shape) for at in fresh),
+                macs=cost.macs if cost else None,
+                elementwise_ops=cost.elementwise if cost else None,
+                activation_bytes=0 if at_load else _bytes(graph, operator.outputs),
+                weight_bytes=sum(graph.buffer_bytes[graph.tensors[at].buffer] for at in fresh),
+            )
+        )
+    return rows, problems
+
+
+def _parameters(graph, operator, expanded):
+    """Tensors of an operator that are weights: constants, but for those that only say how."""
+    positions = ARGUMENTS.get(operator.type, ())
+    inputs = list(enumerate(operator.inputs))
+    kept = inputs[:1] if positions is None else [(at, tensor) for at, tensor in inputs if at not in positions]
+    stored = [tensor for _, tensor in kept if tensor is not None and (graph.constant(tensor) or tensor in expanded)]
+    if operator.type in WITH_BIAS:
+        return stored
+    return [tensor for tensor in stored if graph.tensors[tensor].dtype not in ("INT32", "INT64", "BOOL", "STRING")]
+
+
+def _bytes(graph, indices):
+    sizes = []
+    for at in indices:
+        tensor = graph.tensors[at]
+        if None in tensor.shape or tensor.dtype not in BITS:
+            return None
+        sizes.append(-(-elements(tensor.shape) * BITS[tensor.dtype] // 8))
+    return sum(sizes)
+
+
+def _geometry(graph, operator):
+    """(kernel, strides, filters) of an operator for the table; None where it has none."""
+    kind, options = operator.type, operator.options
+    shapes = [graph.tensors[at].shape if at is not None else () for at in operator.inputs]
+    strides = (options.StrideH(), options.StrideW()) if hasattr(options, "StrideH") else None
+    if kind in ("CONV_2D", "TRANSPOSE_CONV"):
+        return shapes[1][1:3], strides, shapes[1][0]
+    if kind == "DEPTHWISE_CONV_2D":
+        return shapes[1][1:3], strides, shapes[1][3]
+    if kind in ("CONV_3D", "CONV_3D_TRANSPOSE"):
+        filters = shapes[1][4 if kind == "CONV_3D" else 3]
+        return shapes[1][:3], (options.StrideD(), *strides) if strides else None, filters
+    if kind == "FULLY_CONNECTED":
+        return None, None, shapes[1][0]
+    if hasattr(options, "FilterHeight"):
+        return (options.FilterHeight(), options.FilterWidth()), strides, None
+    return None, None, None
+
+
+def _cost(graph, operator):
+    """(Cost or None, what is not known or None) of an operator."""
+    kind, options = operator.type, operator.options
+    if kind not in RULES:
+        return None, "there is no rule for this operator"
+    given = [graph.tensors[at].shape if at is not None else None for at in operator.inputs]
+    gives = [graph.tensors[at].shape for at in operator.outputs]
+    unknown = [shape for shape in (*given, *gives) if shape is not None and None in shape]
+    if unknown:
+        return None, f"its shape {unknown[0]} depends on the data"
+    cost = RULES[kind](given, gives, options)
+    if hasattr(options, "FusedActivationFunction"):
+        cost += Cost(0, FUSED[options.FusedActivationFunction()] * elements(gives[0]))
+    return cost, None
+
+
+def _with_bias(macs, given, gives, at=2):
+    biased = len(given) > at and given[at] is not None
+    return Cost(macs, elements(gives[0]) if biased else 0)
+
+
+def _conv_2d(given, gives, options):
+    return _with_bias(elements(gives[0]) * product(given[1][1:]), given, gives)  # (C_out, k_h, k_w, C_in / groups)
+
+
+def _depthwise(given, gives, options):
+    return _with_bias(elements(gives[0]) * product(given[1][1:3]), given, gives)  # (1, k_h, k_w, C_out)
+
+
+def _transpose_conv(given, gives, options):
+    return _with_bias(elements(given[2]) * product(given[1][:3]), given, gives, 3)  # (C_out, k_h, k_w, C_in)
+
+
+def _conv_3d(given, gives, options):
+    return _with_bias(elements(gives[0]) * product(given[1][:4]), given, gives)  # (k_d, k_h, k_w, C_in, C_out)
+
+
+def _conv_3d_transpose(given, gives, options):
+    return _with_bias(elements(given[2]) * product(given[1][:4]), given, gives, 3)  # (k_d, k_h, k_w, C_out, C_in)
+
+
+def _fully_connected(given, gives, options):
+    return _with_bias(elements(gives[0]) * given[1][-1], given, gives)
+
+
+def _batch_matmul(given, gives, options):
+    return Cost(elements(gives[0]) * given[0][-2 if options is not None and options.AdjX() else -1])
+
+
+def _pool(given, gives, options):
+    return Cost(0, elements(gives[0]) * options.FilterHeight() * options.FilterWidth())
+
+
+def _sequence_lstm(given, gives, options):
+    """Input and recurrent weights of up to four gates (1..8) and the projection (16), at every step."""
+    weights = [shape for shape in (*given[1:9], *given[16:17]) if shape is not None and len(shape) == 2]
+    units = given[3][0]
+    steps = elements(given[0]) // given[0][-1]
+    return Cost(steps * sum(map(product, weights)), steps * units * (4 + 4 + 4 + 3 * 4 + 2))
+
+
+def _sequence_rnn(given, gives, options):
+    steps = elements(given[0]) // given[0][-1]
+    return Cost(steps * (product(given[1]) + product(given[2])), steps * given[1][0] * 2)
+
+
+RULES = {
+    **{kind: lambda given, gives, options: Cost() for kind in FREE},
+    **{kind: lambda given, gives, options, n=n: Cost(0, n * elements(gives[0])) for kind, n in EACH.items()},
+    **{kind: lambda given, gives, options: Cost(0, elements(given[0])) for kind in REDUCE},
+    "ADD_N": lambda given, gives, options: Cost(0, (len(given) - 1) * elements(gives[0])),
+    "CONV_2D": _conv_2d,
+    "DEPTHWISE_CONV_2D": _depthwise,
+    "TRANSPOSE_CONV": _transpose_conv,
+    "CONV_3D": _conv_3d,
+    "CONV_3D_TRANSPOSE": _conv_3d_transpose,
+    "FULLY_CONNECTED": _fully_connected,
+    "BATCH_MATMUL": _batch_matmul,
+    "AVERAGE_POOL_2D": _pool,
+    "MAX_POOL_2D": _pool,
+    "L2_POOL_2D": _pool,
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": _sequence_lstm,
+    "UNIDIRECTIONAL_SEQUENCE_RNN": _sequence_rnn,
+}

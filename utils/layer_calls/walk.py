@@ -1,0 +1,362 @@
+"""Every layer call of a Keras 3 model, in execution order, with full shapes and the data flow between them.
+
+The two instruments of this project, :mod:`utils.flops` and :mod:`utils.receptive_field`, read a model through this one
+function. It knows Keras and nothing else: no clothing, no backend, no numbers.
+
+- Functional and Sequential models are walked as the graphs that they are, through any depth of nesting; a layer that is
+  called twice is two calls.
+- `TimeDistributed`, `Bidirectional` and `SpectralNormalization` are opened: the calls inside come first, then a
+  closing call of the wrapper itself (`opened=True`), which joins what they gave.
+- A layer or model of your own (a direct subclass of `keras.Layer` or `keras.Model`) is run once on symbolic input,
+  which computes nothing and changes nothing, and what it calls is listed in the same way; operations of `keras.ops`
+  are calls too. One that cannot be run so is listed whole, with the reason in `problem`; a whole model that cannot is
+  refused.
+- Shapes are the model's own, or follow from the `input_shape` that is given: nothing is computed but shapes.
+
+What Keras does not publish is read in one place, :mod:`utils.layer_calls.keras_graph`.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import itertools
+import re
+from typing import Any
+
+import keras
+from keras import tree
+
+from . import keras_graph as internals
+from .call_arguments import described, filled, holds_tensor, in_graph_order, known_outputs, operands
+from .shapes import build_sequential, first_line, input_shapes, subclassed_shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCall:
+    """One call of one layer (or of one `keras.ops` operation).
+
+    Attributes:
+        index: position in execution order, from 0.
+        path: the layer's name behind the names of the models and layers that hold it, "backbone/block1/conv"; the name
+            of the outermost model is left out. The second call of a shared layer is "dense:1", the third "dense:2".
+        layer: the `keras.Layer`, or the `keras.Operation` behind a `keras.ops` call.
+        type: its class name.
+        input_shapes: full shapes of the tensors it reads, batch first, None where a dimension is unknown.
+        output_shapes: full shapes of the tensors it gives.
+        inputs: int keys of the tensors it reads: the `outputs` of earlier calls. What the model is given are the
+            outputs of its `InputLayer` calls.
+        outputs: int keys of the tensors it gives.
+        call_kwargs: keyword arguments of the call that are not tensors.
+        operand_shapes: shapes of all tensors that the arithmetic reads, in the order of the call's signature: the
+            inputs without masks, and for operations also weights and constants.
+        output_dtypes: dtype names, one for each output.
+        opened: True for the closing call of a wrapper or of a layer of your own whose inner calls are listed before it:
+            it reads what they gave and hands it on (`Bidirectional` also merges).
+        problem: why the inside of this layer could not be listed, or None.
+    """
+
+    index: int
+    path: str
+    layer: Any
+    type: str
+    input_shapes: tuple
+    output_shapes: tuple
+    inputs: tuple
+    outputs: tuple
+    call_kwargs: dict = dataclasses.field(default_factory=dict)
+    operand_shapes: tuple = ()
+    output_dtypes: tuple = ()
+    opened: bool = False
+    problem: str | None = None
+
+    def __repr__(self):
+        given, gives = (" + ".join(map(str, shapes)) for shapes in (self.input_shapes, self.output_shapes))
+        return f"{self.index}: {self.path} ({self.type}) {f'{given} -> ' if given else ''}{gives}"
+
+
+def layer_calls(model, input_shape=None, *, batch_size=None, closed=()):
+    """List every layer call of a model in execution order.
+
+    Args:
+        model: a built or unbuilt Keras 3 model (Functional, Sequential, nested, subclassed). An unbuilt one is built,
+            as its first call would build it.
+        input_shape: (224, 224, 3), or with the batch (None, 224, 224, 3); a list of such shapes, or a dict by input
+            name, for several inputs. None: the shapes that the model was built with. It may differ from them where the
+            layers allow it. For a model that is not built and subclassed, a first None marks the batch.
+        batch_size: int that stands in for an unknown batch dimension; None leaves it None.
+        closed: layer types that are not to be opened (because the caller knows what they cost, say).
+
+    Returns:
+        list of :class:`LayerCall`.
+
+    Raises:
+        TypeError: `model` is not a Keras 3 model.
+        ValueError: a shape does not fit the model (names the layer), an input shape is needed and was not given, or a
+            subclassed model's `call` cannot be run on symbolic input.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="conv")])
+        >>> layer_calls(model)[1]
+        1: conv (Conv2D) (None, 8, 8, 3) -> (None, 6, 6, 4)
+        >>> layer_calls(model, (32, 32, 3), batch_size=2)[1].output_shapes
+        ((2, 30, 30, 4),)
+    """
+    if not isinstance(model, keras.Layer):
+        raise TypeError(
+            f"layer_calls needs a Keras 3 model, not {type(model).__module__}.{type(model).__qualname__}; "
+            "a tf_keras (Keras 2) model has to be rebuilt in Keras 3 first"
+        )
+    walk = _Walk(tuple(closed))
+    if isinstance(model, keras.Sequential) and not model.built and input_shape is not None:
+        build_sequential(model, input_shape)
+    graph = internals.graph_of(model)
+    if graph is not None:
+        walk.root_graph(graph, input_shapes(model, graph.inputs, input_shape, batch_size))
+    else:
+        walk.root_traced(model, subclassed_shapes(model, input_shape, batch_size))
+    return walk.calls
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """A tensor of the walk: what is known of it, and its key in the data flow."""
+
+    shape: tuple
+    dtype: str
+    key: int
+
+
+class _Walk:
+    """One pass through a model; `calls` grows as layers are met."""
+
+    def __init__(self, closed):
+        self.closed = closed
+        self.calls = []
+        self.times_seen = {}
+        self.keys = itertools.count()
+
+    # --- whole models -------------------------------------------------------------------------------------------------
+
+    def root_graph(self, graph, shapes):
+        given = []
+        for reference, shape in zip(graph.inputs, shapes, strict=True):
+            tensor = self._new(shape, reference.dtype)
+            layer = internals.maker(reference) or keras.layers.InputLayer(batch_shape=shape, dtype=reference.dtype)
+            self._record(layer, layer.name, [], [tensor])
+            given.append(tensor)
+        self._graph(graph, given, "")
+
+    def root_traced(self, model, shapes):
+        fresh = tree.map_structure(lambda shape: keras.KerasTensor(shape.dims), shapes)
+        if not internals.all_built(model):
+            with internals.UndoConnections(model):
+                try:
+                    model(fresh)
+                except Exception as error:
+                    raise ValueError(_refusal(model, error)) from error
+        given = []
+        for number, reference in enumerate(tree.flatten(fresh)):
+            layer = keras.layers.InputLayer(batch_shape=reference.shape, name=f"input_{number}" if number else "input")
+            tensor = self._new(reference.shape, reference.dtype)
+            self._record(layer, layer.name, [], [tensor])
+            given.append(tensor)
+        start = len(self.calls)
+        try:
+            outputs = self._trace(model, (fresh,), {}, given, "")
+        except _CannotTrace as error:
+            raise ValueError(_refusal(model, error.__cause__ or error)) from error
+        inner = {id(weight) for call in self.calls[start:] for weight in getattr(call.layer, "weights", ())}
+        if any(id(weight) not in inner for weight in model.weights):
+            self._close(model, model.name, outputs)
+
+    # --- one graph, one call ------------------------------------------------------------------------------------------
+
+    def _graph(self, graph, given, prefix):
+        """Walk a graph on the tensors it is given; returns its output tensors."""
+        tensors = {id(reference): tensor for reference, tensor in zip(graph.inputs, given, strict=True)}
+        for node in internals.nodes(graph):
+            if all(id(reference) in tensors for reference in node.input_tensors):
+                self._node(node, tensors, prefix + node.operation.name)
+        return [tensors[id(reference)] for reference in graph.outputs]
+
+    def _node(self, node, tensors, path):
+        references = node.input_tensors
+        given = [tensors[id(reference)] for reference in references]
+        arguments = node.arguments
+        outputs = self._visit(node.operation, arguments.args, arguments.kwargs, references, given, node.outputs, path)
+        for reference, tensor in zip(node.outputs, outputs, strict=True):
+            tensors[id(reference)] = tensor
+
+    def _visit(self, layer, args, kwargs, references, given, known, path):
+        """One call: `args`, `kwargs` hold the `references`, which stand for `given`; `known` are reference outputs."""
+        kind = "layer" if self.closed and isinstance(layer, self.closed) else internals.kind(type(layer))
+        if kind == "model" and (graph := internals.graph_of(layer)) is not None:
+            inner = in_graph_order(graph, args, kwargs, references, given)
+            return self._graph(graph, inner, self._path(path) + "/")
+        if kind == "wrapper":
+            return self._open_wrapper(layer, references, given, known, path)
+        if kind == "bidirectional":
+            return self._open_bidirectional(layer, references, given, known, path)
+        if kind in ("custom", "model"):
+            return self._open_custom(layer, args, kwargs, references, given, known, path)
+        return self._leaf(layer, args, kwargs, references, given, known, path)
+
+    def _leaf(self, layer, args, kwargs, references, given, known, path, problem=None):
+        outputs = [
+            self._new(shape, dtype)
+            for shape, dtype in self._outputs(layer, args, kwargs, references, given, known, path)
+        ]
+        self._record(
+            layer,
+            self._path(path),
+            given,
+            outputs,
+            call_kwargs={name: value for name, value in kwargs.items() if not holds_tensor(value)},
+            operand_shapes=operands(layer, args, kwargs, references, given),
+            problem=problem,
+        )
+        return outputs
+
+    def _outputs(self, layer, args, kwargs, references, given, known, path):
+        """[(shape, dtype)] of a call: the known ones where they hold, else what Keras infers from the new shapes."""
+        outputs = known_outputs(layer, references, given, known)
+        if outputs is None:
+            args, kwargs = filled(args, kwargs, references, given)
+            try:
+                internals.check_input(layer, args)
+                outputs = described(layer.compute_output_spec(*args, **kwargs))
+            except Exception as error:
+                shapes = " + ".join(str(tensor.shape) for tensor in given)
+                raise ValueError(
+                    f"layer {path!r} ({type(layer).__name__}) cannot take the shape {shapes}: {first_line(error)}; "
+                    "give an input_shape that the model's layers fit"
+                ) from error
+        if any(None in shape[1:] for shape, _ in outputs) and not any(None in tensor.shape[1:] for tensor in given):
+            # Some layers (EinsumDense) say less of their output than follows from their input: ask the backend.
+            with contextlib.suppress(Exception):
+                args, kwargs = filled(args, kwargs, references, given)
+                outputs = described(keras.Operation.compute_output_spec(layer, *args, **kwargs))
+        return outputs
+
+    # --- layers that hold layers --------------------------------------------------------------------------------------
+
+    def _open_wrapper(self, layer, references, given, known, path):
+        scope = self._path(path)
+        outer = given[0]
+        if isinstance(layer, keras.layers.TimeDistributed):  # every time step is one more row of the batch
+            batch, steps = outer.shape[:2]
+            folded = None if batch is None or steps is None else batch * steps
+            inner = dataclasses.replace(outer, shape=(folded, *outer.shape[2:]))
+        else:
+            inner = outer
+        reference = keras.KerasTensor(inner.shape, inner.dtype)
+        outputs = self._visit(layer.layer, (reference,), {}, [reference], [inner], None, f"{scope}/{layer.layer.name}")
+        shapes = self._outputs(layer, (references[0],), {}, references[:1], [outer], known, path)
+        return self._close(layer, scope, outputs, shapes)
+
+    def _open_bidirectional(self, layer, references, given, known, path):
+        scope = self._path(path)
+        states = given[1:]
+        half = len(states) // 2
+        outputs = []
+        for part, own_states in ((layer.forward_layer, states[:half]), (layer.backward_layer, states[half:])):
+            tensors = [given[0], *own_states]
+            own = [keras.KerasTensor(tensor.shape, tensor.dtype) for tensor in tensors]
+            kwargs = {"initial_state": own[1:]} if own_states else {}
+            outputs += self._visit(part, (own[0],), kwargs, own, tensors, None, f"{scope}/{part.name}")
+        shapes = self._outputs(layer, (references[0],), {}, references[:1], given[:1], known, path)
+        return self._close(layer, scope, outputs, shapes)
+
+    def _open_custom(self, layer, args, kwargs, references, given, known, path):
+        mark, seen = len(self.calls), dict(self.times_seen)
+        scope = self._path(path)
+        try:
+            outputs = self._trace(layer, args, kwargs, given, f"{scope}/", references)
+        except _CannotTrace as error:
+            del self.calls[mark:]
+            self.times_seen = seen
+            reason = first_line(error.__cause__ or error)
+            return self._leaf(layer, args, kwargs, references, given, known, path, problem=reason)
+        return self._close(layer, scope, outputs)
+
+    def _trace(self, layer, args, kwargs, given, prefix, references=None):
+        """Run `layer.call` on symbolic tensors and walk what it called."""
+        references = tree.flatten((args, kwargs)) if references is None else references
+        fresh = [keras.KerasTensor(tensor.shape, tensor.dtype) for tensor in given]
+        stand_in = dict(zip(map(id, references), fresh, strict=False))
+        args, kwargs = tree.map_structure(lambda leaf: stand_in.get(id(leaf), leaf), (args, kwargs))
+        if "training" in inspect.signature(layer.call).parameters:
+            kwargs = {**kwargs, "training": False}
+        with internals.UndoConnections(layer):
+            try:
+                with keras.StatelessScope():
+                    results = tree.flatten(layer.call(*args, **kwargs))
+                nodes = internals.nodes_behind(results, fresh)
+            except Exception as error:
+                raise _CannotTrace() from error
+            tensors = {id(reference): tensor for reference, tensor in zip(fresh, given, strict=True)}
+            names = {}
+            for node in nodes:
+                name = node.operation.name
+                if not isinstance(node.operation, keras.Layer):  # Keras numbers operations over the whole session
+                    name = _snake(type(node.operation).__name__)
+                    names[name] = names.get(name, 0) + 1
+                    name += f"_{names[name] - 1}" if names[name] > 1 else ""
+                self._node(node, tensors, prefix + name)
+            outputs = []
+            for result in results:
+                if not hasattr(result, "shape"):
+                    raise _CannotTrace() from TypeError(f"it returns a {type(result).__name__}, not a tensor")
+                if id(result) not in tensors:  # a constant, which follows from no input
+                    tensors[id(result)] = self._new(tuple(result.shape), keras.backend.standardize_dtype(result.dtype))
+                outputs.append(tensors[id(result)])
+            return outputs
+
+    def _close(self, layer, scope, inner, shapes=None):
+        outputs = [self._new(*one) for one in (shapes or [(tensor.shape, tensor.dtype) for tensor in inner])]
+        self._record(layer, scope, inner, outputs, opened=True)
+        return outputs
+
+    # --- records ------------------------------------------------------------------------------------------------------
+
+    def _new(self, shape, dtype):
+        return _Tensor(tuple(shape), str(dtype), next(self.keys))
+
+    def _path(self, path):
+        """The path of one more call of what is at `path`."""
+        times = self.times_seen.get(path, 0)
+        self.times_seen[path] = times + 1
+        return f"{path}:{times}" if times else path
+
+    def _record(self, layer, path, given, outputs, operand_shapes=None, **more):
+        shapes = tuple(tensor.shape for tensor in given)
+        self.calls.append(
+            LayerCall(
+                index=len(self.calls),
+                path=path,
+                layer=layer,
+                type=type(layer).__name__,
+                input_shapes=shapes,
+                output_shapes=tuple(tensor.shape for tensor in outputs),
+                inputs=tuple(tensor.key for tensor in given),
+                outputs=tuple(tensor.key for tensor in outputs),
+                operand_shapes=shapes if operand_shapes is None else operand_shapes,
+                output_dtypes=tuple(tensor.dtype for tensor in outputs),
+                **more,
+            )
+        )
+
+
+class _CannotTrace(Exception):
+    """A call that does not run on symbolic tensors; the cause says why."""
+
+
+def _snake(name):
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def _refusal(model, error):
+    return (
+        f"{model.name!r} ({type(model).__name__}) cannot be walked, since its call() does not run on symbolic input: "
+        f"{first_line(error)}; write it with Keras layers and keras.ops, or as a Functional model"
+    )

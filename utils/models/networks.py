@@ -1,0 +1,344 @@
+"""The classifiers: study A's baseline CNN, and transfer models on three ImageNet backbones.
+
+Every model takes RGB images in 0..255 and carries its own preprocessing, and every one is a single flat functional
+graph, so that cost counting, receptive fields, conversion and pruning see each layer.
+"""
+
+import dataclasses
+import operator
+
+import keras
+import numpy as np
+import pandas as pd
+
+from utils.models import efficientnet_lite, pretrained
+from utils.models.parts import CLASSIFIER, POOLED, attach_head, reestimate_batch_norm, set_trainable, split_at_features
+from utils.models.pretrained import WarmStartWarning, WeightsUnavailable
+from utils.models.saved_models import load, save
+
+__all__ = [
+    "BACKBONES", "Backbone", "WarmStartWarning", "WeightsUnavailable", "attach_head", "baseline_cnn",
+    "feature_extractor", "load", "needs_batch_norm", "reestimate_batch_norm", "save", "set_trainable",
+    "split_at_features", "summary_table", "transfer", "weights_source",
+]  # fmt: skip
+
+WARM_START = "warm start from EfficientNet-Lite0"
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """What there is to know about a backbone without building it."""
+
+    name: str
+    title: str
+    feature_size: int  # channels of the pooled features
+    last_conv: str  # layer names, for Grad-CAM and receptive fields
+    last_activation: str
+    n_parameters: int  # without a head
+    licence: str
+    source: str
+
+
+BACKBONES = {
+    backbone.name: backbone
+    for backbone in (
+        Backbone(
+            "mobilenet_v2", "MobileNetV2", 1280, "Conv_1", "out_relu", 2_257_984, "Apache-2.0",
+            "Sandler et al. 2018, arXiv:1801.04381",
+        ),
+        Backbone(
+            "efficientnet_b0", "EfficientNetB0", 1280, "top_conv", "top_activation", 4_049_571, "Apache-2.0",
+            "Tan & Le 2019, arXiv:1905.11946",
+        ),
+        Backbone(
+            "efficientnet_lite0", "EfficientNet-Lite0", 1280, "top_conv", "top_activation", 3_413_024, "Apache-2.0",
+            "Tan & Le 2019, arXiv:1905.11946; tensorflow/tpu, efficientnet/lite",
+        ),
+    )
+}  # fmt: skip
+
+
+def baseline_cnn(classes, input_size=224):
+    """Study A's network: three blocks of convolution, batch normalization and max-pooling, one dense layer, softmax.
+
+    Convolutions are 3x3, unpadded, ReLU, with 128, 128 and 64 channels; the dense layer has 64 units. Pixels are
+    scaled to 0..1 inside the model.
+
+    Args:
+        classes: how many, or their names.
+        input_size: side of the square image, in pixels, from 22 up.
+
+    Returns:
+        keras.Model, uncompiled, from (batch, input_size, input_size, 3) in 0..255 to probabilities (batch, classes).
+
+    Raises:
+        ValueError, TypeError: fewer than two classes, a name given twice, or an input too small.
+
+    Example:
+        >>> baseline_cnn(17).count_params()
+        2996305
+    """
+    count, size = _class_count(classes), _input_size(input_size, least=22)
+    image = keras.Input((size, size, 3), name="image")
+    x = keras.layers.Rescaling(1 / 255, name="preprocess")(image)
+    for number, channels in enumerate((128, 128, 64)):
+        suffix = f"_{number}" if number else ""
+        x = keras.layers.Conv2D(channels, 3, activation="relu", name=f"conv2d{suffix}")(x)
+        x = keras.layers.BatchNormalization(name=f"batch_normalization{suffix}")(x)
+        x = keras.layers.MaxPooling2D(name=f"max_pooling2d{suffix}")(x)
+    x = keras.layers.Flatten(name="flatten")(x)
+    x = keras.layers.Dense(64, activation="relu", name="dense")(x)
+    return keras.Model(image, _classifier(count)(x), name="baseline_cnn")
+
+
+def transfer(backbone, classes, input_size=224, dropout=0.2, weights="auto", photos=None):
+    """A classifier on a pretrained backbone: average pooling, dropout, softmax.
+
+    Args:
+        backbone: a key of `BACKBONES`.
+        classes: how many, or their names.
+        input_size: side of the square image, in pixels, from 32 up.
+        dropout: share of pooled features dropped in training, 0 <= dropout < 1.
+        weights: "auto": ImageNet weights, and for EfficientNetB0, where they cannot be had, the warm start from
+            EfficientNet-Lite0 (with a WarmStartWarning; :func:`weights_source` names it). "imagenet": these or an
+            error. "warm_start": EfficientNetB0's warm start by name. None: random initialization, for a model whose
+            weights are loaded next.
+        photos: training photos (n, input_size, input_size, 3) in 0..255, or a function that returns them; about
+            1,500 are plenty. Read for a warm start only, whose batch-norm statistics are re-estimated on them;
+            without them, :func:`reestimate_batch_norm` has to follow where :func:`needs_batch_norm` says so.
+
+    Returns:
+        keras.Model, uncompiled, all layers trainable, from (batch, input_size, input_size, 3) in 0..255 to
+        probabilities (batch, classes). The graph does not depend on `weights`. Pooling is named "pooled_features",
+        the last layer "classifier".
+
+    Raises:
+        WeightsUnavailable: the weights are neither on this machine nor to be downloaded; says what to do.
+        ValueError, TypeError: unknown backbone or weights, bad class count, input size or dropout.
+
+    Example:
+        >>> model = transfer("efficientnet_lite0", ["dress", "hat", "shoes"])
+        >>> model.output.shape, model.get_layer("pooled_features").output.shape
+        ((None, 3), (None, 1280))
+    """
+    count = _class_count(classes)
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout!r}; give a share from 0 up to, not including, 1")
+    image, pooled = _pooled(backbone, input_size, weights, photos)
+    x = keras.layers.Dropout(dropout, name="dropout")(pooled)
+    return keras.Model(image, _classifier(count)(x), name=backbone)
+
+
+def feature_extractor(backbone, input_size=224, weights="auto", photos=None):
+    """The backbone alone, in inference mode: images to pooled features.
+
+    Args:
+        backbone, input_size, weights, photos: as for :func:`transfer`.
+
+    Returns:
+        keras.Model, not trainable, from (batch, input_size, input_size, 3) in 0..255 to (batch, feature_size).
+
+    Raises:
+        as :func:`transfer`.
+
+    Example:
+        >>> feature_extractor("efficientnet_lite0", 128).output.shape
+        (None, 1280)
+    """
+    image, pooled = _pooled(backbone, input_size, weights, photos)
+    model = keras.Model(image, pooled, name=f"{backbone}_features")
+    model.trainable = False
+    return model
+
+
+def weights_source(backbone, weights="auto"):
+    """What the weights of :func:`transfer` with the same arguments are, in one phrase, for every table.
+
+    Returns:
+        "ImageNet", "ImageNet (8-bit, dequantized)", "ImageNet (file not verified)",
+        "warm start from EfficientNet-Lite0", or "random initialization" (also for "baseline_cnn").
+
+    Raises:
+        as :func:`transfer`.
+
+    Example:
+        >>> weights_source("efficientnet_lite0")
+        'ImageNet'
+    """
+    if backbone == "baseline_cnn":
+        return "random initialization"
+    return _weights(_known(backbone).name, weights)[0]
+
+
+def needs_batch_norm(backbone, weights="auto"):
+    """Whether :func:`reestimate_batch_norm` has to follow before the model's features are of use."""
+    return weights_source(backbone, weights) == WARM_START
+
+
+def summary_table(names=("baseline_cnn", *BACKBONES), classes=10):
+    """One row a network: what it is, how large, where its weights come from, under which licence.
+
+    Args:
+        names: "baseline_cnn" and keys of `BACKBONES`.
+        classes: how many, or their names; the head's parameters are counted.
+
+    Returns:
+        DataFrame indexed by name, with columns "network", "parameters (M)", "features", "weights", "licence".
+        Weights that cannot be had say so.
+    """
+    count, rows = _class_count(classes), []
+    for name in names:
+        if name == "baseline_cnn":
+            row = ("Baseline CNN", baseline_cnn(count).count_params(), 64, weights_source(name), "this repository's")
+        else:
+            backbone = _known(name)
+            try:
+                source = weights_source(name)
+            except WeightsUnavailable:
+                source = "not available here"
+            parameters = backbone.n_parameters + (backbone.feature_size + 1) * count
+            row = (backbone.title, parameters, backbone.feature_size, source, backbone.licence)
+        rows.append((row[0], round(row[1] / 1e6, 2), *row[2:]))
+    columns = ["network", "parameters (M)", "features", "weights", "licence"]
+    return pd.DataFrame(rows, columns=columns, index=pd.Index(names, name="name"))
+
+
+# --- inside -----------------------------------------------------------------------------------------------------------
+
+
+def _pooled(backbone, input_size, weights, photos):
+    """(image tensor, pooled feature tensor) of a backbone with its weights."""
+    name, size = _known(backbone).name, _input_size(input_size)
+    source, fill = _weights(name, weights)
+    image = keras.Input((size, size, 3), name="image")
+    body = _BODIES[name](image)
+    if fill:
+        fill(body)
+    pooled = keras.layers.GlobalAveragePooling2D(name=POOLED)(body.output)
+    if source == WARM_START and photos is not None:
+        reestimate_batch_norm(keras.Model(image, pooled), photos() if callable(photos) else photos)
+    return image, pooled
+
+
+# The three builders put their layers on `image` itself: one flat graph, with the names of keras.applications.
+
+
+def _mobilenet_v2(image):
+    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocess")(image)
+    return keras.applications.MobileNetV2(include_top=False, weights=None, input_tensor=scaled)
+
+
+def _efficientnet_b0(image):
+    body = keras.applications.EfficientNetB0(include_top=False, weights=None, input_tensor=image)
+    for layer in body.layers[1:3]:  # Keras numbers these two through the process; names have to be the same every time
+        layer.name = "preprocess" if isinstance(layer, keras.layers.Rescaling) else "normalization"
+    return body
+
+
+def _efficientnet_lite0(image):
+    return efficientnet_lite.efficientnet_lite0(efficientnet_lite.preprocess(image))
+
+
+_BODIES = {
+    "mobilenet_v2": _mobilenet_v2,
+    "efficientnet_b0": _efficientnet_b0,
+    "efficientnet_lite0": _efficientnet_lite0,
+}
+
+
+def _weights(name, weights):
+    """(phrase, function that fills a body or None) for a backbone's weights."""
+    choices = ("auto", "imagenet", "warm_start") if name == "efficientnet_b0" else ("auto", "imagenet")
+    if weights is None:
+        return "random initialization", None
+    if weights not in choices:
+        raise ValueError(f"weights for {name} are {weights!r}; choose from {', '.join(choices)} or None")
+    if name == "efficientnet_lite0":
+        try:
+            efficientnet_lite.weights_path()
+        except FileNotFoundError as error:
+            raise WeightsUnavailable(str(error)) from error
+        return "ImageNet", efficientnet_lite.load_imagenet
+    if weights == "warm_start":
+        return WARM_START, _warm_start
+    file = pretrained.MOBILENET_V2 if name == "mobilenet_v2" else pretrained.EFFICIENTNET_B0
+    try:
+        path = pretrained.find(file)
+    except WeightsUnavailable as error:
+        if name != "efficientnet_b0" or weights != "auto":
+            raise
+        pretrained.warn_once(f"EfficientNetB0 starts from EfficientNet-Lite0's weights, because {error}")
+        return WARM_START, _warm_start
+
+    def fill(body):
+        pretrained.load(body, file, path)
+        if name == "efficientnet_b0":
+            _square_normalization(body)
+
+    return pretrained.describe(file, path), fill
+
+
+def _square_normalization(body):
+    """Undo the quirk of the official EfficientNetB0 file, whose normalization stores the deviation as the variance.
+
+    `keras.applications` makes up for it with a further rescaling by 1 / sqrt(deviation), which it adds only together
+    with weights="imagenet". The right variance in the layer itself gives the same pixels and one graph for all.
+    """
+    mean, variance, count = body.get_layer("normalization").get_weights()
+    deviation = np.array([0.229, 0.224, 0.225], "float32")  # keras/src/applications/efficientnet.py
+    _normalize(body, mean, variance * deviation, count)
+
+
+def _normalize(body, mean, variance, count=0):
+    layer = body.get_layer("normalization")
+    layer.set_weights([np.asarray(mean, "float32"), np.asarray(variance, "float32"), np.asarray(count)])
+    layer.finalize_state()
+
+
+def _warm_start(body):
+    """EfficientNet-Lite0's weights in EfficientNetB0: the same convolutions, with squeeze-and-excitation neutral."""
+    efficientnet_lite.load_imagenet(body)
+    for layer in body.layers:
+        if layer.name.endswith("_se_expand"):  # sigmoid(0 + 4) = 0.98: every channel passes, and can still learn
+            kernel, bias = layer.get_weights()
+            layer.set_weights([np.zeros_like(kernel), np.full_like(bias, 4.0)])
+    mean, scale = efficientnet_lite.PIXEL_MEAN / 255, efficientnet_lite.PIXEL_SCALE / 255
+    _normalize(body, [mean] * 3, [scale**2] * 3)
+
+
+def _classifier(count):
+    # float32 whatever the model's policy: probabilities that sum to 1
+    return keras.layers.Dense(count, activation="softmax", dtype="float32", name=CLASSIFIER)
+
+
+def _known(backbone):
+    try:
+        return BACKBONES[backbone]
+    except (KeyError, TypeError):
+        raise ValueError(f"there is no backbone {backbone!r}; choose from {', '.join(BACKBONES)}") from None
+
+
+def _class_count(classes):
+    if isinstance(classes, str | bytes | bool) or not (hasattr(classes, "__index__") or hasattr(classes, "__iter__")):
+        raise TypeError(f"classes are {classes!r}; give how many there are, or a sequence of their names")
+    try:
+        count = operator.index(classes)
+    except TypeError:
+        names = list(classes)
+        twice = sorted({str(name) for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"class {twice[0]!r} is named more than once; give every class one name") from None
+        count = len(names)
+    if count < 2:
+        raise ValueError(f"{count} classes cannot be told apart; give at least two")
+    return count
+
+
+def _input_size(input_size, least=32):
+    try:
+        size = operator.index(input_size)
+    except TypeError:
+        raise TypeError(f"input_size is {input_size!r}; give one whole number, the side of the square image") from None
+    if isinstance(input_size, bool) or not least <= size <= 1024:
+        raise ValueError(f"input_size is {input_size!r}; give a side from {least} to 1024 pixels")
+    return size

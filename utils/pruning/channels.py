@@ -1,0 +1,349 @@
+"""Structured pruning: whole expansion channels of inverted-residual blocks go, and a truly smaller model is built.
+
+An inverted-residual block widens its input with a 1x1 convolution, filters every channel by itself (depthwise), and
+narrows the result with another 1x1 convolution; the wide channels in between are known to nobody else, so any of them
+can be taken out of the three kernels. Squeeze-excite branches within the block are followed. The blocks are found by
+data flow, not by name: MobileNetV2, EfficientNet-Lite0, EfficientNetB0 and models of your own with flat graphs.
+
+Sources: Li et al. 2017, arXiv:1608.08710 (L1 norm of filters); Liu et al. 2017, arXiv:1708.06519 (batch-norm scale).
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pandas as pd
+
+from utils.layer_calls import layer_calls
+from utils.pruning.magnitude import check_sparsity
+
+IMPORTANCE = ("l1", "gamma")
+SCOPES = ("block", "global")
+
+L = keras.layers
+_KEEPS_CHANNELS = (
+    L.Activation, L.ReLU, L.LeakyReLU, L.Dropout, L.SpatialDropout2D, L.ZeroPadding2D, L.AveragePooling2D,
+    L.MaxPooling2D, L.GlobalAveragePooling2D, L.GlobalMaxPooling2D, L.Identity,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """The layers that share the expansion channels of one block, by name.
+
+    Attributes:
+        name: the expanding convolution's name.
+        channels: how many channels they share.
+        producers: Conv2D layers that make them (the expansion; in squeeze-excite also the gate).
+        channelwise: layers with weights per channel (depthwise convolution, batch normalization).
+        consumers: Conv2D and Dense layers that read them (the projection; in squeeze-excite also the squeeze).
+        reshapes: Reshape layers to (1, 1, channels), as squeeze-excite has.
+    """
+
+    name: str
+    channels: int
+    producers: tuple
+    channelwise: tuple
+    consumers: tuple
+    reshapes: tuple = ()
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ChannelPruned:
+    """A smaller model and what was taken out.
+
+    Attributes:
+        model: the new Keras model; the one given is untouched.
+        fraction: share of the expansion channels removed, over all blocks.
+        importance: "l1" or "gamma".
+        blocks: DataFrame, one row a block: block, channels_before, channels_after, removed (share).
+        kept: {block name: sorted indices of the channels kept}.
+    """
+
+    model: keras.Model
+    fraction: float
+    importance: str
+    blocks: pd.DataFrame
+    kept: dict
+
+    def to_frame(self):
+        """The table of blocks."""
+        return self.blocks
+
+    def __repr__(self):
+        before, after = self.blocks["channels_before"].sum(), self.blocks["channels_after"].sum()
+        return (
+            f"{self.model.name!r} with {after:,} of {before:,} expansion channels in {len(self.blocks)} blocks "
+            f"({self.fraction:.1%} removed by {self.importance}), {self.model.count_params():,} parameters"
+        )
+
+    def _repr_html_(self):
+        return f"<p>{self!r}</p>{self.blocks.round(3).to_html(index=False)}"
+
+
+def find_blocks(model):
+    """The inverted-residual blocks of a model, in execution order.
+
+    A block starts at a 1x1 Conv2D whose channels pass, each by itself, a DepthwiseConv2D among other layers,
+    until convolutions read it, and nothing else (no residual sum, no output of the model) sees the channels.
+
+    Args:
+        model: a built functional or Sequential Keras 3 model with a flat graph.
+
+    Returns:
+        list of Block.
+
+    Raises:
+        TypeError: not a Keras model.
+        ValueError: there is no such block.
+
+    Example:
+        >>> model = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
+        >>> [(block.name, block.channels) for block in find_blocks(model)][:2]
+        [('block_1_expand', 96), ('block_2_expand', 144)]
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"channel pruning works on a Keras model, not on {type(model).__name__}")
+    graph = _Graph(model)
+    blocks, seen = [], set()
+    for call in graph.calls:
+        layer = call.layer
+        if type(layer) is L.Conv2D and layer.kernel_size == (1, 1) and layer.name not in seen:
+            block = graph.block(call)
+            if block is not None:
+                blocks.append(block)
+                seen.update(block.producers)
+    if not blocks:
+        raise ValueError(
+            f"model {model.name!r} has no inverted-residual block (1x1 convolution, depthwise convolution, 1x1 "
+            "convolution) in a flat graph, so there are no expansion channels to prune"
+        )
+    return blocks
+
+
+class _Graph:
+    """Who makes and who reads each tensor of a model."""
+
+    def __init__(self, model):
+        self.calls = layer_calls(model)
+        self.maker, self.readers, self.times = {}, {}, {}
+        for call in self.calls:
+            self.times[id(call.layer)] = self.times.get(id(call.layer), 0) + 1
+            for key in call.outputs:
+                self.maker[key] = call
+            for key in call.inputs:
+                self.readers.setdefault(key, []).append(call)
+
+    def block(self, start):
+        """The Block whose channels `start` makes, or None if its channels reach something that must not change."""
+        group, todo = set(), list(start.outputs)
+        producers, channelwise, consumers, reshapes = [start], [], [], []
+        while todo:
+            key = todo.pop()
+            if key in group:
+                continue
+            group.add(key)
+            if key not in self.readers:  # an output of the model
+                return None
+            for call in self.readers[key]:
+                if "/" in call.path or self.times[id(call.layer)] > 1:
+                    return None
+                layer = call.layer
+                if _per_channel(layer):
+                    channelwise.append(call)
+                elif isinstance(layer, L.Reshape) and tuple(layer.target_shape) == (1, 1, start.layer.filters):
+                    reshapes.append(call)
+                elif isinstance(layer, L.Multiply):
+                    found = [self._behind(other) for other in call.inputs if other not in group]
+                    if any(maker is None for maker in found):
+                        return None
+                    producers += [maker for maker in found if maker not in producers]
+                    todo += [key for maker in found for key in maker.outputs]
+                elif (type(layer) is L.Conv2D and layer.groups == 1) or type(layer) is L.Dense:
+                    consumers.append(call)
+                    continue
+                elif type(layer) not in _KEEPS_CHANNELS:
+                    return None
+                todo += call.outputs
+        names = [
+            tuple(dict.fromkeys(call.layer.name for call in calls))
+            for calls in (producers, channelwise, consumers, reshapes)
+        ]
+        depthwise = any(isinstance(call.layer, L.DepthwiseConv2D) for call in channelwise)
+        if not depthwise or not consumers or any("/" in call.path for call in producers):
+            return None
+        return Block(start.layer.name, start.layer.filters, *names)
+
+    def _behind(self, key):
+        """The convolution that makes a gate's channels, behind activations; None if something else does."""
+        call = self.maker.get(key)
+        while call is not None and type(call.layer) in _KEEPS_CHANNELS and len(call.inputs) == 1:
+            call = self.maker.get(call.inputs[0])
+        return call if call is not None and type(call.layer) is L.Conv2D and call.layer.groups == 1 else None
+
+
+def _per_channel(layer):
+    """Whether the layer has weights for each channel and mixes none."""
+    if isinstance(layer, L.DepthwiseConv2D):
+        return layer.depth_multiplier == 1
+    return isinstance(layer, L.BatchNormalization) and layer.axis in (-1, 3)
+
+
+def channel_importance(model, block, importance="l1"):
+    """How much each expansion channel of a block matters, largest most.
+
+    "l1": the product of the L1 norms of the channel's expanding filter, depthwise filter and projecting slice, the
+    filters scaled by their batch normalization (gamma / sqrt(variance + epsilon)); a channel that any of the three
+    silences counts as nothing. "gamma": the product of the absolute batch-norm scales in the block.
+
+    Args:
+        model: a built Keras 3 model.
+        block: one of :func:`find_blocks`.
+        importance: "l1" or "gamma".
+
+    Returns:
+        float array (channels,), zero or more, with mean 1 (so that blocks can be compared) unless all are zero.
+
+    Raises:
+        ValueError: unknown importance, or "gamma" where the scales say nothing: none, or all equal, as after folding.
+
+    Example:
+        >>> model = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
+        >>> channel_importance(model, find_blocks(model)[0]).shape
+        (96,)
+    """
+    if importance not in IMPORTANCE:
+        raise ValueError(f"importance is {importance!r}; choose one of {', '.join(IMPORTANCE)}")
+    layers = {layer.name: layer for layer in model.layers}
+    norms = [layers[name] for name in block.channelwise if isinstance(layers[name], L.BatchNormalization)]
+    score = np.ones(block.channels)
+    if importance == "gamma":
+        scales = [np.abs(np.asarray(norm.gamma)) for norm in norms if norm.scale]
+        if not scales or all(np.ptp(scale) <= 1e-6 * scale.max() for scale in scales):
+            raise ValueError(
+                f"the batch-norm scales of block {block.name!r} are all equal (folded into the weights, or untrained), "
+                "so they rank no channel; use importance='l1'"
+            )
+        for scale in scales:
+            score *= scale
+    else:
+        for norm in norms:
+            gamma = np.abs(np.asarray(norm.gamma)) if norm.scale else 1.0
+            score *= gamma / np.sqrt(np.asarray(norm.moving_variance) + norm.epsilon)
+        for name in (block.name, *block.channelwise):
+            kernel = np.abs(np.asarray(layers[name].kernel)) if hasattr(layers[name], "kernel") else None
+            if kernel is not None:  # (h, w, in, channels), depthwise (h, w, channels, 1)
+                score *= kernel.sum(axis=(0, 1, 2) if name == block.name else (0, 1, 3))
+        projection = max((layers[name] for name in block.consumers), key=lambda layer: layer.kernel.shape[-1])
+        score *= _input_norms(projection)
+    return score / score.mean() if score.any() else score
+
+
+def _input_norms(layer):
+    kernel = np.abs(np.asarray(layer.kernel))
+    return kernel.reshape(-1, *kernel.shape[-2:]).sum(axis=(0, 2))
+
+
+def prune_channels(model, fraction, importance="l1", scope="block", divisor=8, minimum=8, blocks=None):
+    """Remove expansion channels and build the smaller model; nothing is trained (see `pruning.fine_tune`).
+
+    Args:
+        model: a built Keras 3 model with inverted-residual blocks.
+        fraction: share of the expansion channels to remove, in [0, 1); rounded so that `divisor` divides what is kept.
+        importance: "l1" or "gamma", see :func:`channel_importance`.
+        scope: "block" (the same share in every block) or "global" (the least important channels of the whole model).
+        divisor: channels kept are a multiple of this (SIMD kernels work in eights); 1 for none.
+        minimum: a block keeps at least this many channels.
+        blocks: names of the blocks to prune; all by default.
+
+    Returns:
+        ChannelPruned.
+
+    Raises:
+        ValueError: fraction outside [0, 1), no such block, nothing to prune, unknown importance or scope, divisor or
+            minimum below 1.
+
+    Example:
+        >>> model = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
+        >>> prune_channels(model, 0.5).model.count_params() < 0.75 * model.count_params()
+        True
+    """
+    check_sparsity(fraction, "fraction")
+    if scope not in SCOPES:
+        raise ValueError(f"scope is {scope!r}; choose one of {', '.join(SCOPES)}")
+    if divisor < 1 or minimum < 1:
+        raise ValueError(f"divisor is {divisor} and minimum {minimum}; both count channels, from 1 on")
+    found = find_blocks(model)
+    if blocks is not None:
+        unknown = sorted(set(blocks) - {block.name for block in found})
+        if unknown:
+            raise ValueError(f"no block is named {unknown[0]!r}; there are {', '.join(block.name for block in found)}")
+        found = [block for block in found if block.name in set(blocks)]
+    scores = {block.name: channel_importance(model, block, importance) for block in found}
+    limit = np.quantile(np.concatenate(list(scores.values())), fraction) if scope == "global" else None
+    kept = {}
+    for block in found:
+        wanted = int((scores[block.name] > limit).sum()) if scope == "global" else block.channels * (1 - fraction)
+        count = _kept(wanted, block.channels, divisor, minimum) if fraction else block.channels
+        kept[block.name] = np.sort(np.argsort(-scores[block.name], kind="stable")[:count])
+    table = pd.DataFrame(
+        {
+            "block": [block.name for block in found],
+            "channels_before": [block.channels for block in found],
+            "channels_after": [len(kept[block.name]) for block in found],
+        }
+    )
+    table["removed"] = 1 - table["channels_after"] / table["channels_before"]
+    removed = 1 - table["channels_after"].sum() / table["channels_before"].sum()
+    return ChannelPruned(rebuild(model, found, kept), float(removed), importance, table, kept)
+
+
+def _kept(wanted, channels, divisor, minimum):
+    rounded = int(round(wanted / divisor) * divisor)
+    return min(max(rounded, minimum), channels)
+
+
+def rebuild(model, blocks, kept):
+    """The model without the channels that are not in `kept`.
+
+    Args:
+        model: a built Keras 3 model.
+        blocks: list of Block, see :func:`find_blocks`.
+        kept: {block name: indices of the channels to keep}; each at least one.
+
+    Returns:
+        keras.Model, uncompiled, of the same layer names.
+
+    Raises:
+        ValueError: a block would keep no channel.
+    """
+    makes, reads, carries, sizes = {}, {}, {}, {}
+    for block in blocks:
+        keep = np.asarray(kept[block.name], int)
+        if not keep.size:
+            raise ValueError(f"block {block.name!r} would keep no channel; keep at least one")
+        makes |= dict.fromkeys(block.producers, keep)
+        reads |= dict.fromkeys(block.consumers, keep)
+        carries |= dict.fromkeys(block.channelwise, keep)
+        sizes |= dict.fromkeys(block.reshapes, keep.size)
+
+    def smaller(layer):
+        config = layer.get_config()
+        if layer.name in makes:
+            config["filters"] = int(makes[layer.name].size)
+        if layer.name in sizes:
+            config["target_shape"] = (1, 1, int(sizes[layer.name]))
+        return type(layer).from_config(config)
+
+    small = keras.models.clone_model(model, clone_function=smaller)
+    for old, new in zip(model.layers, small.layers, strict=True):
+        weights = old.get_weights()
+        if old.name in reads:  # the kernel's axis before the last: channels in
+            weights[0] = np.take(weights[0], reads[old.name], axis=-2)
+        if old.name in makes:  # kernel and bias: channels out
+            weights = [np.take(array, makes[old.name], axis=-1) for array in weights]
+        if old.name in carries:  # a depthwise kernel is (h, w, channels, 1), everything else (channels,)
+            keep = carries[old.name]
+            weights = [np.take(array, keep, axis=-2 if array.ndim == 4 else -1) for array in weights]
+        new.set_weights(weights)
+    return small

@@ -1,0 +1,404 @@
+"""A Keras 3 model, or a saved one, to a small .tflite file in a named scheme.
+
+A model is converted once to a float32 .tflite at a batch of 1; every other scheme is a rewrite of that file. Two
+tools can do the rewriting: TensorFlow's converter, from the Keras model (slow: it traces and lowers the network again),
+and ai-edge-quantizer, from the float file (fast, adjustable range by range and layer by layer).
+`quantization.compare_tools` measures both; `SCHEMES` names the one that serves.
+
+TensorFlow is imported only when a Keras model is converted.
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+
+import numpy as np
+
+from utils.classify.interpreter import TFLiteModel, open_interpreter, quiet
+from utils.quantization import bias as tflite_bias
+from utils.quantization import calibration
+
+TOOLS = ("quantizer", "converter")
+MAX_VERIFY_DIFFERENCE = 1e-3  # probabilities of the Keras model and of its float32 file
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """One way to store and compute a network in fewer bits.
+
+    Attributes:
+        name: key of `SCHEMES`.
+        title: for tables.
+        weights, activations: how they are stored and computed.
+        calibrated: needs representative photos.
+        tools: which of `TOOLS` can make it, the one that serves first.
+    """
+
+    name: str
+    title: str
+    weights: str
+    activations: str
+    calibrated: bool
+    tools: tuple
+
+    @property
+    def tool(self):
+        """The tool that serves, by the measurement of `quantization.compare_tools`."""
+        return self.tools[0]
+
+
+SCHEMES = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme("float32", "float32", "float32", "float32", False, ("converter",)),
+        Scheme("float16", "float16 weights", "float16", "float32", False, ("quantizer", "converter")),
+        Scheme("dynamic_range", "dynamic range", "int8", "int8 on the fly", False, ("quantizer", "converter")),
+        Scheme("int8", "int8, float in and out", "int8", "int8", True, ("quantizer", "converter")),
+        Scheme("int8_io", "int8 throughout", "int8", "int8", True, ("quantizer", "converter")),
+        Scheme("int16x8", "int16 activations", "int8", "int16", True, ("quantizer", "converter")),
+        Scheme("weight_int8", "int8 weights only", "int8", "float32", False, ("quantizer",)),
+        Scheme("weight_int4", "4-bit weights only", "int4 (depthwise int8)", "float32", False, ("quantizer",)),
+    )
+}
+
+
+def convert(
+    model, scheme, representative=None, *, tool=None, calibrate="min-max", io="int8", keep_float=(), statistics=None,
+    lift_biases=True,
+):  # fmt: skip
+    """A model in one of `SCHEMES`, as the bytes of a .tflite file.
+
+    Args:
+        model: keras.Model with one image input and one output; path of a .keras file; or a float32 .tflite, as path or
+            bytes (then ai-edge-quantizer serves every scheme).
+        scheme: key of `SCHEMES`.
+        representative: (n, height, width, 3) training photos in 0..255, for the calibrated schemes;
+            see `quantization.representative_photos`.
+        tool: "quantizer" (ai-edge-quantizer) or "converter" (TensorFlow's); None: the one that serves the scheme.
+        calibrate: one of `calibration.METHODS`; the converter knows "min-max" only.
+        io: input and output of "int8_io": "int8" (the quantizer's, a photo's bytes minus 128) or "uint8" (the
+            converter's, a photo's bytes as they are, for one more operator at either end).
+        keep_float: names of layers that stay in float32 (a mixed scheme), as `quantization_error` reports them;
+            quantizer only.
+        statistics: a `calibration.Statistics` of the same model instead of `representative`, to convert many times.
+        lift_biases: False leaves biases that pass 32 bits as ai-edge-quantizer writes them (see
+        `utils.quantization.bias`),
+            to measure what that does.
+
+    Returns:
+        bytes.
+
+    Raises:
+        ValueError: unknown scheme, tool, calibration or layer; no or unfit representative photos; a model with
+            operators that TensorFlow Lite lacks, or of another shape; a damaged file.
+        TypeError: something else than a model.
+        FileNotFoundError: no such file.
+
+    Example:
+        >>> import keras
+        >>> image = keras.Input((8, 8, 3))
+        >>> output = keras.layers.Dense(2, activation="softmax")(keras.layers.GlobalAveragePooling2D()(image))
+        >>> small = convert(keras.Model(image, output), "float16")
+        >>> TFLiteModel(small)(np.zeros((3, 8, 8, 3))).shape
+        (3, 2)
+    """
+    scheme = find_scheme(scheme)
+    tool = _tool(scheme, "converter" if io == "uint8" and tool is None else tool, model)
+    if calibrate not in calibration.METHODS:
+        raise ValueError(f"calibration {calibrate!r} is unknown; choose one of {', '.join(calibration.METHODS)}")
+    if io not in ("int8", "uint8"):
+        raise ValueError(f"io {io!r} is unknown; choose int8 or uint8")
+    if io == "uint8" and (scheme.name != "int8_io" or tool != "converter"):
+        raise ValueError("uint8 input and output is for int8_io by the converter; give io='int8', or tool='converter'")
+    size = input_size(model)
+    if scheme.calibrated and not (statistics is not None and tool == "quantizer"):
+        representative = check_representative(representative, scheme, size)
+    if tool == "converter":
+        if keep_float or calibrate != "min-max":
+            raise ValueError("the converter keeps no layer in float and calibrates by min-max; use tool='quantizer'")
+        return _converted(model, scheme, representative, io)
+    source = float_tflite(model)
+    return _quantized(source, scheme, representative, calibrate, io, keep_float, statistics, lift_biases)
+
+
+def convert_all(model, schemes=tuple(SCHEMES), representative=None, **options):
+    """A model in several schemes: traced once, calibrated once.
+
+    Args:
+        model, representative, options: as for :func:`convert`.
+        schemes: keys of `SCHEMES`.
+
+    Returns:
+        dict, scheme name -> bytes, in the order given.
+
+    Raises:
+        as :func:`convert`.
+    """
+    chosen = [find_scheme(name) for name in schemes]
+    size, statistics = input_size(model), None
+    for scheme in chosen:
+        if scheme.calibrated:
+            representative = check_representative(representative, scheme, size)
+    source = float_tflite(model)
+    if any(scheme.calibrated and _tool(scheme, None, source) == "quantizer" for scheme in chosen):
+        statistics = calibration.measure(source, representative)
+    return {scheme.name: convert(source, scheme.name, statistics=statistics, **options) for scheme in chosen}
+
+
+def float_tflite(model):
+    """A model as a float32 .tflite of batch 1: what every other scheme starts from.
+
+    Args:
+        model: as for :func:`convert`; a .tflite comes back as it is, once it is known to be a float model.
+
+    Returns:
+        bytes.
+
+    Raises:
+        as :func:`convert`; RuntimeError: the file computes something else than the Keras model.
+    """
+    if _is_tflite(model):
+        opened = TFLiteModel(model, num_threads=1)
+        if opened.input_dtype != np.float32 or _has_quantized_tensors(opened.content):
+            raise ValueError(f"{opened.name} is quantized already; start from the float32 .tflite or the Keras model")
+        return opened.content
+    model = as_keras_model(model)
+    content = _run_converter(model, lambda converter, tf: None)
+    _verify(model, content)
+    return content
+
+
+# --- ai-edge-quantizer ------------------------------------------------------------------------------------------------
+
+
+def _quantized(source, scheme, representative, method, io, keep_float, statistics, lift_biases):
+    if scheme.name == "float32":
+        return source
+    with quiet():
+        from ai_edge_quantizer import quantizer
+
+    found = None
+    if scheme.calibrated:
+        statistics = statistics if statistics is not None else calibration.measure(source, representative)
+        found = statistics.ranges(method)
+        if lift_biases and scheme.name != "int16x8":  # whose biases have 64 bits
+            source, _ = tflite_bias.lift(source, found)
+    with quiet():
+        work = quantizer.Quantizer(source)
+        _recipe(work, scheme.name)
+        if scheme.name != "int8_io":
+            _exclude(work, ".*", ("INPUT", "OUTPUT"))
+        for tensor in _tensors_of(source, keep_float):
+            _exclude(work, f"^{re.escape(tensor)};?$", ("ALL_SUPPORTED",))
+        ranges = None
+        if scheme.calibrated:
+            if scheme.name == "int16x8":
+                # An ADD whose three scales are powers of two (pixels scaled to -1..1 have them) is taken for another
+                # kernel, which then refuses to run; a hundredth of a range is nothing to 16 bits.
+                found = {name: (low * 1.01, high * 1.01) for name, (low, high) in found.items()}
+            ranges = calibration.quantizer_statistics(found, statistics.ranks)
+        result = work.quantize(ranges, enable_progress_report=False, enable_progress_bar=False)
+    data = bytes(result.quantized_model)
+    open_interpreter(data, name=f"the {scheme.name} model")
+    return data
+
+
+def _recipe(work, name):
+    from ai_edge_quantizer import qtyping
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+    op = qtyping.TFLOperationName
+    if name == "float16":
+        work.add_weight_only_config(
+            ".*", op.ALL_SUPPORTED, 16, qtyping.QuantGranularity.TENSORWISE, AlgorithmName.FLOAT_CASTING
+        )
+    elif name == "dynamic_range":
+        # XNNPACK computes convolutions and dense layers with 8-bit activations made on the fly, and no depthwise ones:
+        # these keep float arithmetic with 8-bit weights, so that the whole network stays in one delegate.
+        work.add_weight_only_config(".*", op.DEPTHWISE_CONV_2D, 8)
+        work.add_dynamic_config(".*", op.CONV_2D, 8)
+        work.add_dynamic_config(".*", op.FULLY_CONNECTED, 8)
+    elif name in ("int8", "int8_io", "int16x8"):
+        work.add_static_config(".*", op.ALL_SUPPORTED, 16 if name == "int16x8" else 8, 8)
+    elif name == "weight_int8":
+        work.add_weight_only_config(".*", op.ALL_SUPPORTED, 8)
+    else:  # 4-bit depthwise kernels are not on offer
+        work.add_weight_only_config(".*", op.DEPTHWISE_CONV_2D, 8)
+        work.add_weight_only_config(".*", op.CONV_2D, 4)
+        work.add_weight_only_config(".*", op.FULLY_CONNECTED, 4)
+
+
+def _exclude(work, regex, operations):
+    from ai_edge_quantizer import qtyping
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+    for operation in operations:
+        work.update_quantization_recipe(
+            regex, qtyping.TFLOperationName[operation], algorithm_key=AlgorithmName.NO_QUANTIZE
+        )
+
+
+def _tensors_of(source, layers):
+    from utils.quantization.error import tensor_layers
+
+    if not layers:
+        return []
+    known = tensor_layers(source)
+    unknown = set(layers) - set(known.values())
+    if unknown:
+        raise ValueError(f"the model has no layer {sorted(unknown)[0]!r}; take names from quantization_error.by_layer")
+    return [tensor for tensor, layer in known.items() if layer in set(layers)]
+
+
+# --- TensorFlow's converter -------------------------------------------------------------------------------------------
+
+
+def _converted(model, scheme, representative, io):
+    def configure(converter, tf):
+        if scheme.name == "float32":
+            return
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if scheme.name == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if scheme.calibrated:
+            ops = tf.lite.OpsSet
+            converter.representative_dataset = lambda: ([photo[None].astype(np.float32)] for photo in representative)
+            converter.target_spec.supported_ops = [
+                ops.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+                if scheme.name == "int16x8" else ops.TFLITE_BUILTINS_INT8
+            ]  # fmt: skip
+        if scheme.name == "int8_io":
+            converter.inference_input_type = converter.inference_output_type = getattr(tf, io)
+
+    if scheme.name == "float32":
+        return float_tflite(model)
+    return _run_converter(as_keras_model(model), configure)
+
+
+def _run_converter(model, configure):
+    """TensorFlow's converter on a Keras model at a batch of 1.
+
+    The traced function's variables are frozen into constants first: twice as fast as a detour over a SavedModel, and
+    (unlike a bare `from_concrete_functions`, whose variables get lost without an error) nothing is left to lose. Naming
+    the model as the trackable object beside them would trace and save it all over again, three times as slow.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    shape = (1, *model.inputs[0].shape[1:])
+    try:
+        with quiet():
+            traced = tf.function(lambda image: model(image, training=False))
+            traced = traced.get_concrete_function(tf.TensorSpec(shape, tf.float32, name="image"))
+            converter = tf.lite.TFLiteConverter.from_concrete_functions([convert_variables_to_constants_v2(traced)])
+            configure(converter, tf)
+            return converter.convert()
+    except Exception as error:  # the converter raises a class of its own, RuntimeError, ValueError …
+        raise ValueError(
+            f"TensorFlow Lite cannot express {model.name!r} ({_reason(error)}); replace those layers by supported ones"
+        ) from error
+
+
+def _reason(error):
+    text = str(error)
+    missing = re.search(r"(?:Flex|custom|TF) ops?:\s*([^\n]+)", text)
+    if missing:
+        return f"it has no operator {missing.group(1).strip()[:120]}"
+    return " ".join(text.split())[:160] or type(error).__name__
+
+
+def _verify(model, content):
+    height, width = model.inputs[0].shape[1:3]
+    photo = np.random.default_rng(0).integers(0, 256, (1, height, width, 3)).astype(np.float32)
+    expected = np.asarray(model(photo, training=False))
+    difference = float(np.abs(TFLiteModel(content, num_threads=1)(photo) - expected).max())
+    if not difference <= MAX_VERIFY_DIFFERENCE * max(1.0, float(np.abs(expected).max())):
+        raise RuntimeError(
+            f"the converted {model.name!r} differs from the Keras model by {difference:.3g} on the same photo; "
+            "look for layers that act differently at a batch of 1"
+        )
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def find_scheme(name):
+    if isinstance(name, Scheme):
+        return name
+    if name not in SCHEMES:
+        raise ValueError(f"scheme {name!r} is unknown; choose one of {', '.join(SCHEMES)}")
+    return SCHEMES[name]
+
+
+def _tool(scheme, tool, model):
+    if tool is not None and tool not in TOOLS:
+        raise ValueError(f"tool {tool!r} is unknown; choose one of {', '.join(TOOLS)}")
+    if _is_tflite(model):  # the converter starts from Keras
+        if tool == "converter":
+            raise ValueError("the converter starts from a Keras model, not from a .tflite; use tool='quantizer'")
+        return "quantizer"
+    tool = tool or scheme.tool
+    if tool not in scheme.tools:
+        raise ValueError(f"the {tool} does not make {scheme.name}; use tool={scheme.tool!r}")
+    return tool
+
+
+def _is_tflite(model):
+    if isinstance(model, bytes | bytearray | memoryview):
+        return True
+    return isinstance(model, str | os.PathLike) and pathlib.Path(model).suffix == ".tflite"
+
+
+def as_keras_model(model):
+    import keras
+
+    if isinstance(model, str | os.PathLike):
+        path = pathlib.Path(model)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no model {path}; check the path")
+        try:
+            return keras.models.load_model(path, compile=False)
+        except Exception as error:
+            raise ValueError(f"{path} cannot be read as a Keras model ({_reason(error)}); save it again") from error
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"a Keras model, a .keras file or a .tflite is wanted, not {type(model).__name__}")
+    shapes = [tuple(tensor.shape) for tensor in (*model.inputs, *model.outputs)]
+    fits = len(model.inputs) == 1 and len(model.outputs) == 1 and len(shapes[0]) == 4 and len(shapes[1]) == 2
+    if not fits or None in shapes[0][1:]:
+        raise ValueError(
+            f"{model.name!r} has inputs and outputs of shapes {shapes}; a photo classifier has one input "
+            "(None, height, width, 3), all known, and one output (None, classes)"
+        )
+    return model
+
+
+def input_size(model):
+    if _is_tflite(model):
+        return TFLiteModel(model, num_threads=1).input_size
+    return tuple(as_keras_model(model).inputs[0].shape[1:3])
+
+
+def check_representative(photos, scheme, size):
+    if photos is None or len(photos) == 0:
+        raise ValueError(
+            f"{scheme.name} needs representative photos to measure the range of its activations; "
+            "pass some from the training part (quantization.representative_photos)"
+        )
+    photos = np.asarray(photos)
+    if photos.shape[1:] != (*size, 3):
+        raise ValueError(
+            f"representative photos have shape {photos.shape}; "
+            f"the model takes (n, {size[0]}, {size[1]}, 3), RGB in 0..255"
+        )
+    low, high = float(photos.min()), float(photos.max())
+    if not (low >= 0 and 2 < high <= 255):
+        raise ValueError(
+            f"representative photos lie in {low:.3g}..{high:.3g}; give pixels in 0..255, the model scales them itself"
+        )
+    return photos
+
+
+def _has_quantized_tensors(content):
+    details = open_interpreter(content, kernels="builtin").get_tensor_details()
+    return any(detail["dtype"] in (np.int8, np.uint8, np.int16, np.float16) for detail in details)

@@ -1,0 +1,225 @@
+"""Where quantization changes what a network computes: layer by layer, on the same photos.
+
+Two questions, two functions. How far has the quantized network drifted by the time it reaches a layer?
+(:func:`by_layer`, every activation of both networks side by side.) Which layer is to blame? (:func:`alone`, one layer
+quantized in an otherwise float network.) :func:`mixed` then keeps the worst ones in float and says what that buys.
+"""
+
+import re
+
+import numpy as np
+import pandas as pd
+
+from utils.classify.interpreter import TFLiteModel, default_threads, interleaved_seconds, open_interpreter, quiet
+from utils.quantization import calibration
+
+_STAYED = {"CONV_2D": "convolution", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "MatMul"}
+QUIET_SIGNAL = 1e-12  # mean square below which an activation is called silent
+
+
+def tensor_layers(content):
+    """The Keras layer that each computed activation of a .tflite file belongs to.
+
+    Args:
+        content: bytes of a .tflite file that was converted from Keras.
+
+    Returns:
+        dict, tensor name -> layer name, in the order of computation.
+    """
+    return {tensor: layer for tensor, layer, _ in _computed(open_interpreter(content, kernels="builtin"))}
+
+
+def by_layer(float_content, quantized_content, images):
+    """Signal-to-quantization-noise ratio of every activation that both files compute.
+
+    SQNR = 10 log10( sum(x^2) / sum((x - x_q)^2) ), x the float activation, x_q the dequantized one, over all photos.
+
+    Args:
+        float_content: bytes of the float32 .tflite.
+        quantized_content: bytes of the same network, quantized.
+        images: (n, height, width, 3) photos in 0..255; eight or more.
+
+    Returns:
+        DataFrame in the order of computation: "layer", "operator", "bits" (of the stored activation), "SQNR (dB)",
+        "lost (dB)" (the SQNR of the layer's noisiest input minus its own: what this layer made worse; negative where
+        it averages noise away).
+
+    Raises:
+        ValueError: no photos, photos of another shape, or two files that share no activation.
+    """
+    if len(images) == 0:
+        raise ValueError("the error by layer needs photos; pass some that calibration has not seen")
+    runs = [_Run(content) for content in (float_content, quantized_content)]
+    common = [row for row in _computed(runs[0].interpreter) if row[0] in runs[1].index]
+    if not common:
+        raise ValueError("the two files share no activation; quantize the very file that they are compared with")
+    signal, noise = np.zeros(len(common)), np.zeros(len(common))
+    for image in images:
+        for run in runs:
+            run(image)
+        for row, (tensor, _, _) in enumerate(common):
+            exact, coarse = runs[0].value(tensor), runs[1].value(tensor)
+            signal[row] += np.sum(np.square(exact, dtype=np.float64))
+            noise[row] += np.sum(np.square(exact - coarse, dtype=np.float64))
+    ratio = 10 * np.log10(np.maximum(signal, QUIET_SIGNAL) / np.maximum(noise, QUIET_SIGNAL))
+    measured = dict(zip((tensor for tensor, _, _ in common), ratio, strict=True))
+    inputs = runs[0].inputs_of()
+    rows = []
+    for (tensor, layer, operator), own in zip(common, ratio, strict=True):
+        before = [measured[name] for name in inputs[tensor] if name in measured]
+        rows.append({
+            "layer": layer,
+            "operator": operator,
+            "bits": 8 * runs[1].details[runs[1].index[tensor]]["dtype"]().itemsize,
+            "SQNR (dB)": own,
+            "lost (dB)": min(before) - own if before else np.nan,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def alone(float_content, statistics, images, layers=None):
+    """Quantize one layer at a time, leave the rest in float: the damage that each does by itself.
+
+    Args:
+        float_content: bytes of the float32 .tflite.
+        statistics: `calibration.Statistics` of that file, or representative photos.
+        images: (n, height, width, 3) photos in 0..255.
+        layers: names; None: every layer of the file.
+
+    Returns:
+        DataFrame, worst first: "layer", "mean_change", "largest_change", "changed_answers"
+        (share of photos whose first class changes).
+    """
+    from utils.quantization.convert import convert
+
+    statistics = _statistics(float_content, statistics)
+    every = list(dict.fromkeys(tensor_layers(float_content).values()))
+    reference, rows = TFLiteModel(float_content)(images), []
+    for layer in layers if layers is not None else every:
+        others = [name for name in every if name != layer]
+        rows.append({"layer": layer} | _change(
+            convert(float_content, "int8", statistics=statistics, keep_float=others), images, reference
+        ))  # fmt: skip
+    return pd.DataFrame(rows).sort_values("mean_change", ascending=False, ignore_index=True)
+
+
+def mixed(float_content, statistics, worst, images, counts=(0, 1, 2, 4, 8), labels=None):
+    """Keep the worst layers_in_float32, the rest in int8, and see what that buys and costs.
+
+    Args:
+        float_content: bytes of the float32 .tflite.
+        statistics: `calibration.Statistics` of that file, or representative photos.
+        worst: layer names, worst first (from :func:`alone`).
+        images: (n, height, width, 3) photos in 0..255.
+        counts: how many of `worst` to keep in float.
+        labels: (n,) class indices, to add the accuracy.
+
+    Returns:
+        DataFrame, a row a count: "layers_in_float", "accuracy", "agreement", "mean_change",
+        "largest_change", "size_bytes", "time_ratio" (median of interleaved runs of one photo).
+    """
+    from utils.quantization.convert import convert
+
+    statistics = _statistics(float_content, statistics)
+    reference = TFLiteModel(float_content)(images)
+    files = {
+        count: convert(float_content, "int8", statistics=statistics, keep_float=list(worst)[:count])
+        for count in dict.fromkeys((0, *counts))
+    }
+    seconds = interleaved_seconds({count: TFLiteModel(data) for count, data in files.items()}, images[:1])
+    rows = []
+    for count in counts:
+        change = _change(files[count], images, reference, labels)
+        rows.append({
+            "layers_in_float": count,
+            "accuracy": change.get("accuracy", np.nan),
+            "agreement": 1 - change["changed_answers"],
+            "mean_change": change["mean_change"],
+            "largest_change": change["largest_change"],
+            "size_bytes": len(files[count]),
+            "time_ratio": seconds[count] / seconds[0],
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+class _Run:
+    """A network whose every activation can be read after a photo went through it."""
+
+    def __init__(self, content):
+        with quiet():  # the interpreter warns that keeping tensors is for debugging
+            self.interpreter = open_interpreter(content, default_threads(), keep_tensors=True)
+        self.feed = TFLiteModel(content, num_threads=1)
+        self.details = {detail["index"]: detail for detail in self.interpreter.get_tensor_details()}
+        computed = {int(index) for op in self.interpreter._get_ops_details() for index in op["outputs"]}
+        self.index = {self.details[index]["name"]: index for index in computed if index in self.details}
+
+    def __call__(self, image):
+        (source,) = self.interpreter.get_input_details()
+        self.interpreter.set_tensor(source["index"], self.feed.to_input(self.feed.checked(image[None])))
+        self.interpreter.invoke()
+
+    def value(self, tensor):
+        index = self.index[tensor]
+        values, parameters = self.interpreter.get_tensor(index), self.details[index]["quantization_parameters"]
+        if not len(parameters["scales"]):
+            return values
+        return (values.astype(np.float32) - parameters["zero_points"][0]) * parameters["scales"][0]
+
+    def inputs_of(self):
+        return {
+            self.details[int(output)]["name"]: [
+                self.details[int(index)]["name"] for index in op["inputs"] if int(index) in self.details
+            ]
+            for op in self.interpreter._get_ops_details() if op["op_name"] != "DELEGATE"
+            for output in op["outputs"] if int(output) in self.details
+        }  # fmt: skip
+
+
+def _computed(interpreter):
+    """(tensor name, layer name, operator) of every operator's output, in order, without what only converts numbers."""
+    names = {detail["index"]: detail["name"] for detail in interpreter.get_tensor_details()}
+    return [
+        (names[int(index)], layer_name(names[int(index)], op["op_name"]), op["op_name"])
+        for op in interpreter._get_ops_details() if op["op_name"] not in ("DELEGATE", "QUANTIZE", "DEQUANTIZE")
+        for index in op["outputs"] if int(index) in names
+    ]  # fmt: skip
+
+
+def layer_name(tensor, operator):
+    """The Keras layer behind a tensor's name.
+
+    Converters join the scopes of everything that they fused with ";" and number repeated names. The scope whose
+    operation stayed in the file names the layer: a convolution fused with its batch normalization and activation is
+    called after the convolution.
+
+    Example:
+        >>> layer_name("net_1/act_1/Relu6;net_1/bn_1/add_1;net_1/block1a_dwconv_1/depthwise", "DEPTHWISE_CONV_2D")
+        'block1a_dwconv'
+    """
+    scopes = [scope.split("/") for scope in tensor.split(";")]
+    chosen = scopes[0]
+    if len(scopes) == 1 and len(chosen) == 1:  # the output: named by the signature, not by a layer
+        return operator.lower()
+    for scope in scopes:
+        if len(scope) > 1 and re.sub(r"\d+$", "", scope[-1]) == _STAYED.get(operator):
+            chosen = scope
+    return re.sub(r"_1$", "", chosen[-2] if len(chosen) > 1 else chosen[0])
+
+
+def _statistics(float_content, given):
+    if isinstance(given, calibration.Statistics):
+        return given
+    return calibration.measure(float_content, given)
+
+
+def _change(content, images, reference, labels=None):
+    probabilities = TFLiteModel(content)(images)
+    change = np.abs(probabilities - reference)
+    found = {
+        "mean_change": change.mean(),
+        "largest_change": change.max(),
+        "changed_answers": np.mean(probabilities.argmax(1) != reference.argmax(1)),
+    }
+    if labels is not None:
+        found["accuracy"] = np.mean(probabilities.argmax(1) == np.asarray(labels))
+    return found

@@ -1,0 +1,298 @@
+"""Small enough for a phone: convert, save, and put every scheme's price beside what it buys.
+
+The conversion itself is `tflite_convert`, running a file is `tflite_model`; both are reached from here. TensorFlow is
+imported only when a Keras model is converted.
+"""
+
+import gzip
+import hashlib
+import pathlib
+import time
+
+import numpy as np
+import pandas as pd
+
+from utils import files
+from utils.classify.interpreter import TFLiteModel, description_path, interleaved_seconds
+from utils.quantization import calibration
+from utils.quantization.convert import (
+    SCHEMES,
+    Scheme,
+    as_keras_model,
+    check_representative,
+    convert,
+    convert_all,
+    find_scheme,
+    float_tflite,
+)
+
+__all__ = [
+    "SCHEMES", "Scheme", "TFLiteModel", "calibration_study", "compare_tools", "confidence_threshold", "convert",
+    "convert_all",
+    "evaluate_schemes", "float_tflite", "gzip_bytes", "representative_photos", "save",
+]  # fmt: skip
+
+PREPROCESSING = "RGB 0..255; scaling is inside the model"
+
+
+def representative_photos(frame, count=100, input_size=224, seed=0):
+    """Calibration photos: of the training part only, as many of each class, classes taking turns.
+
+    Args:
+        frame: a `Dataset.frame` (columns path, label, split).
+        count: number of photos; at most as many as the training part holds.
+        input_size: side in pixels.
+        seed: which photos.
+
+    Returns:
+        uint8 (count, input_size, input_size, 3), in an order whose beginnings are balanced too.
+
+    Raises:
+        ValueError: no training photos, or fewer than `count`.
+    """
+    from utils.classify.photo import read_photo
+
+    train = frame[frame["split"] == "train"]
+    if not 1 <= count <= len(train):
+        raise ValueError(
+            f"{count} calibration photos are wanted and the training part holds {len(train)}; ask for fewer"
+        )
+    shuffled = train.sample(frac=1, random_state=seed)
+    turn = shuffled.groupby("label").cumcount()
+    chosen = shuffled.assign(_turn=turn).sort_values(["_turn", "label"], kind="stable").head(count)
+    return np.stack([read_photo(path, input_size) for path in chosen["path"]])
+
+
+def save(path, data, labels=None, scheme=None, source=None, **facts):
+    """Write a .tflite file and, beside it, the JSON that says how to use it; each whole or not at all.
+
+    Args:
+        path: of the file; ".tflite" at its end.
+        data: bytes from :func:`convert`.
+        labels: class names in the order of the output.
+        scheme: its key of `SCHEMES`.
+        source: one phrase: which model, which weights, trained on what.
+        facts: anything else worth keeping that JSON can hold (accuracy, low_confidence=0.45, …).
+
+    Returns:
+        pathlib.Path of the .tflite file.
+
+    Raises:
+        ValueError: another ending, damaged data, an unknown scheme, or labels that do not fit. Nothing is written then.
+
+    Example:
+        >>> save("models/mine.tflite", data, labels=["dress", "hat"], scheme="int8")  # doctest: +SKIP
+    """
+    path = pathlib.Path(path)
+    if path.suffix != ".tflite":
+        raise ValueError(f"{path} does not end in .tflite; name the file so that runtimes know it")
+    labels = list(labels) if labels is not None else None
+    model = TFLiteModel(data, num_threads=1, labels=labels)
+    height, width = model.input_size
+    description = {
+        "labels": labels,
+        "input_size": [height, width],
+        "input": str(model.input_dtype),
+        "output": str(model.output_dtype),
+        "preprocessing": PREPROCESSING,
+        "scheme": find_scheme(scheme).name if scheme is not None else None,
+        "source": source,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        **facts,
+    }
+    # Together, else a full disk could leave the older file with the newer JSON; the JSON takes its place first.
+    files.write_together({path: data, description_path(path): files.json_bytes(description)})
+    return path
+
+
+def confidence_threshold(probabilities, labels, keep=0.95):
+    """The probability below which `utils.classify` says that a photo may show none of the classes.
+
+    Chosen so that the right answers on validation photos mostly stay above it.
+
+    Args:
+        probabilities: (n, classes) of validation photos, by the model that will be shipped.
+        labels: (n,) class indices.
+        keep: share of the right answers that must not be doubted.
+
+    Returns:
+        float, rounded down to two digits.
+
+    Raises:
+        ValueError: no right answer to choose it from, labels that do not fit, or a share outside 0..1.
+
+    Example:
+        >>> confidence_threshold([[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]], [0, 1, 1], keep=1.0)
+        0.7
+    """
+    probabilities = np.asarray(probabilities, dtype=float)
+    labels = _checked_labels(labels, probabilities)
+    if not 0 < keep <= 1:
+        raise ValueError(f"the share of answers to keep is {keep}; give a number above 0 and up to 1")
+    right = probabilities.max(1)[probabilities.argmax(1) == labels]
+    if len(right) == 0:
+        raise ValueError("no answer is right, so no threshold can be chosen; check the labels' order")
+    return float(np.floor(np.quantile(right, 1 - keep) * 100 + 1e-6) / 100)
+
+
+def gzip_bytes(data):
+    """Bytes that a download takes: the size of `data` after gzip at its highest level."""
+    return len(gzip.compress(data, 9, mtime=0))
+
+
+def compare_tools(model, representative, images, labels=None, schemes=None, num_threads=None):
+    """Both tools on every scheme that both can make, measured on the same photos.
+
+    Args:
+        model: keras.Model or path of a .keras file.
+        representative: calibration photos, (n, height, width, 3).
+        images: photos to compare on, (m, height, width, 3), not those of the calibration.
+        labels: (m,) class indices; None leaves the accuracy out.
+        schemes: keys of `SCHEMES`; None: all that both tools make.
+        num_threads: threads of the interpreter.
+
+    Returns:
+        DataFrame, a row a scheme and tool: "scheme", "tool", "serves" (this project uses it), "accuracy", "agreement"
+        (with the float model's first class), "mean_change" and "largest_change" (of a probability), "size_bytes",
+        "gzip_bytes", "time_ratio" (to float32, medians of interleaved runs of one photo), "conversion_s".
+    """
+    both = schemes or [name for name, scheme in SCHEMES.items() if len(scheme.tools) > 1]
+    model = as_keras_model(model)
+    source = float_tflite(model)
+    built = {("float32", "converter"): (source, 0.0)}
+    for name in both:
+        for tool in find_scheme(name).tools:
+            start = time.perf_counter()
+            data = convert(source if tool == "quantizer" else model, name, representative, tool=tool)
+            built[name, tool] = (data, time.perf_counter() - start)
+    opened = {key: TFLiteModel(data, num_threads) for key, (data, _) in built.items()}
+    times = interleaved_seconds(opened, images[:1])
+    reference, rows = opened["float32", "converter"](images), []
+    for (name, tool), (data, seconds) in built.items():
+        probabilities = opened[name, tool](images) if name != "float32" else reference
+        change = np.abs(probabilities - reference)
+        rows.append({
+            "scheme": name,
+            "tool": tool,
+            "serves": tool == SCHEMES[name].tool,
+            "accuracy": np.nan if labels is None else np.mean(probabilities.argmax(1) == np.asarray(labels)),
+            "agreement": np.mean(probabilities.argmax(1) == reference.argmax(1)),
+            "mean_change": change.mean(),
+            "largest_change": change.max(),
+            "size_bytes": len(data),
+            "gzip_bytes": gzip_bytes(data),
+            "time_ratio": times[name, tool] / times["float32", "converter"],
+            "conversion_s": round(seconds, 2),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def evaluate_schemes(models, images, labels, reference="float32", num_threads=None):
+    """Every scheme's price list on the same photos.
+
+    Args:
+        models: dict, name -> bytes or path of a .tflite; :func:`convert_all` makes one.
+        images: (n, height, width, 3) test photos in 0..255.
+        labels: (n,) class indices.
+        reference: the name whose answers the others are compared with.
+        num_threads: threads of the interpreter.
+
+    Returns:
+        DataFrame indexed by name: "accuracy", "accuracy_low", "accuracy_high" (95 % Wilson interval), "macro_f1",
+        "agreement" (share of photos with the reference's first class), "largest_change" (of a probability),
+        "size_bytes", "gzip_bytes", "times_smaller", "weights_bytes", "arena_bytes" (activations at batch 1),
+        "unpacked_bytes" (float copies of packed weights in memory), "macs_m" (millions, counted from the file).
+
+    Raises:
+        ValueError: no photos, labels of another length or out of range, or no model named as the reference.
+    """
+    from sklearn.metrics import f1_score
+
+    from utils.evaluation.intervals import wilson
+    from utils.flops import count_tflite
+
+    labels = _checked_labels(labels, images)
+    if reference not in models:
+        raise ValueError(f"there is no model {reference!r} to compare with; choose one of {', '.join(models)}")
+    rows, exact = {}, None
+    for name in sorted(models, key=lambda name: name != reference):  # the reference first, the others as they came
+        model = TFLiteModel(models[name], num_threads)
+        if labels.max() >= model.n_classes:
+            raise ValueError(
+                f"labels go up to {labels.max()}, and {name} has {model.n_classes} classes; number them alike"
+            )
+        probabilities = model(images)
+        exact = probabilities if exact is None else exact
+        answers = probabilities.argmax(1)
+        right = int(np.sum(answers == labels))
+        low, high = wilson(right, len(labels))
+        rows[name] = {
+            "accuracy": right / len(labels),
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "macro_f1": f1_score(labels, answers, average="macro", labels=np.arange(model.n_classes), zero_division=0),
+            "agreement": np.mean(answers == exact.argmax(1)),
+            "largest_change": float(np.abs(probabilities - exact).max()),
+            "size_bytes": model.size_bytes,
+            "gzip_bytes": gzip_bytes(model.content),
+            "times_smaller": rows[reference]["size_bytes"] / model.size_bytes if rows else 1.0,
+            "weights_bytes": model.weights_bytes,
+            "arena_bytes": model.arena_bytes,
+            "unpacked_bytes": model.unpacked_bytes,
+            "macs_m": count_tflite(model.content).total_macs / 1e6,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").loc[list(models)].rename_axis("scheme")
+
+
+def calibration_study(model, representative, images, labels=None, counts=(1, 3, 10, 30, 100), methods=None):
+    """int8 against the number of calibration photos, and against the rule that turns photos into ranges.
+
+    The float model runs over the representative photos once; every row is a conversion from those statistics.
+
+    Args:
+        model: as for :func:`convert`.
+        representative: (n, height, width, 3) training photos, in an order whose beginnings are balanced too.
+        images: (m, height, width, 3) photos to judge by, of other people than the representative ones.
+        labels: (m,) class indices; None leaves the accuracy out.
+        counts: numbers of photos to try with min-max; those above n are left out, n itself comes last.
+        methods: of `calibration.METHODS`, tried with all n photos; None: all.
+
+    Returns:
+        DataFrame, a row a trial: "method", "photos", "agreement" (with the float model's first class), "mean_change",
+        "largest_change" (of a probability), with labels also "accuracy", "accuracy_low", "accuracy_high" (Wilson).
+    """
+    from utils.evaluation.intervals import wilson
+
+    source = float_tflite(model)
+    reference = TFLiteModel(source)
+    representative = check_representative(representative, SCHEMES["int8"], reference.input_size)
+    labels = None if labels is None else _checked_labels(labels, images)
+    statistics, exact, rows = calibration.measure(source, representative), reference(images), []
+    total = len(statistics)
+    trials = [("min-max", count) for count in (*sorted({count for count in counts if count < total}), total)]
+    trials += [(method, total) for method in methods or calibration.METHODS if method != "min-max"]
+    for method, count in trials:
+        data = convert(source, "int8", statistics=statistics.first(count), calibrate=method)
+        probabilities = TFLiteModel(data)(images)
+        change = np.abs(probabilities - exact)
+        rows.append({
+            "method": method,
+            "photos": count,
+            "agreement": np.mean(probabilities.argmax(1) == exact.argmax(1)),
+            "mean_change": change.mean(),
+            "largest_change": change.max(),
+        })  # fmt: skip
+        if labels is not None:
+            right = int(np.sum(probabilities.argmax(1) == labels))
+            rows[-1] |= dict(zip(("accuracy_low", "accuracy_high"), wilson(right, len(labels)), strict=True))
+            rows[-1]["accuracy"] = right / len(labels)
+    return pd.DataFrame(rows)
+
+
+def _checked_labels(labels, images):
+    labels = np.asarray(labels)
+    if len(labels) == 0 or labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"there are {len(images)} photos and labels of shape {labels.shape}; give one class index a photo"
+        )
+    return labels

@@ -1,0 +1,216 @@
+"""The effective receptive field: how much each pixel really moves a feature, measured by gradients over real images.
+
+The theoretical receptive field says which pixels can matter; most of them hardly do. Luo, Li, Urtasun, Zemel,
+"Understanding the effective receptive field in deep convolutional neural networks", NeurIPS 2016 (arXiv:1701.04128)
+backpropagate from the central feature and find a Gaussian that takes up only a fraction of the theoretical square.
+
+Public as `utils.receptive_field.effective`.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pandas as pd
+
+# A pixel counts where it moves the feature by more than this share of the strongest pixel: what a Gaussian has left at
+# two standard deviations' worth of mass (1 - 0.9545), as in Luo et al., section 3.
+THRESHOLD = 0.0455
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class EffectiveField:
+    """The measured receptive field of a layer's central feature; tuples are (y, x), lengths in pixels of the input.
+
+    Attributes:
+        layer: path of the layer.
+        feature: the feature that was looked at.
+        map: (height, width) float32, root mean square of the gradient over images and channels, its maximum 1.
+        center: centre of the fitted Gaussian.
+        sigma: its standard deviation, fitted to the map's column and row means.
+        gaussian_size: 4 * sigma, which holds 95.45 % of a Gaussian.
+        area_size: side of a square with as many pixels as those above 4.55 % of the maximum.
+        theoretical: the ReceptiveField of the same layer.
+        share_inside: share of the squared gradient that lies in the theoretical region: below 1 only where something
+            sees the whole image.
+        images: number of images.
+    """
+
+    layer: str
+    feature: tuple
+    map: np.ndarray
+    center: tuple
+    sigma: tuple
+    gaussian_size: tuple
+    area_size: float
+    theoretical: object
+    share_inside: float
+    images: int
+
+    def to_frame(self):
+        """One row: theoretical and effective sizes in pixels, and the part of the theoretical area that is used."""
+        theoretical = self.theoretical.size
+        return pd.DataFrame(
+            [
+                {
+                    "layer": self.layer,
+                    "theoretical_y_px": theoretical[0],
+                    "theoretical_x_px": theoretical[1],
+                    "gaussian_y_px": round(self.gaussian_size[0], 1),
+                    "gaussian_x_px": round(self.gaussian_size[1], 1),
+                    "area_size_px": round(self.area_size, 1),
+                    "area_share": round(self.area_size**2 / (theoretical[0] * theoretical[1]), 4),
+                    "images": self.images,
+                }
+            ]
+        )
+
+    def __repr__(self):
+        gaussian = ", ".join(f"{size:.1f}" for size in self.gaussian_size)
+        return (
+            f"EffectiveField(layer={self.layer!r}, gaussian_size=({gaussian}), area_size={self.area_size:.1f}, "
+            f"theoretical={self.theoretical.size}, images={self.images})"
+        )
+
+    def _repr_html_(self):
+        return self.to_frame().to_html(index=False)
+
+
+def effective(model, images, layer=None, *, feature=None, batch_size=8, seed=0):
+    """Measure the effective receptive field of one layer over real images.
+
+    For each image the gradient of the central feature with respect to the pixels is taken, its channels weighted with
+    random normal numbers: the mean square over such weights is the sum of the squared gradients of all channels,
+    without the cancellation that a plain sum over channels has (Hutchinson's estimator).
+
+    Args:
+        model: a Functional or Sequential Keras 3 model with one image input, channels last, on the TensorFlow backend.
+        images: (n, height, width, channels) array in the range that the model takes.
+        layer: name of a layer with a grid of features, or the layer; None: the last one that has a grid.
+        feature: (y, x) of the feature to look at; None: the central one.
+        batch_size: images at a time.
+        seed: of the channel weights.
+
+    Returns:
+        EffectiveField.
+
+    Raises:
+        ValueError: images that do not fit, a layer without a grid or inside a nested model, a feature that no image
+            moves.
+        RuntimeError: Keras runs on another backend.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((9, 9, 1)), keras.layers.Conv2D(4, 3), keras.layers.Conv2D(4, 3)])
+        >>> field = effective(model, np.ones((1, 9, 9, 1), "float32"))
+        >>> field.theoretical.size, field.share_inside
+        ((5, 5), 1.0)
+
+    Source: Luo et al. 2016, arXiv:1701.04128; the size above the threshold and the Gaussian are theirs.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            f"effective takes gradients with TensorFlow and Keras runs on {keras.backend.backend()}; "
+            "set KERAS_BACKEND=tensorflow"
+        )
+    images = np.asarray(images)
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"images must be (n, height, width, channels) with n at least 1, not {images.shape}")
+    size = images.shape[1:3]
+    theoretical = _theoretical(model, layer, size)
+    grid = theoretical.grid
+    feature = tuple(count // 2 for count in grid) if feature is None else tuple(feature)
+    if any(not 0 <= u < count for u, count in zip(feature, grid, strict=True)):
+        raise ValueError(f"layer {theoretical.layer!r} has {grid} features and none at {feature}; count from 0")
+    energy = _gradient_energy(_head(model, theoretical.layer), images, feature, batch_size, seed)
+    if not energy.max() > 0:
+        raise ValueError(
+            f"no image moves feature {feature} of {theoretical.layer!r} (dead or saturated); "
+            "give other images or another feature"
+        )
+    amplitude = np.sqrt(energy / energy.max()).astype("float32")
+    fits = [
+        _gaussian(amplitude.mean(axis=1 - axis), feature_center)
+        for axis, feature_center in enumerate(theoretical.center(*feature))
+    ]
+    region = theoretical.region(*feature, clip=True)
+    return EffectiveField(
+        layer=theoretical.layer,
+        feature=feature,
+        map=amplitude,
+        center=tuple(center for center, _ in fits),
+        sigma=tuple(sigma for _, sigma in fits),
+        gaussian_size=tuple(4 * sigma for _, sigma in fits),
+        area_size=float(np.sqrt((amplitude > THRESHOLD).sum())),
+        theoretical=theoretical,
+        share_inside=float(energy[region.slices].sum() / energy.sum()),
+        images=len(images),
+    )
+
+
+def _theoretical(model, layer, size):
+    from .field import fields, receptive_field  # it imports this module
+
+    if layer is None:
+        with_grid = [field for field in fields(model, size) if field.grid and None not in field.grid]
+        if not with_grid:
+            raise ValueError(f"{model.name!r} has no layer with a grid of features")
+        return with_grid[-1]
+    found = receptive_field(model, layer, size, unsupported="ignore")
+    if len(found.size) != 2 or None in found.grid:
+        raise ValueError(f"layer {found.layer!r} has no grid of features any more; name a layer before the pooling")
+    return found
+
+
+def _head(model, path):
+    """The model up to the layer at `path`."""
+    if ":" in path or "/" in path:
+        raise ValueError(
+            f"layer {path!r} is inside a nested model or is a shared layer's later call; "
+            "give the model that holds it itself"
+        )
+    inputs = model.inputs
+    if len(inputs) != 1:
+        raise ValueError(f"{model.name!r} has {len(inputs)} inputs; effective needs a model with one image input")
+    return keras.Model(inputs, model.get_layer(path).output)
+
+
+def _gradient_energy(head, images, feature, batch_size, seed):
+    """Sum over images and input channels of the squared gradient, (height, width) float64."""
+    import tensorflow as tf  # only here: the rest of this module needs no backend
+
+    channels = head.outputs[0].shape[-1]
+    rng = np.random.default_rng(seed)
+    y, x = feature
+
+    @tf.function(reduce_retracing=True)
+    def gradient(batch, weights):
+        with tf.GradientTape() as tape:
+            tape.watch(batch)
+            moved = tf.reduce_sum(head(batch, training=False)[:, y, x, :] * weights)
+        return tf.reduce_sum(tf.square(tape.gradient(moved, batch)), axis=(0, 3))
+
+    energy = np.zeros(images.shape[1:3])
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size].astype("float32")
+        weights = rng.standard_normal((len(batch), channels)).astype("float32")
+        energy += gradient(tf.constant(batch), tf.constant(weights)).numpy()
+    return energy
+
+
+def _gaussian(profile, center):
+    """Centre and standard deviation of the Gaussian nearest to a profile, by least squares."""
+    from scipy.optimize import curve_fit  # only here: importing this module stays quick
+
+    positions = np.arange(len(profile), dtype="float64")
+
+    def bell(position, height, middle, sigma):
+        return height * np.exp(-((position - middle) ** 2) / (2 * sigma**2))
+
+    spread = np.sqrt(np.average((positions - center) ** 2, weights=profile))
+    start = (profile.max(), np.clip(center, 0, len(profile) - 1), max(spread, 0.5))
+    try:
+        with np.errstate(all="ignore"):  # the covariance, which is not used, may overflow
+            (_, middle, sigma), _ = curve_fit(bell, positions, profile, start, maxfev=5000)
+    except RuntimeError:  # nothing like a bell: its moments describe it as well as anything
+        return float(center), float(spread)
+    return float(middle), float(abs(sigma))
