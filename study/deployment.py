@@ -16,13 +16,12 @@ import sys
 
 from study import recipes as study
 from study import results
-from utils import environment, latency, quantization
+from utils import environment, files, latency, quantization
 from utils.classify.interpreter import TFLiteModel
 from utils.datasets import pipeline
 from utils.evaluation.intervals import wilson
 from utils.quantization import calibration, runtimes
 from utils.training.run import find_finished
-from utils.training.run_store import runs_dir
 
 CAUSES = "int8_causes"
 NAME, SCHEMES = "deployment", ("float32", "dynamic_range", "int8")
@@ -74,8 +73,8 @@ def time_files(made, photo, rounds=ROUNDS):
         float32 file with its 95 % interval over rounds; the sentence that belongs beside them).
     """
     ways = {}
-    for name, files in made.items():
-        listed = {f"{name} {scheme}": content for scheme, content in files.items()}
+    for name, schemes in made.items():
+        listed = {f"{name} {scheme}": content for scheme, content in schemes.items()}
         ways |= runtimes.litert_candidates(listed, photo[name], threads=1, more_threads=(), detailed=())
     timings = latency.measure(ways, rounds=rounds, budget_s=120)
     milliseconds, lines = timings.absolute(), []
@@ -166,7 +165,7 @@ def main(argv=None):
     for name in options.ids or rows:
         row = rows[name]
         dataset = data[row.dataset]
-        run = find_finished(row.run.run_id_for(dataset.fingerprint), runs_dir())
+        run = find_finished(row.run.run_id_for(dataset.fingerprint), files.runs_dir())
         if run is None or run.recorded:
             print(f"{name}: left out, {'it is not trained' if run is None else 'its weights are not'} here", flush=True)
             continue

@@ -16,7 +16,6 @@ from utils import files, training
 from utils.evaluation.grouped_cv import grouped_cv
 from utils.training.config import RunConfig
 from utils.training.run import SHIPPED
-from utils.training.run_store import runs_dir
 
 RECORD, PREDICTIONS = "cross_validation.json", "predictions.npz"
 SCHEMA = 1
@@ -66,7 +65,7 @@ def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, only_fi
         >>> cross_validate(config, datasets.load("clothing-10"))["plain"].accuracy  # doctest: +SKIP
     """
     name = cv_id(config, dataset.fingerprint, k, seed)
-    for home in (runs_dir(folder), SHIPPED):
+    for home in (files.runs_dir(folder), SHIPPED):
         if (home / name / RECORD).exists():
             return load(home / name, dataset)
     if only_finished:
@@ -86,8 +85,8 @@ def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, only_fi
 
     judged = grouped_cv(fit_predict, dataset.frame, dataset.classes, k=k, seed=seed, name=config.name)
     arrays = {kind: np.stack([found[i][place] for i in dataset.frame.index]) for place, kind in enumerate(KINDS)}
-    _write(runs_dir(folder) / name, arrays, judged.fold, recipe, dataset, k, seed)
-    return load(runs_dir(folder) / name, dataset)
+    _write(files.runs_dir(folder) / name, arrays, judged.fold, recipe, dataset, k, seed)
+    return load(files.runs_dir(folder) / name, dataset)
 
 
 KINDS = ("plain", "flip")
@@ -136,7 +135,7 @@ def export(config, dataset, k=5, seed=0, folder=None):
         FileNotFoundError: it is not finished.
     """
     name = cv_id(config, dataset.fingerprint, k, seed)
-    source = runs_dir(folder) / name
+    source = files.runs_dir(folder) / name
     if not (source / RECORD).exists():
         raise FileNotFoundError(f"{source} is not there; train the folds first")
     load(source, dataset)

@@ -56,7 +56,7 @@ class Sweep:
         places = {
             content: place for place, content in reversed(list(enumerate(self.files)))
         }  # curves share their start
-        rows = {str(place): content for content, place in sorted(places.items(), key=lambda pair: pair[1])}
+        rows = {str(place): content for content, place in sorted(files.items(), key=lambda pair: pair[1])}
         found = litert_candidates(rows, photo, threads, more_threads=(), detailed=())
         timings = latency.measure(found, baseline="LiteRT 0", **settings)
         names = [f"LiteRT {places[content]}" for content in self.files]

@@ -14,7 +14,6 @@ from utils.datasets import pipeline
 from utils.evaluation.intervals import wilson
 from utils.training.config import BASELINE, in_words
 from utils.training.run import find_finished
-from utils.training.run_store import runs_dir
 
 # Study B, table of its test results: F1 by class on the same 372 photos.
 PUBLISHED_F1 = {
@@ -46,7 +45,7 @@ def finished_or_trained(rows, name, dataset, profile):
         print(f"{name} is not part of the {profile} profile with these photos")
         return None
     config = rows[name].run
-    if profile != "full" and not find_finished(config.run_id_for(dataset.fingerprint), runs_dir()):
+    if profile != "full" and not find_finished(config.run_id_for(dataset.fingerprint), files.runs_dir()):
         print(f"{rows[name].title} was not run: it belongs to the full profile, and no finished run is at hand")
         return None
     return training.train(config, dataset, verbose=0)
@@ -105,7 +104,7 @@ def record_trials(data, known, folder=None):
     lines = {line["recipe"]: line for line in lines}
     for name, config in study.trials().items():
         dataset = data[known[name].dataset]
-        run = find_finished(config.run_id_for(dataset.fingerprint), runs_dir())
+        run = find_finished(config.run_id_for(dataset.fingerprint), files.runs_dir())
         if run is None:
             continue
         n = int((dataset.frame["split"] == "validation").sum())
@@ -200,7 +199,7 @@ def record_split(row, dataset, run, folder=None):
         }
     )  # fmt: skip
     places = list(study.rows("full"))
-    kept.sort(key=lambda line: (places.index(line["row"]) if line["row"] in places else len(places), line["split"]))
+    kept.sort(key=lambda line: (files.index(line["row"]) if line["row"] in places else len(places), line["split"]))
     return results.write("splits", {}, {"splits": kept}, "full", dataset.name, folder)
 
 
@@ -413,7 +412,7 @@ def model_to_deploy(rows, dataset, profile):
 
 def scratch_folder(name, run, profile):
     """Where a long experiment on `run` keeps its finished points: runs/NAME/RUN-PROFILE, ignored by git."""
-    return runs_dir() / name / f"{run.run_id}-{profile}"
+    return files.runs_dir() / name / f"{run.run_id}-{profile}"
 
 
 def deployment_path(dataset):

@@ -93,16 +93,3 @@ def test_files_written_together_are_all_old_where_the_disk_is_full(tmp_path, mon
     assert str(caught.value).count("cannot write") == 1
     assert (first.read_bytes(), second.read_bytes()) == (b"old", b"{}")
     assert sorted(tmp_path.iterdir()) == [second, first]
-
-
-def test_what_killed_writers_left_is_removed_after_a_day_and_not_before(tmp_path):
-    target = tmp_path / "a.json"
-    old, young, other = (tmp_path / f".{code}.part.{name}" for code, name in
-                         (("0123abcd", "a.json"), ("0123abce", "a.json"), ("0123abcd", "b.json")))  # fmt: skip
-    for part in (old, young, other):
-        part.write_text("half")
-    then = time.time() - files.ABANDONED_S - 60
-    for part in (old, other):
-        os.utime(part, (then, then))
-    files.write_json(target, {})
-    assert sorted(tmp_path.iterdir()) == sorted([target, young, other])

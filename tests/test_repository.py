@@ -98,7 +98,7 @@ LEVELS = (
     ("training", "evaluation"),
     ("datasets", "receptive_field"),
     ("flops", "pruning", "latency", "classify"),
-    ("layer_calls", "models", "plots", "files", "places", "environment"),
+    ("layer_calls", "models", "plots", "files", "environment"),
 )
 LEVEL = {name: -row for row, names in enumerate(LEVELS) for name in names}
 

@@ -1,10 +1,14 @@
 """What a number was measured with: machine, versions, threads. Imports none of the packages that it names."""
 
+import contextlib
 import functools
 import importlib.metadata
 import os
 import pathlib
 import platform
+import sys
+import tempfile
+import warnings
 
 PACKAGES = (
     "tensorflow", "keras", "numpy", "pandas", "scikit-learn", "ai-edge-litert", "ai-edge-quantizer", "keras-flops",
@@ -76,3 +80,33 @@ def sentence():
         f"{label} {facts[key]}" for key, label in (("tensorflow", "TensorFlow"), ("keras", "Keras")) if key in facts
     ]
     return ", ".join(parts)
+
+
+def default_threads():
+    """The cores that this process may use, at most 4."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 4)
+
+
+@contextlib.contextmanager
+def quiet():
+    """Hold back what Python and C++ code print (file descriptors 1 and 2); warnings are ignored too.
+
+    Errors are raised as ever; only the noise of converters and delegates goes. While the block runs, output of other
+    threads is lost as well.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with tempfile.TemporaryFile("w+") as sink, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        saved = [os.dup(1), os.dup(2)]
+        try:
+            os.dup2(sink.fileno(), 1)
+            os.dup2(sink.fileno(), 2)
+            with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+                yield
+        finally:
+            sink.flush()
+            for target, descriptor in enumerate(saved, start=1):
+                os.dup2(descriptor, target)
+                os.close(descriptor)

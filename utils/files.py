@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all.
+"""Where data, caches and runs lie, and files that are written whole or not at all.
 
 Every artefact of the project (weights, results, converted models, caches) goes through :func:`atomic_path`: the bytes
 are written beside their target, flushed to the disk, and moved over the target in one step. A run that is killed at
@@ -6,18 +6,38 @@ any moment leaves either the old file or the new one, never half of one.
 """
 
 import contextlib
-import glob
 import hashlib
 import io
 import json
 import os
 import pathlib
 import secrets
-import time
+import shutil
+import tempfile
 
 import numpy as np
 
-ABANDONED_S = 86400  # nothing here takes a day to write: an unfinished file that old is a killed process's
+PROJECT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def data_root(root=None):
+    """The folder that holds the published photos: `root`, else CLOTHING_DATA_DIR, else `data/` of the project."""
+    return _absolute(root or os.environ.get("CLOTHING_DATA_DIR") or PROJECT / "data")
+
+
+def drawings_root(root=None):
+    """The folder for synthetic drawings: `root`, else `data/` of the project (never among somebody's photos)."""
+    return _absolute(root or PROJECT / "data")
+
+
+def cache_dir(folder=None):
+    """The folder for what can be computed again: `folder`, else CLOTHING_CACHE_DIR, else `data/.cache`."""
+    return _absolute(folder or os.environ.get("CLOTHING_CACHE_DIR") or PROJECT / "data" / ".cache")
+
+
+def runs_dir(folder=None):
+    """The folder that holds training runs: `folder`, else CLOTHING_RUNS_DIR, else `runs/` of the project."""
+    return _absolute(folder or os.environ.get("CLOTHING_RUNS_DIR") or PROJECT / "runs")
 
 
 @contextlib.contextmanager
@@ -45,7 +65,6 @@ def atomic_path(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _named(error, target) from error
-    _remove_abandoned(target)
     part = target.with_name(f".{secrets.token_hex(4)}.part.{target.name}")
     try:
         yield part
@@ -134,14 +153,65 @@ def _flush(path):
         os.close(descriptor)
 
 
-def _remove_abandoned(target):
-    """Remove what killed processes left of this target; a part that somebody may be writing now stays."""
-    for part in target.parent.glob(f".{'[0-9a-f]' * 8}.part.{glob.escape(target.name)}"):
-        with contextlib.suppress(OSError):
-            if time.time() - part.stat().st_mtime > ABANDONED_S:
-                part.unlink()
-
-
 def _named(error, target):
     reason = os.strerror(error.errno) if error.errno else str(error)  # not its text, which may be such a sentence
     return type(error)(error.errno, f"cannot write {target}: {reason}; free some space or choose another folder")
+
+
+def build_once(folder, make):
+    """Make a folder whole or not at all; do nothing if it is there. A second process waits for the first.
+
+    Args:
+        folder: the folder to make.
+        make: callable that fills the temporary pathlib.Path that it is given, which is then renamed.
+
+    Returns:
+        pathlib.Path of the folder.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full; names the folder. Nothing is left behind.
+
+    Example:
+        >>> root = pathlib.Path(tempfile.mkdtemp())
+        >>> build_once(root / "a", lambda part: (part / "x.txt").write_text("whole")).name, os.listdir(root / "a")
+        ('a', ['x.txt'])
+    """
+    folder = _absolute(folder)
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with lock(folder):
+            if folder.is_dir():
+                return folder
+            for left in folder.parent.glob(f".{folder.name}.*.part"):  # of a killed process; we hold the lock
+                shutil.rmtree(left, ignore_errors=True)
+            part = pathlib.Path(tempfile.mkdtemp(".part", f".{folder.name}.", folder.parent))
+            try:
+                part.chmod(0o755)
+                make(part)
+                part.replace(folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    except OSError as error:
+        if error.filename is None and error.errno is None:  # a network error, which names itself
+            raise
+        raise _named(error, folder) from error
+    return folder
+
+
+@contextlib.contextmanager
+def lock(target):
+    """Hold the lock of `target` (a hidden file beside it); where the system has no file locks, hold nothing."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with (target.parent / f".{target.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the system lets go of it when the process dies, however it dies
+        yield
+
+
+def _absolute(path):
+    return pathlib.Path(path).expanduser().absolute()

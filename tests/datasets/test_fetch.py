@@ -18,7 +18,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from utils import places
+from utils import files
 from utils.datasets import fetch, published
 from utils.datasets.unpack import BadArchive, unpack
 
@@ -482,23 +482,23 @@ def test_the_addresses_pin_a_commit():
 
 KILLED = """
 import sys
-from utils import places
+from utils import files
 def make(part):
     for i in range(100000):
         (part / str(i)).write_text("x")
         print("started", flush=True) if i == 5 else None
-places.build_once(sys.argv[1], make)
+files.build_once(sys.argv[1], make)
 """
 
 
 def test_a_killed_build_leaves_no_folder_and_the_next_cleans_up(tmp_path):
     target = tmp_path / "folder"
-    with subprocess.Popen([sys.executable, "-c", KILLED, target], cwd=places.PROJECT, stdout=subprocess.PIPE) as run:
+    with subprocess.Popen([sys.executable, "-c", KILLED, target], cwd=files.PROJECT, stdout=subprocess.PIPE) as run:
         run.stdout.readline()
         os.kill(run.pid, signal.SIGKILL)
     assert not target.exists()
     assert len(list(tmp_path.glob("*.part")) + list(tmp_path.glob(".*.part"))) >= 1
-    places.build_once(target, lambda part: (part / "a").write_text("whole"))
+    files.build_once(target, lambda part: (part / "a").write_text("whole"))
     assert unpacked(target) == {"a": b"whole"}
     assert not list(tmp_path.glob(".*.part"))
 
@@ -511,7 +511,7 @@ def test_two_builders_do_the_work_once(tmp_path):
         time.sleep(0.1)
         (part / "a").write_text("whole")
 
-    builders = [threading.Thread(target=places.build_once, args=(tmp_path / "folder", make)) for _ in range(4)]
+    builders = [threading.Thread(target=files.build_once, args=(tmp_path / "folder", make)) for _ in range(4)]
     for builder in builders:
         builder.start()
     for builder in builders:
@@ -525,5 +525,5 @@ def test_an_error_while_building_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        places.build_once(tmp_path / "folder", make)
+        files.build_once(tmp_path / "folder", make)
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]

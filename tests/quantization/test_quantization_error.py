@@ -5,7 +5,7 @@ import pytest
 import quantization_models as small
 
 from utils import quantization
-from utils.classify.interpreter import quiet
+from utils.environment import quiet
 from utils.quantization import calibration
 from utils.quantization import error as quantization_error
 

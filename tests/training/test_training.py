@@ -63,7 +63,7 @@ def trained_once(photos, tmp_path_factory):
 @pytest.fixture
 def finished(trained_once, tiny):
     """A finished run in the test's own runs folder; two epochs of head training."""
-    shutil.copytree(trained_once.folder, run_store.runs_dir() / trained_once.run_id)
+    shutil.copytree(trained_once.folder, files.runs_dir() / trained_once.run_id)
     return training.load(trained_once.run_id)
 
 
@@ -323,7 +323,7 @@ def test_a_damaged_checkpoint_is_set_aside_never_half_used(photos, monkeypatch):
     run = config("frozen", epochs=2)
     with stopping(monkeypatch, training._Trainer, "_epoch", 1):
         train(run, photos)
-    store = run_store.RunStore(run_store.runs_dir() / run.run_id_for(photos.fingerprint))
+    store = run_store.RunStore(files.runs_dir() / run.run_id_for(photos.fingerprint))
     path = next(store.folder.glob("checkpoint-*"))
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.warns(UserWarning, match=f"is not what was written.*set aside as {store.folder.name}.damaged-1"):
@@ -370,7 +370,7 @@ def test_a_network_that_changed_is_trained_anew(photos, monkeypatch):
     run = config("frozen", epochs=2)
     with stopping(monkeypatch, training._Trainer, "_epoch", 1):
         train(run, photos)
-    store = run_store.RunStore(run_store.runs_dir() / run.run_id_for(photos.fingerprint))
+    store = run_store.RunStore(files.runs_dir() / run.run_id_for(photos.fingerprint))
     store.save(store.read(), checkpoint={"model.0000.kernel": np.ones((2, 2))})
     with pytest.warns(UserWarning, match="not those of the model.*set aside"):
         assert len(train(run, photos).history) == 2
@@ -397,7 +397,7 @@ def test_training_anew_keeps_the_old_run_aside(photos, finished):
 
 def test_two_processes_never_train_the_same_run(photos, tmp_path):
     run = config("frozen", epochs=1)
-    store = run_store.RunStore(run_store.runs_dir() / run.run_id_for(photos.fingerprint))
+    store = run_store.RunStore(files.runs_dir() / run.run_id_for(photos.fingerprint))
     with store.lock(), pytest.raises(run_store.RunBusy, match=f"trained by process {os.getpid()}"):
         train(run, photos)
     assert train(run, photos).finished  # the lock went with its owner
@@ -421,7 +421,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_clear_error(photos, monkeypatch)
         patch.setattr(callbacks, "reseed", poison)
         with pytest.raises(callbacks.Diverged, match=r"loss became nan at step \d+ of epoch 2.*learning_rate"):
             train(run, photos)
-    state = run_store.RunStore(run_store.runs_dir() / run.run_id_for(photos.fingerprint)).read()
+    state = run_store.RunStore(files.runs_dir() / run.run_id_for(photos.fingerprint)).read()
     assert state["epochs_done"] == 1
     assert len(train(run, photos).history) == 3
 

@@ -8,8 +8,6 @@ import functools
 import hashlib
 import os
 import pathlib
-import sys
-import tempfile
 import threading
 import time
 
@@ -17,6 +15,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from utils import files
+from utils.environment import default_threads, quiet
 
 __all__ = [
     "TFLiteModel", "default_threads", "description_path", "interleaved_seconds", "open_interpreter", "quiet",
@@ -246,32 +245,6 @@ def open_interpreter(content, num_threads=1, kernels="xnnpack", name="the model"
     return interpreter
 
 
-@contextlib.contextmanager
-def quiet():
-    """Hold back what Python and C++ code print (file descriptors 1 and 2); warnings are ignored too.
-
-    Errors are raised as ever; only the noise of converters and delegates goes. While the block runs, output of other
-    threads is lost as well.
-    """
-    import warnings
-
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with tempfile.TemporaryFile("w+") as sink, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        saved = [os.dup(1), os.dup(2)]
-        try:
-            os.dup2(sink.fileno(), 1)
-            os.dup2(sink.fileno(), 2)
-            with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-                yield
-        finally:
-            sink.flush()
-            for target, descriptor in enumerate(saved, start=1):
-                os.dup2(descriptor, target)
-                os.close(descriptor)
-
-
 _delegate_announced = False
 
 
@@ -282,12 +255,6 @@ def _first_time_quiet():
         return contextlib.nullcontext()
     _delegate_announced = True
     return quiet()
-
-
-def default_threads():
-    """The cores that this process may use, at most 4."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 4)
 
 
 def description_path(path):

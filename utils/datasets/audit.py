@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 
-from utils import files, places
+from utils import files
 from utils.classify import photo
 from utils.environment import describe
 
@@ -194,7 +194,7 @@ def check_photos(paths, folder, progress=True):
     """
     folder = pathlib.Path(folder).absolute()
     key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    memory = places.cache_dir() / f"photos-{key}.json"
+    memory = files.cache_dir() / f"photos-{key}.json"
     known = _recall(memory)
     found, todo = {}, []
     for path in map(pathlib.Path, paths):

@@ -23,7 +23,7 @@ import time
 import requests
 import urllib3
 
-from utils import files, places
+from utils import files
 from utils.datasets.published import SOURCES, manifest
 from utils.datasets.unpack import BadArchive, unpack
 
@@ -79,7 +79,7 @@ def fetch(name, root=None, patient=True, archive=None):
 
     Args:
         name: "clothing-10" or "clothing-17".
-        root: folder to put its folder in; default `places.data_root()`.
+        root: folder to put its folder in; default `files.data_root()`.
         patient: False gives up within a few seconds where there is no network.
         archive: a local archive to use instead of the network.
 
@@ -93,7 +93,7 @@ def fetch(name, root=None, patient=True, archive=None):
     """
     if name not in SOURCES:
         raise ValueError(f"{name!r} is not published anywhere; {' and '.join(SOURCES)} are")
-    source, root = SOURCES[name], places.data_root(root)
+    source, root = SOURCES[name], files.data_root(root)
     listed = manifest(source.folder)
 
     def make(part):
@@ -119,7 +119,7 @@ def fetch(name, root=None, patient=True, archive=None):
                     break
         raise DownloadError(f"{name} cannot be downloaded ({'; then '.join(reasons)}); {_by_hand(name, root)}")
 
-    return places.build_once(root / source.folder, make)
+    return files.build_once(root / source.folder, make)
 
 
 def _by_hand(name, root):
@@ -169,7 +169,7 @@ def download(url, target, max_bytes, sha256=None, patience=None, progress=True):
     except OSError as error:
         if isinstance(error, DownloadError):
             raise
-        raise places.named(error, target) from error
+        raise files._named(error, target) from error
     finally:
         if not part.exists():
             with contextlib.suppress(OSError):

@@ -18,7 +18,7 @@ import warnings
 
 import pandas as pd
 
-from utils import places
+from utils import files
 from utils.datasets import audit, published, sketches, splits
 
 NAMES = ("clothing-10", "clothing-17", "sketches", "auto")
@@ -122,10 +122,10 @@ def load(name, root=None, download=True, split=None, seed=0, **options):
     if options and name not in ("sketches", "auto"):
         raise ValueError(f"{name} takes no option {', '.join(options)}; only sketches take per_class and size")
     if name == "auto":
-        name = _choose(places.data_root(root), download)
+        name = _choose(files.data_root(root), download)
     if name == "sketches":
         return _load_sketches(root, split, seed, options)
-    folder = _folder(name, places.data_root(root), download)
+    folder = _folder(name, files.data_root(root), download)
     return (_load_small if name == "clothing-10" else _load_full)(folder, split, seed)
 
 
@@ -221,7 +221,7 @@ def _load_full(folder, split, seed):
 def _load_sketches(root, split, seed, options):
     if split == "official":
         raise ValueError("sketches have no official split; use 'grouped' or 'random'")
-    folder = sketches.build(places.drawings_root(root), seed=seed, **options)
+    folder = sketches.build(files.drawings_root(root), seed=seed, **options)
     frame = sketches.index(folder)
     steps, details = [("drawings", len(frame), "", "a stand-in for photos")], {}
     split = split or "grouped"

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-from utils import files, places
+from utils import files
 from utils.classify import photo
 from utils.datasets import splits
 from utils.datasets.augment import Augment, apply_transforms, augment_batch, random_transforms
@@ -187,7 +187,7 @@ def _reader(frame, input_size, cache, cache_dir):
             images = tf.constant(load_images(frame, input_size, _aligned((len(frame), input_size, input_size, 3))))
             _in_memory[key] = images
         return lambda rows: tf.gather(images, rows)
-    images = _on_disk(frame, input_size, places.cache_dir(cache_dir) / f"photos-{key}.npy")
+    images = _on_disk(frame, input_size, files.cache_dir(cache_dir) / f"photos-{key}.npy")
     return _by_numpy(lambda rows: images[rows])
 
 

@@ -11,7 +11,7 @@ import pathlib
 
 import pandas as pd
 
-from utils import files, places
+from utils import files
 from utils.datasets import audit
 from utils.datasets.splits import PARTS
 
@@ -95,7 +95,7 @@ def write_manifests(root, target=MANIFESTS):
 
     The files are the same bytes whenever and wherever they are made: sorted, and compressed without a name or a time.
     """
-    root = places.data_root(root)
+    root = files.data_root(root)
     small, full = root / "clothing-dataset-small", root / "clothing-dataset"
     listed = {
         "clothing-dataset-small": [path for part in PARTS for path in photos_below(small / part)],

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFilter
 
-from utils import places
+from utils import files
 from utils.datasets.garments import CLASSES
 from utils.datasets.garments import build as build_garment
 
@@ -64,7 +64,7 @@ def build(root=None, per_class=60, size=128, seed=0):
             writer.writerows(rows)
 
     name = f"sketches-v{VERSION}-{int(per_class)}x{int(size)}-seed{seed}"
-    return places.build_once(places.drawings_root(root) / name, paint)
+    return files.build_once(files.drawings_root(root) / name, paint)
 
 
 def index(folder):

@@ -9,7 +9,8 @@ import dataclasses
 
 import numpy as np
 
-from utils.classify.interpreter import default_threads, open_interpreter, quiet
+from utils.classify.interpreter import open_interpreter
+from utils.environment import default_threads, quiet
 
 METHODS = ("min-max", "moving average", "percentile", "mse")
 SAMPLE = 2048  # values kept of each activation and photo

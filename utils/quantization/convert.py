@@ -15,7 +15,8 @@ import re
 
 import numpy as np
 
-from utils.classify.interpreter import TFLiteModel, open_interpreter, quiet
+from utils.classify.interpreter import TFLiteModel, open_interpreter
+from utils.environment import quiet
 from utils.quantization import bias as tflite_bias
 from utils.quantization import calibration
 

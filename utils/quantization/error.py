@@ -10,7 +10,8 @@ import re
 import numpy as np
 import pandas as pd
 
-from utils.classify.interpreter import TFLiteModel, default_threads, interleaved_seconds, open_interpreter, quiet
+from utils.classify.interpreter import TFLiteModel, interleaved_seconds, open_interpreter
+from utils.environment import default_threads, quiet
 from utils.quantization import calibration
 
 _STAYED = {"CONV_2D": "convolution", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "MatMul"}

@@ -17,7 +17,8 @@ from collections.abc import Callable
 import numpy as np
 
 from utils import latency
-from utils.classify.interpreter import TFLiteModel, open_interpreter, quiet
+from utils.classify.interpreter import TFLiteModel, open_interpreter
+from utils.environment import quiet
 
 BASELINE = "LiteRT float32"
 KERAS = ("Keras predict", "Keras model(x)", "Keras tf.function")

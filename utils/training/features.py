@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from utils import files, places
+from utils import files
 from utils.training import run_store
 from utils.training.feature_cache import FeatureCache
 from utils.training.linear_probe import LinearProbe, linear_probe
@@ -30,7 +30,7 @@ def extract(
         backbone: key of ``models.BACKBONES``.
         frame: DataFrame with a column `path` (and `copy`, where ``splits.balance`` made one).
         input_size: side of the square input, in pixels.
-        cache_dir: folder of the cache; None = ``places.cache_dir()``, False = no cache on disk.
+        cache_dir: folder of the cache; None = ``files.cache_dir()``, False = no cache on disk.
         views: number of augmented views a photo beside the plain one.
         augment: ``pipeline.Augment`` of the augmented views.
         seed: of the augmented views; a view depends on (photo, seed, number of the view) and on nothing else.
@@ -62,7 +62,7 @@ def extract(
     extractor, weights_id = _extractor(backbone, input_size, calibration, cache_dir)
     cache = None
     if cache_dir is not False:
-        cache = FeatureCache(places.cache_dir(cache_dir) / f"features-{backbone}-{input_size}-{weights_id}.sqlite")
+        cache = FeatureCache(files.cache_dir(cache_dir) / f"features-{backbone}-{input_size}-{weights_id}.sqlite")
     stacks = []
     for view in range(views + 1):
         # The description of the view is part of the key: other augmentation, other features.
@@ -120,7 +120,7 @@ def calibrate(model, frame, input_size, cache_dir=None, limit=1500, seed=0):
     for path, copy in zip(some["path"], copies, strict=True):
         digest.update(f"{_content(path)}/{int(copy)}".encode())
     path = (
-        places.cache_dir(cache_dir or None)
+        files.cache_dir(cache_dir or None)
         / f"batch-norm-{model.name.split('_features')[0]}-{digest.hexdigest()[:16]}.npz"
     )
     if path.exists():

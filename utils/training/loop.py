@@ -9,7 +9,7 @@ import time
 import keras
 import numpy as np
 
-from utils import environment, models
+from utils import environment, files, models
 from utils.datasets import splits
 from utils.training import callbacks
 from utils.training import modes as training_modes
@@ -17,7 +17,7 @@ from utils.training import run as runs
 from utils.training.batches import class_weight_table, class_weights
 from utils.training.config import BASELINE, RunConfig
 from utils.training.run import Run, export, export_record, load
-from utils.training.run_store import DamagedRun, RunStore, assign, runs_dir, variables_to_arrays
+from utils.training.run_store import DamagedRun, RunStore, assign, variables_to_arrays
 
 __all__ = ["Run", "RunConfig", "class_weight_table", "class_weights", "export", "export_record", "load", "train"]
 
@@ -53,7 +53,7 @@ def train(run, dataset, resume=True, strategy=None, folder=None, verbose=1, teac
         Run b-...: finished, 60 of 60 epochs, ...
     """
     _check(run, dataset, teacher)
-    folder = runs_dir(folder)
+    folder = files.runs_dir(folder)
     run_id = run.run_id_for(dataset.fingerprint)
     if resume and (found := runs.find_finished(run_id, folder)):
         return found

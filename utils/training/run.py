@@ -10,13 +10,13 @@ import keras
 import numpy as np
 import pandas as pd
 
-from utils import files, models, places
+from utils import files, models
 from utils.datasets import pipeline
 from utils.training import run_records
 from utils.training.config import BASELINE, RunConfig
-from utils.training.run_store import SCHEMA, DamagedRun, RunStore, assign, read_arrays, runs_dir, variables_to_arrays
+from utils.training.run_store import SCHEMA, DamagedRun, RunStore, assign, read_arrays, variables_to_arrays
 
-SHIPPED = places.PROJECT / "models"  # finished runs that are part of the repository
+SHIPPED = files.PROJECT / "models"  # finished runs that are part of the repository
 SHIPPED_STATE, SHIPPED_WEIGHTS = "run.json", "weights.npz"
 HEAD_ARRAYS = 2  # kernel and bias of the dense layer that a frozen run trains
 
@@ -233,7 +233,7 @@ def load(run_id, folder=None):
     Raises:
         FileNotFoundError: there is no finished run of this id.
     """
-    run = find_finished(run_id, runs_dir(folder))
+    run = find_finished(run_id, files.runs_dir(folder))
     if run is None:
         raise FileNotFoundError(f"there is no finished run {run_id}; train it first")
     return run

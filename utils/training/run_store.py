@@ -15,7 +15,7 @@ import zipfile
 
 import numpy as np
 
-from utils import files, places
+from utils import files
 
 try:
     import fcntl
@@ -24,12 +24,6 @@ except ImportError:  # Windows: no advisory locks; two processes must not train 
 
 SCHEMA = 1
 STATE = "state.json"
-
-
-def runs_dir(folder=None):
-    """The folder that holds runs: `folder`, else ``CLOTHING_RUNS_DIR``, else ``runs/`` of the project."""
-    chosen = folder or os.environ.get("CLOTHING_RUNS_DIR") or places.PROJECT / "runs"
-    return pathlib.Path(chosen).expanduser().absolute()
 
 
 class DamagedRun(ValueError):
