@@ -22,7 +22,7 @@ from utils.training.run_store import DamagedRun, RunStore, assign, variables_to_
 __all__ = ["Run", "RunConfig", "class_weight_table", "class_weights", "export", "export_record", "load", "train"]
 
 
-def train(run, dataset, resume=True, strategy=None, folder=None, verbose=1, teacher=None):
+def train(run, dataset, resume=True, strategy=None, folder=None, verbose=1, teacher=None, shipped=True):
     """Train a run, go on with it, or load it where it is finished.
 
     Sets the process' random seeds (Python, NumPy, TensorFlow) from ``run.seed``.
@@ -35,6 +35,7 @@ def train(run, dataset, resume=True, strategy=None, folder=None, verbose=1, teac
         folder: folder that holds the runs; default ``CLOTHING_RUNS_DIR``, else ``runs/``.
         verbose: 0 silent, 1 progress bar, 2 one line an epoch.
         teacher: callable frame -> probabilities (n, C), for a run whose config names a teacher.
+        shipped: False trains what is not finished under `folder`, though it ships in ``models/``.
 
     Returns:
         Run, finished.
@@ -55,7 +56,7 @@ def train(run, dataset, resume=True, strategy=None, folder=None, verbose=1, teac
     _check(run, dataset, teacher)
     folder = files.runs_dir(folder)
     run_id = run.run_id_for(dataset.fingerprint)
-    if resume and (found := runs.find_finished(run_id, folder)):
+    if resume and (found := runs.find_finished(run_id, folder, shipped)):
         return found
     store = RunStore(folder / run_id)
     with store.lock():

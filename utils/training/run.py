@@ -189,8 +189,8 @@ def from_state(state, folder):
         raise DamagedRun(f"its state does not describe a run ({error})") from error
 
 
-def find_finished(run_id, folder):
-    """The finished run of this id in `folder` or among the shipped ones, or None.
+def find_finished(run_id, folder, shipped=True):
+    """The finished run of this id in `folder` or (with `shipped`) among those in ``models/``, or None.
 
     A damaged folder counts as not there; a shipped one is named in a warning.
     """
@@ -201,6 +201,8 @@ def find_finished(run_id, folder):
             return from_state(state, store.folder)
     except DamagedRun:
         pass  # the caller, who owns the run's lock, sets it aside
+    if not shipped:
+        return None
     shipped = SHIPPED / run_id
     if not (shipped / SHIPPED_STATE).exists():
         return None
