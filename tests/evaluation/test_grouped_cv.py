@@ -51,7 +51,7 @@ def test_every_photo_is_predicted_once_by_a_model_that_has_not_seen_it():
     assert sorted(seen) == sorted(frame["id"])
     assert judged.folds["n"].sum() == judged.n == len(frame)
     assert set(judged.fold) == {1, 2, 3, 4}
-    assert "coin, sender-grouped 4-fold" in repr(judged)
+    assert "coin, 4 folds grouped by photographer" in repr(judged)
     assert "<table" in judged._repr_html_()
 
 
@@ -98,10 +98,10 @@ def test_a_class_of_one_sender_is_named_where_it_is_missing():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"k": 1}, "at least two folds"),
+        ({"k": 1}, "k must lie between 2 and the number of photos"),
         ({"k": 13}, "12 senders cannot make 13 folds"),
-        ({"k": 80, "protocol": "random"}, "72 photos cannot make 80 folds"),
-        ({"protocol": "lucky"}, "protocol 'lucky' is unknown"),
+        ({"k": 80, "protocol": "random"}, "number of photos .72., got 80"),
+        ({"protocol": "lucky"}, "protocol must be grouped or random, got 'lucky'"),
     ],
 )
 def test_impossible_folds_are_refused(arguments, message):
@@ -113,7 +113,7 @@ def test_bad_predictions_name_their_fold():
     def bad(train, test):
         return np.full((len(test), 2), np.nan)
 
-    with pytest.raises(ValueError, match="of fold 1 hold NaN"):
+    with pytest.raises(ValueError, match="of fold 1 contain NaN"):
         evaluation.grouped_cv(bad, people(), CLASSES)
-    with pytest.raises(ValueError, match="no column 'sender'"):
+    with pytest.raises(ValueError, match="a column 'sender'"):
         evaluation.grouped_cv(rememberer, people().drop(columns="sender"), CLASSES)

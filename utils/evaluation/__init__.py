@@ -1,15 +1,17 @@
-"""How good a classifier is, on whose photos, and where it errs."""
+"""How good a classifier is, on whose photos, and where it errs.
 
-from .gradcam import GradCam, gradcam  # noqa: F401
-from .judge import (  # noqa: F401
-    EPSILON,
-    Evaluation,
-    check_labels,
-    compare,
-    confusions,
-    evaluate,
-    grouped_cv,
-    reliability,
-    sender_interval,
-    worst_mistakes,
-)
+Call :func:`evaluate` first: it judges probabilities against the labels of a frame of photos. :func:`compare` sets two
+models against each other on the same photos, :func:`grouped_cv` judges a recipe on photographers whom it has not seen,
+:func:`confusions` and :func:`worst_mistakes` list errors, and :func:`gradcam` shows where the model looked.
+"""
+
+from .compare import Paired, compare
+from .gradcam import GradCam, gradcam
+from .grouped_cv import GroupedCV, grouped_cv
+from .intervals import sender_interval, wilson
+from .judge import EPSILON, Evaluation, check_labels, confusions, evaluate, reliability, worst_mistakes
+
+__all__ = [
+    "EPSILON", "Evaluation", "GradCam", "GroupedCV", "Paired", "check_labels", "compare", "confusions", "evaluate",
+    "gradcam", "grouped_cv", "reliability", "sender_interval", "wilson", "worst_mistakes",
+]  # fmt: skip

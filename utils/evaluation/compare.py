@@ -1,6 +1,7 @@
-"""Two models on the same photos: who is right where the other is wrong."""
+"""Two models on the same photos: which is right where the other is wrong."""
 
 import dataclasses
+import html
 
 import numpy as np
 import pandas as pd
@@ -15,12 +16,11 @@ class Paired:
     """Two models judged on the same n photos; made by :func:`compare`, prints itself.
 
     Attributes:
-        name_a, name_b: of the models.
-        n: photos.
+        name_a, name_b: of the models; n: photos.
         both_right, only_a, only_b, both_wrong: photos; their sum is n.
         difference: accuracy of b minus accuracy of a, -1..1.
-        difference_low, difference_high: its 95 % interval over photos (Agresti and Min 2005).
-        sender_low, sender_high: its 95 % interval over senders; None with fewer than two senders.
+        difference_low, difference_high: its 95% interval over photos (Agresti and Min 2005).
+        sender_low, sender_high: its 95% interval over photographers; None with fewer than two.
         p_value: of McNemar's exact test that both err equally often.
         agreement: share of the photos on which both name the same class.
         largest_change: largest absolute difference of one probability.
@@ -43,7 +43,7 @@ class Paired:
     largest_change: float
 
     def to_frame(self):
-        """One row; points are percentage points, second minus first. Rows of several pairs can be concatenated."""
+        """One row; points are percentage points, second minus first."""
         row = {
             "first": self.name_a,
             "second": self.name_b,
@@ -63,18 +63,18 @@ class Paired:
         return dataclasses.asdict(self)
 
     def __repr__(self):
-        text = (
-            f"{self.name_b} against {self.name_a} on the same {self.n} photos: {100 * self.difference:+.1f} points "
+        over = ""
+        if self.sender_low is not None:
+            over = f"; over photographers {100 * self.sender_low:+.1f} to {100 * self.sender_high:+.1f} points"
+        return (
+            f"{self.name_b} against {self.name_a} on the same {self.n:,} photos: {100 * self.difference:+.1f} points "
             f"({100 * self.difference_low:+.1f} to {100 * self.difference_high:+.1f}), only {self.name_b} right "
             f"{self.only_b}, only {self.name_a} right {self.only_a}, McNemar exact p = {self.p_value:.2g}, "
-            f"agreement {100 * self.agreement:.1f} %"
+            f"agreement {self.agreement:.1%}{over}"
         )
-        if self.sender_low is not None:
-            text += f"; over senders {100 * self.sender_low:+.1f} to {100 * self.sender_high:+.1f} points"
-        return text
 
     def _repr_html_(self):
-        return "<p>" + repr(self).replace("&", "&amp;").replace("<", "&lt;") + "</p>"
+        return f"<p>{html.escape(repr(self))}</p>"
 
 
 def compare(a, b):
@@ -87,7 +87,7 @@ def compare(a, b):
         Paired; a positive difference means that b is better.
 
     Raises:
-        ValueError: other classes, other photos, or other labels.
+        ValueError: the two were judged on other classes, photos or labels.
 
     Example:
         >>> from utils import evaluation
@@ -103,34 +103,24 @@ def compare(a, b):
     """
     name_a, name_b = a.name or "a", b.name or "b"
     if tuple(a.classes) != tuple(b.classes):
-        raise ValueError(f"{name_a} and {name_b} know different classes; compare models of the same dataset")
+        raise ValueError(f"{name_a} and {name_b} have different classes; compare models of the same dataset")
     order = _match(a, b, name_a, name_b)
     labels, predicted, probabilities = b.labels[order], b.predicted[order], b.probabilities[order]
     if not np.array_equal(a.labels, labels):
         raise ValueError(f"{name_a} and {name_b} were judged on other photos or labels; evaluate both on one frame")
     right_a, right_b = a.correct, labels == predicted
-    cells = [[int((right_a & right_b).sum()), int((right_a & ~right_b).sum())],
-             [int((~right_a & right_b).sum()), int((~right_a & ~right_b).sum())]]  # fmt: skip
+    cells = [[int((x & y).sum()) for y in (right_b, ~right_b)] for x in (right_a, ~right_a)]
     low, high = _difference_interval(cells[0][1], cells[1][0], a.n)
     several = a.senders is not None and len(set(a.senders)) > 1
     sender_low, sender_high = sender_interval(right_b.astype(float) - right_a, a.senders) if several else (None, None)
     return Paired(
-        name_a=name_a,
-        name_b=name_b,
-        n=a.n,
-        both_right=cells[0][0],
-        only_a=cells[0][1],
-        only_b=cells[1][0],
-        both_wrong=cells[1][1],
-        difference=float((cells[1][0] - cells[0][1]) / a.n),
-        difference_low=low,
-        difference_high=high,
-        sender_low=sender_low,
-        sender_high=sender_high,
-        p_value=float(mcnemar(cells, exact=True).pvalue),
+        name_a=name_a, name_b=name_b, n=a.n,
+        both_right=cells[0][0], only_a=cells[0][1], only_b=cells[1][0], both_wrong=cells[1][1],
+        difference=float((cells[1][0] - cells[0][1]) / a.n), difference_low=low, difference_high=high,
+        sender_low=sender_low, sender_high=sender_high, p_value=float(mcnemar(cells, exact=True).pvalue),
         agreement=float((a.predicted == predicted).mean()),
         largest_change=float(np.abs(a.probabilities - probabilities).max()),
-    )
+    )  # fmt: skip
 
 
 def _match(a, b, name_a, name_b):
@@ -145,8 +135,8 @@ def _match(a, b, name_a, name_b):
     return np.array([places[photo] for photo in a.ids])
 
 
-def _difference_interval(only_a, only_b, n, level=LEVEL):
+def _difference_interval(only_a, only_b, n):
     only_a, only_b, n = only_a + 0.5, only_b + 0.5, n + 2
     difference = (only_b - only_a) / n
-    spread = stats.norm.ppf((1 + level) / 2) * np.sqrt(only_a + only_b - (only_b - only_a) ** 2 / n) / n
+    spread = stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(only_a + only_b - (only_b - only_a) ** 2 / n) / n
     return float(max(-1.0, difference - spread)), float(min(1.0, difference + spread))

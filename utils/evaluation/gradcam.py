@@ -18,11 +18,9 @@ class GradCam:
     Attributes:
         images: (n, s, s, 3) uint8, as the model saw them.
         heat: (n, s, s) float32, 0..1, each photo scaled by its own maximum (all 0 where nothing spoke for the class).
-        class_index: (n,) int, which class was explained.
-        probability: (n,) float, what the model gave it.
+        class_index: (n,) int, which class was explained; probability: (n,) float, what the model gave it.
         captions: n strings for the figure.
-        layer: name of the layer whose map was weighted.
-        grid: (y, x) of that map: the real resolution of the heat.
+        layer: name of the layer whose map was weighted; grid: (y, x) of that map, the real resolution of the heat.
     """
 
     images: np.ndarray
@@ -32,16 +30,6 @@ class GradCam:
     captions: tuple
     layer: str
     grid: tuple
-
-    @property
-    def overlays(self):
-        """(n, s, s, 3) uint8: the photos in grey under their heat (inferno: brightness alone carries it)."""
-        from matplotlib import colormaps
-
-        grey = self.images.mean(axis=-1, keepdims=True)
-        colour = 255 * colormaps["inferno"](self.heat)[..., :3]
-        strength = 0.25 + 0.4 * self.heat[..., None]
-        return np.clip((1 - strength) * grey + strength * colour, 0, 255).astype(np.uint8)
 
     def __repr__(self):
         y, x = self.grid
@@ -65,8 +53,7 @@ def gradcam(model, photos, class_index=None, layer=None, captions=None, batch_si
         GradCam.
 
     Raises:
-        ValueError: no photos, wrong shape, a class that the model does not have, no layer of that name, or a layer
-            without a map (y, x, channels).
+        ValueError: no photos, wrong shape, a class or layer that the model does not have, or a layer without a map.
         RuntimeError: the class does not depend on that layer.
 
     Example:
@@ -85,25 +72,21 @@ def gradcam(model, photos, class_index=None, layer=None, captions=None, batch_si
 
     from utils.datasets import pipeline
 
-    frame = None
-    if hasattr(photos, "columns"):
-        if len(photos) == 0:
-            raise ValueError("there is no photo to explain; pass at least one row")
-        frame, photos = photos, pipeline.load_images(photos, model.input_shape[1])
+    frame = photos if hasattr(photos, "columns") else None
+    if frame is not None and len(frame):
+        photos = pipeline.load_images(frame, model.input_shape[1])
     photos = np.asarray(photos)
     if photos.ndim != 4 or len(photos) == 0 or photos.shape[-1] != 3:
-        raise ValueError(f"photos have shape {photos.shape}; Grad-CAM needs (n, height, width, 3), n at least 1")
+        raise ValueError(f"expected at least one photo, (n, height, width, 3), got shape {photos.shape}")
     name, maps = _map_tensor(model, layer)
     inner, kernel = _logits(model)
     watched = keras.Model(model.input, [maps, inner, model.output])
-
-    heats, chosen, given = [], [], []
     wanted = None if class_index is None else np.broadcast_to(np.asarray(class_index, dtype=int), len(photos))
     classes = model.output_shape[-1]
     if wanted is not None and ((wanted < 0) | (wanted >= classes)).any():
-        raise ValueError(
-            f"class {wanted.max() if wanted.max() >= classes else wanted.min()} is not one of the {classes}"
-        )
+        raise ValueError(f"class_index must lie between 0 and {classes - 1}, got {class_index}")
+
+    heats, chosen, given = [], [], []
     for start in range(0, len(photos), batch_size):
         batch = tf.convert_to_tensor(photos[start : start + batch_size].astype(np.float32))
         with tf.GradientTape() as tape:
@@ -124,15 +107,13 @@ def gradcam(model, photos, class_index=None, layer=None, captions=None, batch_si
         heats.append(np.divide(heat, top, out=np.zeros_like(heat), where=top > 0))
         chosen.append(numbers)
         given.append(probabilities[np.arange(len(numbers)), numbers])
-    heat, chosen, given = np.concatenate(heats), np.concatenate(chosen), np.concatenate(given)
-    if captions is None:
-        captions = _captions(frame, chosen, given)
+    chosen, given = np.concatenate(chosen), np.concatenate(given)
     return GradCam(
         images=np.clip(np.rint(photos), 0, 255).astype(np.uint8),
-        heat=heat.astype(np.float32),
+        heat=np.concatenate(heats).astype(np.float32),
         class_index=chosen,
         probability=given,
-        captions=tuple(captions),
+        captions=tuple(captions or _captions(frame, chosen, given)),
         layer=name,
         grid=tuple(int(side) for side in found.shape[1:3]),
     )
@@ -145,28 +126,24 @@ def _map_tensor(model, layer):
     names = [item.name for item in model.layers]
     if layer is not None and layer not in names:
         raise ValueError(f"the model has no layer {layer!r}; its last ones are {', '.join(names[-5:])}")
-    pools = [item for item in model.layers if isinstance(item, keras.layers.GlobalAveragePooling2D)]
-    chosen = layer or (LAYER if LAYER in names else pools[-1].name if pools else None)
-    if chosen is None:
-        maps = [item for item in model.layers if _is_map(getattr(item, "output", None))]
-        if not maps:
-            raise ValueError("the model has no layer with a map (y, x, channels); Grad-CAM needs a convolutional one")
-        return maps[-1].name, maps[-1].output
-    item = model.get_layer(chosen)
-    for tensor in (item.output, item.input):
+    pools = [item.name for item in model.layers if isinstance(item, keras.layers.GlobalAveragePooling2D)]
+    maps = [item.name for item in model.layers if _is_map(getattr(item, "output", None))]
+    chosen = layer or next(iter([LAYER] * (LAYER in names) + pools[-1:] + maps[-1:]), None)
+    item = None if chosen is None else model.get_layer(chosen)
+    for tensor in () if item is None else (item.output, item.input):
         if _is_map(tensor):
             return chosen, tensor
     raise ValueError(f"layer {chosen!r} has no map (y, x, channels) on either side; name a convolution or a pooling")
 
 
 def _is_map(tensor):
-    return hasattr(tensor, "shape") and len(tensor.shape) == 4
+    return len(getattr(tensor, "shape", ())) == 4
 
 
 def _logits(model):
     """(tensor, kernel): the tensor times the kernel (None: the tensor itself) is the logits, but for the bias.
 
-    A model that ends in a Dense with softmax, or in a softmax of its own, has logits; any other is taken by its output.
+    A model that ends in a Dense with softmax, or in a softmax of its own, has logits; of any other we use the output.
     """
     import keras
 
@@ -181,8 +158,6 @@ def _logits(model):
 
 def _captions(frame, chosen, given):
     if frame is not None and {"true", "predicted"} <= set(frame.columns):
-        return [
-            f"{true}, called {predicted} ({p:.0%})"
-            for true, predicted, p in zip(frame["true"], frame["predicted"], given, strict=True)
-        ]
+        pairs = zip(frame["true"], frame["predicted"], given, strict=True)
+        return [f"{true}, called {predicted} ({p:.0%})" for true, predicted, p in pairs]
     return [f"class {number} ({p:.0%})" for number, p in zip(chosen, given, strict=True)]

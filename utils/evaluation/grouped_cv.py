@@ -1,16 +1,19 @@
-"""Cross-validation that holds for photos by people whom the model has never seen.
+"""Cross-validation that holds for photos by photographers whom the model has never seen.
 
-The photos are dealt into k folds so that nobody's photos stand on two sides; each photo is predicted once, by a model
-that has seen none of its sender's. The same with photos dealt at random (`protocol="random"`) shows what a split that
-ignores the senders makes of the same model.
+Photos are dealt into k folds so that no photographer is on both sides; each photo is predicted once, by a model that
+has seen no other photo of its photographer. `protocol="random"` deals the same photos at random, as most studies do.
 """
 
 import dataclasses
+import html
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import KFold, StratifiedKFold
 from tqdm import tqdm
+
+from utils.datasets import splits
+from utils.evaluation.judge import check_labels, check_probabilities, evaluate
 
 PROTOCOLS = ("grouped", "random")
 
@@ -21,11 +24,11 @@ class GroupedCV:
 
     Attributes:
         name: of the recipe, or None.
-        protocol: "grouped" (no sender on two sides) or "random".
+        protocol: "grouped" (no photographer on both sides) or "random".
         k, seed: of the folds.
         evaluation: Evaluation of all photos, each predicted by the model that was not trained on it.
         folds: DataFrame by fold (1..k): n_train, n, senders, accuracy, accuracy_low, accuracy_high (Wilson),
-            macro_recall, cross_entropy, shared_senders (people on both sides; 0 when grouped).
+            macro_recall, cross_entropy, shared_senders (photographers on both sides; 0 when grouped).
         fold: (n,) int, which fold predicted each photo, 1..k.
         absent: tuple of (fold, "train" or "test", class) for classes without a photo there.
     """
@@ -46,17 +49,17 @@ class GroupedCV:
 
     @property
     def accuracy(self):
-        """Share of all photos that were classified rightly out of fold, 0..1."""
+        """Share of all photos that were classified correctly out of fold, 0..1."""
         return self.evaluation.accuracy
 
     @property
     def accuracy_low(self):
-        """Lower end of the 95 % interval over senders (over photos where there is one sender only)."""
+        """Lower end of the 95% interval over photographers (over photos where there is only one)."""
         return self.evaluation.accuracy_low if self.evaluation.sender_low is None else self.evaluation.sender_low
 
     @property
     def accuracy_high(self):
-        """Upper end of the 95 % interval over senders (over photos where there is one sender only)."""
+        """Upper end of the 95% interval over photographers (over photos where there is only one)."""
         return self.evaluation.accuracy_high if self.evaluation.sender_high is None else self.evaluation.sender_high
 
     @property
@@ -75,80 +78,67 @@ class GroupedCV:
         return self.evaluation.probabilities
 
     def to_frame(self):
-        """One row a fold (same as `folds`)."""
+        """One row per fold (same as `folds`)."""
         return self.folds
 
     def to_dict(self):
         """Plain numbers, lists and strings, fit for results JSON."""
+        numbers = ("name", "protocol", "k", "seed", "n", "accuracy", "accuracy_low", "accuracy_high", "accuracy_spread")
         return {
-            "name": self.name,
-            "protocol": self.protocol,
-            "k": self.k,
-            "seed": self.seed,
-            "n": self.n,
-            "accuracy": self.accuracy,
-            "accuracy_low": self.accuracy_low,
-            "accuracy_high": self.accuracy_high,
-            "accuracy_spread": self.accuracy_spread,
+            **{field: getattr(self, field) for field in numbers},
             "folds": self.folds.reset_index().to_dict("records"),
             "absent": [list(entry) for entry in self.absent],
             "evaluation": self.evaluation.to_dict(),
         }
 
     def __repr__(self):
+        what = {"grouped": "grouped by photographer", "random": "at random"}[self.protocol]
         text = (
-            f"{self.name or 'model'}, {self._what()}: accuracy {100 * self.accuracy:.1f} % "
-            f"({100 * self.accuracy_low:.1f}–{100 * self.accuracy_high:.1f} over senders), macro recall "
-            f"{100 * self.macro_recall:.1f} %, folds {100 * self.folds['accuracy'].min():.1f}–"
-            f"{100 * self.folds['accuracy'].max():.1f} %, {self.n} photos"
+            f"{self.name or 'model'}, {self.k} folds {what}: accuracy {self.accuracy:.1%} "
+            f"({self.accuracy_low:.1%} to {self.accuracy_high:.1%} over photographers), macro recall "
+            f"{self.macro_recall:.1%}, folds {self.folds['accuracy'].min():.1%} to {self.folds['accuracy'].max():.1%}, "
+            f"{self.n:,} photos"
         )
         return text + "".join(f"\n  fold {fold}: no photo of {label} in {part}" for fold, part, label in self.absent)
 
     def _repr_html_(self):
-        head = repr(self).replace("&", "&amp;").replace("<", "&lt;").replace("\n", "<br>")
+        head = html.escape(repr(self)).replace("\n", "<br>")
         return f"<p>{head}</p>{self.folds.round(3).to_html()}"
-
-    def _what(self):
-        return {"grouped": f"sender-grouped {self.k}-fold", "random": f"random {self.k}-fold"}[self.protocol]
 
 
 def grouped_cv(fit_predict, frame, classes, k=5, seed=0, name=None, protocol="grouped"):
-    """Judge a recipe by k-fold cross-validation in which no sender stands on two sides.
+    """Judge a recipe by k-fold cross-validation in which no photographer is on both sides.
 
     Args:
         fit_predict: callable (train_frame, test_frame) -> probabilities (n_test, C) of the test photos. It may use
             no label of test_frame. Both frames keep the index of `frame`.
-        frame: DataFrame, one row a photo: `label`, `sender`; the column `split` is ignored.
+        frame: DataFrame, one row per photo: `label`, `sender`; the column `split` is ignored.
         classes: the C class names in the order of the probabilities' columns.
         k: folds, at least 2.
         seed: another seed, other folds.
         name: of the recipe, for tables.
-        protocol: "grouped", or "random" for folds that ignore the senders (what most studies report).
+        protocol: "grouped", or "random" for folds that ignore the photographers.
 
     Returns:
-        GroupedCV; its interval is the 95 % interval over senders.
+        GroupedCV; its interval is the 95% interval over photographers.
 
     Raises:
-        ValueError: k below 2, fewer senders (or photos) than folds, an unknown protocol, or probabilities that
-            `evaluation.evaluate` refuses (the message names the fold).
+        ValueError: fewer photographers (or photos) than folds, or probabilities that `evaluate` refuses (the message
+            names the fold).
 
     Example:
         >>> photos = pd.DataFrame({"label": ["hat", "shirt"] * 10, "sender": [str(i // 2) for i in range(20)]})
         >>> chance = lambda train, test: np.full((len(test), 2), 0.5)
         >>> judged = grouped_cv(chance, photos, ["hat", "shirt"])
-        >>> judged.accuracy, judged.folds["shared_senders"].sum()
-        (0.5, np.int64(0))
+        >>> judged.accuracy, int(judged.folds["shared_senders"].sum())
+        (0.5, 0)
 
     Source: folds by scikit-learn's StratifiedGroupKFold; interval by the cluster bootstrap of `sender_interval`.
     """
-    from utils.evaluation import (
-        judge as evaluation,  # evaluation offers grouped_cv to its readers, so it is imported here and not above
-    )
-
     classes = tuple(classes)
-    labels = evaluation.check_labels(frame, classes)
+    labels = check_labels(frame, classes)
     if "sender" not in frame:
-        raise ValueError("the frame of photos has no column 'sender'; take it from datasets.load, which joins senders")
+        raise ValueError("expected a frame of photos with a column 'sender'; take it from datasets.load")
     probabilities = np.full((len(frame), len(classes)), np.nan)
     fold_of = np.zeros(len(frame), dtype=int)
     absent, rows = [], []
@@ -159,46 +149,28 @@ def grouped_cv(fit_predict, frame, classes, k=5, seed=0, name=None, protocol="gr
             missing = np.flatnonzero(np.bincount(labels[rows_of_part], minlength=len(classes)) == 0)
             absent += [(fold, part, classes[number]) for number in missing]
         found = fit_predict(train, test)
-        found = evaluation.check_probabilities(found, len(test), classes, f" of fold {fold}")
+        found = check_probabilities(found, len(test), classes, f" of fold {fold}")
         probabilities[test_rows], fold_of[test_rows] = found, fold
-        judged = evaluation.evaluate(found, test, classes)
+        judged = evaluate(found, test, classes)
+        numbers = ("accuracy", "accuracy_low", "accuracy_high", "macro_recall", "cross_entropy")
         rows.append(
-            {
-                "fold": fold,
-                "n_train": len(train),
-                "n": judged.n,
-                "senders": judged.n_senders,
-                "accuracy": judged.accuracy,
-                "accuracy_low": judged.accuracy_low,
-                "accuracy_high": judged.accuracy_high,
-                "macro_recall": judged.macro_recall,
-                "cross_entropy": judged.cross_entropy,
-                "shared_senders": len(set(train["sender"].astype(str)) & set(test["sender"].astype(str))),
-            }
+            {"fold": fold, "n_train": len(train), "n": judged.n, "senders": judged.n_senders}
+            | {number: getattr(judged, number) for number in numbers}
+            | {"shared_senders": len(set(train["sender"].astype(str)) & set(test["sender"].astype(str)))}
         )
     return GroupedCV(
-        name=name,
-        protocol=protocol,
-        k=k,
-        seed=seed,
-        evaluation=evaluation.evaluate(probabilities, frame, classes, name=name),
-        folds=pd.DataFrame(rows).set_index("fold"),
-        fold=fold_of,
-        absent=tuple(absent),
-    )
+        name=name, protocol=protocol, k=k, seed=seed, fold=fold_of, absent=tuple(absent),
+        evaluation=evaluate(probabilities, frame, classes, name=name), folds=pd.DataFrame(rows).set_index("fold"),
+    )  # fmt: skip
 
 
 def _folds(frame, labels, k, seed, protocol):
     if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
-    if k < 2:
-        raise ValueError(f"k is {k}; cross-validation needs at least two folds")
+        raise ValueError(f"protocol must be {' or '.join(PROTOCOLS)}, got {protocol!r}")
+    if not 2 <= k <= len(frame):
+        raise ValueError(f"k must lie between 2 and the number of photos ({len(frame)}), got {k}")
     if protocol == "grouped":
-        from utils.datasets import splits
-
         return splits.grouped_folds(frame, k=k, seed=seed)
-    if len(frame) < k:
-        raise ValueError(f"{len(frame)} photos cannot make {k} folds; use fewer folds")
     # A class with fewer photos than folds cannot be stratified; its few photos then fall where chance puts them.
     counts = np.bincount(labels)
     kind = StratifiedKFold if counts[counts > 0].min() >= k else KFold

@@ -1,27 +1,13 @@
-"""How good a classifier is, on whose photos, and where it errs.
-
-`evaluate` judges predictions on the photos of one part; `compare` sets two models against each other on the same
-photos; `grouped_cv` judges a way of training on people whom the model has never seen. `confusions` and
-`worst_mistakes` say where the errors are. Everything is computed here once; `plots` only draws it and `results` only
-stores it.
-"""
+"""Predictions against labels: accuracy with intervals, classes, calibration, photographers, and the mistakes."""
 
 import dataclasses
+import html
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from utils.evaluation.compare import Paired, compare
-from utils.evaluation.grouped_cv import GroupedCV, grouped_cv
 from utils.evaluation.intervals import sender_interval, sender_name, wilson
-from utils.evaluation.mistakes import confusions, worst_mistakes
-from utils.evaluation.predictions import check_labels, check_probabilities, photo_ids
-
-__all__ = [
-    "Evaluation", "GroupedCV", "Paired", "check_labels", "check_probabilities", "compare", "confusions", "evaluate",
-    "grouped_cv", "reliability", "sender_interval", "wilson", "worst_mistakes",
-]  # fmt: skip
 
 # Keras clips probabilities here before taking the logarithm; the same clip keeps its losses and ours comparable.
 EPSILON = 1e-7
@@ -32,20 +18,17 @@ class Evaluation:
     """What a model did on n photos; made by :func:`evaluate`, prints itself.
 
     Attributes:
-        name: of the model, or None.
-        classes: tuple of class names, the order of every array here.
-        n: number of photos.
-        accuracy, accuracy_low, accuracy_high: 0..1, with the Wilson 95 % interval over photos.
-        n_senders: number of people who took them (None where the frame has no `sender`).
-        sender_low, sender_high: 95 % interval over senders (bootstrap); None with fewer than two senders.
+        name: of the model, or None; classes: class names, the order of every array here; n: photos.
+        accuracy, accuracy_low, accuracy_high: 0..1, with the Wilson 95% interval over photos.
+        n_senders: photographers (None where the frame has no `sender`).
+        sender_low, sender_high: 95% interval over photographers (bootstrap); None with fewer than two.
         cross_entropy: mean negative log-probability of the true class, nats.
         macro_precision, macro_recall, macro_f1: unweighted means over the classes that have photos here.
-        per_class: DataFrame by class: precision, recall, f1, support (photos), predicted (photos called that).
-            A class without photos has NaN in the first three; one that is never predicted has precision 0.
-        absent: tuple of the classes without a photo in this part.
+        per_class: DataFrame by class: precision, recall, f1, support (photos), predicted (photos called that). A class
+            without photos has NaN in the first three; one that is never predicted has precision 0.
+        absent: classes without a photo here.
         confusion: (C, C) int counts, rows true, columns predicted.
-        ece: expected calibration error, 0..1.
-        reliability: DataFrame, the bins behind `ece` (see :func:`reliability`).
+        ece: expected calibration error, 0..1; reliability: the bins behind it, see :func:`reliability`.
         per_sender: DataFrame, largest first: sender, n, correct, accuracy, accuracy_low, accuracy_high (Wilson).
         probabilities: (n, C) float64; labels, predicted: (n,) int class numbers; ids, senders: (n,) str or None.
     """
@@ -77,7 +60,7 @@ class Evaluation:
 
     @property
     def correct(self):
-        """(n,) booleans: which photos were classified rightly."""
+        """(n,) booleans: which photos were classified correctly."""
         return self.labels == self.predicted
 
     @property
@@ -93,62 +76,49 @@ class Evaluation:
 
     def to_frame(self):
         """One row with the headline numbers, units in the column names (percent for accuracies)."""
-        row = {
-            "model": self.name or "model",
-            "photos": self.n,
-            "accuracy_%": 100 * self.accuracy,
-            "low_%": 100 * self.accuracy_low,
-            "high_%": 100 * self.accuracy_high,
-            "cross_entropy_nats": self.cross_entropy,
-            "macro_f1_%": 100 * self.macro_f1,
-            "macro_recall_%": 100 * self.macro_recall,
-            "ece_%": 100 * self.ece,
-        }
+        shares = {"accuracy": self.accuracy, "low": self.accuracy_low, "high": self.accuracy_high}
+        shares |= {"macro_f1": self.macro_f1, "macro_recall": self.macro_recall, "ece": self.ece}
+        row = {"model": self.name or "model", "photos": self.n, "cross_entropy_nats": self.cross_entropy}
+        row |= {f"{name}_%": 100 * share for name, share in shares.items()}
         return pd.DataFrame([row]).set_index("model")
 
     def to_dict(self):
         """Everything but the photos' own rows, as plain data fit for results JSON (NaN becomes None)."""
-        return {
+        numbers = (
+            "n", "accuracy", "accuracy_low", "accuracy_high", "n_senders", "sender_low", "sender_high",
+            "cross_entropy", "macro_precision", "macro_recall", "macro_f1", "ece",
+        )  # fmt: skip
+        return {field: _plain(getattr(self, field)) for field in numbers} | {
             "name": self.name,
             "classes": list(self.classes),
             "absent": list(self.absent),
-            **{
-                field: _plain(getattr(self, field))
-                for field in (
-                    "n", "accuracy", "accuracy_low", "accuracy_high", "n_senders", "sender_low", "sender_high",
-                    "cross_entropy", "macro_precision", "macro_recall", "macro_f1", "ece",
-                )
-            },
             "per_class": _records(self.per_class.rename_axis("class").reset_index()),
             "confusion": self.confusion.tolist(),
             "reliability": _records(self.reliability),
             "per_sender": _records(self.per_sender),
-        }  # fmt: skip
+        }
 
     def __repr__(self):
-        lines = [self._title()]
-        lines += [f"  {label:<26}{value}" for label, value in self._facts()]
-        return "\n".join(lines) + "\n" + self.per_class.round(3).to_string()
+        facts = "".join(f"\n  {label:<26}{value}" for label, value in self._facts())
+        return f"{self._title()}{facts}\n{self.per_class.round(3).to_string()}"
 
     def _repr_html_(self):
-        rows = "".join(f"<tr><td>{label}</td><td>{value}</td></tr>" for label, value in self._facts())
-        return f"<p><b>{_escape(self._title())}</b></p><table>{rows}</table>{self.per_class.round(3).to_html()}"
+        rows = "".join(f"<tr><td>{label}</td><td>{html.escape(value)}</td></tr>" for label, value in self._facts())
+        return f"<p><b>{html.escape(self._title())}</b></p><table>{rows}</table>{self.per_class.round(3).to_html()}"
 
     def _title(self):
-        people = (
-            "" if self.n_senders is None else f" by {self.n_senders} {'person' if self.n_senders == 1 else 'people'}"
-        )
-        return f"{self.name or 'model'}: {self.n} photos{people}, {len(self.classes)} classes"
+        people = "" if self.n_senders is None else f" by {self.n_senders} photographer{'s' * (self.n_senders != 1)}"
+        return f"{self.name or 'model'}: {self.n:,} photos{people}, {len(self.classes)} classes"
 
     def _facts(self):
-        yield "accuracy", _share(self.accuracy, self.accuracy_low, self.accuracy_high) + " over photos"
+        yield "accuracy", f"{self.accuracy:.1%} ({self.accuracy_low:.1%} to {self.accuracy_high:.1%} over photos)"
         if self.sender_low is not None:
-            yield "", f"{100 * self.sender_low:.1f}–{100 * self.sender_high:.1f} over senders"
+            yield "", f"{self.sender_low:.1%} to {self.sender_high:.1%} over photographers"
         yield "cross-entropy", f"{self.cross_entropy:.3f} nats"
-        yield "macro F1, macro recall", f"{100 * self.macro_f1:.1f} %, {100 * self.macro_recall:.1f} %"
-        yield "calibration error (ECE)", f"{100 * self.ece:.1f} %"
+        yield "macro F1, macro recall", f"{self.macro_f1:.1%}, {self.macro_recall:.1%}"
+        yield "calibration error (ECE)", f"{self.ece:.1%}"
         if self.absent:
-            yield "no photo here of", ", ".join(map(str, self.absent))
+            yield "classes without a photo", ", ".join(map(str, self.absent))
 
 
 def evaluate(predict, frame, classes, name=None, bins=15):
@@ -156,7 +126,7 @@ def evaluate(predict, frame, classes, name=None, bins=15):
 
     Args:
         predict: callable frame -> probabilities, or the probabilities themselves: (n, C), rows sum to 1.
-        frame: DataFrame, one row a photo: `label`; `sender` and `id` (or `path`) are used where they are there.
+        frame: DataFrame, one row per photo: `label`; `sender` and `id` (or `path`) are used where they exist.
         classes: the C class names in the order of the probabilities' columns.
         name: of the model, for tables.
         bins: of the calibration error.
@@ -165,8 +135,7 @@ def evaluate(predict, frame, classes, name=None, bins=15):
         Evaluation.
 
     Raises:
-        ValueError: no photos, a label outside `classes`, probabilities of another shape, NaN, negative, or rows that
-            do not sum to 1 (logits, most often).
+        ValueError: no photos, a label outside `classes`, or rows that are not probabilities (logits, NaN, other shape).
         TypeError: `predict` is neither a function of a frame nor an array.
 
     Example:
@@ -175,8 +144,7 @@ def evaluate(predict, frame, classes, name=None, bins=15):
         >>> judged.n, round(judged.accuracy, 3), judged.confusion.tolist()
         (3, 0.667, [[1, 1], [0, 1]])
 
-    Source: sklearn for precision, recall and F1; statsmodels for Wilson's interval; Guo et al. 2017, arXiv:1706.04599,
-    for the calibration error.
+    Source: scikit-learn for precision, recall and F1; Guo et al. 2017, arXiv:1706.04599, for the calibration error.
     """
     classes = tuple(classes)
     labels = check_labels(frame, classes)
@@ -187,50 +155,30 @@ def evaluate(predict, frame, classes, name=None, bins=15):
 
     numbers = np.arange(len(classes))
     confusion = confusion_matrix(labels, predicted, labels=numbers)
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, predicted, labels=numbers, zero_division=0.0
-    )
+    scores = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0.0)
+    support, columns = scores[3], ["precision", "recall", "f1"]
     present = support > 0
-    per_class = pd.DataFrame(
-        {"precision": precision, "recall": recall, "f1": f1}, index=pd.Index(classes, name="class", dtype=object)
-    )
+    index = pd.Index(classes, name="class", dtype=object)
+    per_class = pd.DataFrame(dict(zip(columns, scores, strict=False)), index=index)
     # A class that nobody photographed here has no recall; zeros would pull the macro averages down for no fault.
     per_class[~present] = np.nan
     per_class["support"], per_class["predicted"] = support, confusion.sum(axis=0)
-    macro = per_class.loc[present, ["precision", "recall", "f1"]].mean()
-
-    bins_table = reliability(probabilities, labels, bins)
+    macro = per_class.loc[present, columns].mean()
+    reliable = reliability(probabilities, labels, bins)
     senders = np.array([sender_name(s) for s in frame["sender"]], dtype=object) if "sender" in frame else None
     per_sender = _per_sender(correct, senders)
-    several = senders is not None and len(per_sender) > 1
-    sender_low, sender_high = sender_interval(correct, senders) if several else (None, None)
+    sender_low, sender_high = sender_interval(correct, senders) if len(per_sender) > 1 else (None, None)
     low, high = wilson(correct.sum(), len(frame))
     return Evaluation(
-        name=name,
-        classes=classes,
-        n=len(frame),
-        accuracy=float(correct.mean()),
-        accuracy_low=low,
-        accuracy_high=high,
-        n_senders=None if senders is None else len(per_sender),
-        sender_low=sender_low,
-        sender_high=sender_high,
+        name=name, classes=classes, n=len(frame), accuracy=float(correct.mean()), accuracy_low=low, accuracy_high=high,
+        n_senders=None if senders is None else len(per_sender), sender_low=sender_low, sender_high=sender_high,
         cross_entropy=float(-np.log(probabilities[np.arange(len(labels)), labels].clip(EPSILON, 1.0)).mean()),
-        macro_precision=float(macro["precision"]),
-        macro_recall=float(macro["recall"]),
-        macro_f1=float(macro["f1"]),
-        per_class=per_class,
-        absent=tuple(np.array(classes, dtype=object)[~present]),
-        confusion=confusion,
-        ece=float((bins_table["n"] * (bins_table["accuracy"] - bins_table["confidence"]).abs()).sum() / len(frame)),
-        reliability=bins_table,
-        per_sender=per_sender,
-        probabilities=probabilities,
-        labels=labels,
-        predicted=predicted,
-        ids=photo_ids(frame),
-        senders=senders,
-    )
+        macro_precision=float(macro["precision"]), macro_recall=float(macro["recall"]), macro_f1=float(macro["f1"]),
+        per_class=per_class, absent=tuple(np.array(classes, dtype=object)[~present]), confusion=confusion,
+        ece=float((reliable["n"] * (reliable["accuracy"] - reliable["confidence"]).abs()).sum() / len(frame)),
+        reliability=reliable, per_sender=per_sender, probabilities=probabilities, labels=labels, predicted=predicted,
+        ids=photo_ids(frame), senders=senders,
+    )  # fmt: skip
 
 
 def reliability(probabilities, labels, bins=15):
@@ -244,11 +192,8 @@ def reliability(probabilities, labels, bins=15):
         bins: how many, at least 1.
 
     Returns:
-        DataFrame, one row for each bin that holds photos: low, high (bounds), n, confidence (mean), accuracy,
-        accuracy_low, accuracy_high (Wilson 95 %).
-
-    Raises:
-        ValueError: `bins` is below 1.
+        DataFrame, one row per bin that holds photos: low, high (bounds), n, confidence (mean), accuracy,
+        accuracy_low, accuracy_high (Wilson 95%).
 
     Example:
         >>> table = reliability(np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([0, 1]), bins=10)
@@ -258,7 +203,7 @@ def reliability(probabilities, labels, bins=15):
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599.
     """
     if bins < 1:
-        raise ValueError(f"bins is {bins}; a reliability diagram needs at least one")
+        raise ValueError(f"bins must be a positive integer, got {bins}")
     probabilities, labels = np.asarray(probabilities, dtype=float), np.asarray(labels)
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     edges = np.linspace(0, 1, bins + 1)
@@ -266,19 +211,9 @@ def reliability(probabilities, labels, bins=15):
     rows = []
     for index in np.unique(number):
         inside = number == index
-        low, high = wilson(right[inside].sum(), inside.sum())
-        rows.append(
-            {
-                "low": edges[index],
-                "high": edges[index + 1],
-                "n": int(inside.sum()),
-                "confidence": confidence[inside].mean(),
-                "accuracy": right[inside].mean(),
-                "accuracy_low": low,
-                "accuracy_high": high,
-            }
-        )
-    return pd.DataFrame(rows)
+        bounds, n = wilson(right[inside].sum(), inside.sum()), int(inside.sum())
+        rows.append([edges[index], edges[index + 1], n, confidence[inside].mean(), right[inside].mean(), *bounds])
+    return pd.DataFrame(rows, columns=["low", "high", "n", "confidence", "accuracy", "accuracy_low", "accuracy_high"])
 
 
 def _per_sender(correct, senders):
@@ -303,9 +238,125 @@ def _records(frame):
     return [{str(key): _plain(value) for key, value in row.items()} for row in frame.to_dict("records")]
 
 
-def _share(value, low, high):
-    return f"{100 * value:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
+def confusions(evaluation, top=10):
+    """The most frequent confusions, most photos first.
+
+    Returns:
+        DataFrame: true, predicted, photos, share_% (of the true class's photos); at most `top` rows.
+
+    Example:
+        >>> photos = pd.DataFrame({"label": ["hat", "hat", "shirt"]})
+        >>> judged = evaluate([[0.1, 0.9], [0.9, 0.1], [0.2, 0.8]], photos, ["hat", "shirt"])
+        >>> confusions(judged).values.tolist()
+        [['hat', 'shirt', 1, 50.0]]
+    """
+    counts = evaluation.confusion - np.diag(np.diag(evaluation.confusion))
+    order = np.argsort(-counts, axis=None, kind="stable")[: min(top, np.count_nonzero(counts))]
+    true, predicted = np.unravel_index(order, counts.shape)
+    names = np.array(evaluation.classes, dtype=object)
+    shares = (100 * evaluation.confusion_normalised[true, predicted]).round(1)
+    return pd.DataFrame(
+        {"true": names[true], "predicted": names[predicted], "photos": counts[true, predicted], "share_%": shares}
+    )
 
 
-def _escape(text):
-    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def worst_mistakes(evaluation, frame, n=24):
+    """The photos that the model was most confidently wrong about.
+
+    Args:
+        evaluation: of `frame`.
+        frame: the very frame that was judged, in the same order.
+        n: at most this many.
+
+    Returns:
+        DataFrame: the rows of `frame`, most confident first, with true, predicted, confidence (probability of the
+        predicted class), true_probability and position (row number in `frame`) added.
+
+    Example:
+        >>> photos = pd.DataFrame({"label": ["hat", "hat", "shirt"], "id": ["a", "b", "c"]})
+        >>> judged = evaluate([[0.1, 0.9], [0.4, 0.6], [0.2, 0.8]], photos, ["hat", "shirt"])
+        >>> worst_mistakes(judged, photos)[["id", "predicted", "confidence"]].values.tolist()
+        [['a', 'shirt', 0.9], ['b', 'shirt', 0.6]]
+    """
+    same = len(frame) == evaluation.n and np.array_equal(check_labels(frame, evaluation.classes), evaluation.labels)
+    ids = photo_ids(frame)
+    if not same or (ids is not None and evaluation.ids is not None and not np.array_equal(ids, evaluation.ids)):
+        raise ValueError("expected the frame that was evaluated, in the same order, got another; pass that one")
+    wrong = np.flatnonzero(~evaluation.correct)
+    wrong = wrong[np.argsort(-evaluation.confidence[wrong], kind="stable")][:n]
+    names = np.array(evaluation.classes, dtype=object)
+    return frame.iloc[wrong].assign(
+        true=names[evaluation.labels[wrong]],
+        predicted=names[evaluation.predicted[wrong]],
+        confidence=evaluation.confidence[wrong],
+        true_probability=evaluation.probabilities[wrong, evaluation.labels[wrong]],
+        position=wrong,
+    )
+
+
+def check_labels(frame, classes):
+    """(n,) class numbers of the labels in `frame`; raises ValueError where there is nothing to judge.
+
+    Example:
+        >>> check_labels(pd.DataFrame({"label": ["shirt", "hat"]}), ["hat", "shirt"]).tolist()
+        [1, 0]
+    """
+    classes = tuple(classes)
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise ValueError(f"expected two or more different classes, got {list(classes)}; name all classes of the model")
+    if "label" not in getattr(frame, "columns", ()):
+        raise ValueError("expected a frame of photos with a column 'label'; take one from Dataset.part(...)")
+    if len(frame) == 0:
+        raise ValueError("there are no photos to judge, the frame is empty; choose another part of the dataset")
+    numbers = frame["label"].map({label: number for number, label in enumerate(classes)})
+    if numbers.isna().any():
+        unknown = sorted({str(label) for label in frame["label"][numbers.isna()]})
+        raise ValueError(
+            f"unknown label {', '.join(unknown)}: the model has {len(classes)} other classes; "
+            "judge it on the dataset that it was trained on"
+        )
+    return numbers.to_numpy(dtype=int)
+
+
+def check_probabilities(probabilities, n, classes, where=""):
+    """`probabilities` as float64 (n, C), once it has proved to hold probabilities.
+
+    Rows may differ from 1 by what 8-bit outputs round away (steps of 1/256 per class), not by more.
+    """
+    if isinstance(probabilities, pd.DataFrame) and set(probabilities.columns) == set(classes):
+        probabilities = probabilities[list(classes)]  # named columns: their order may be another one
+    try:
+        array = np.asarray(probabilities, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"expected the predictions{where} as an array of numbers or a function frame -> (n, C): {error}"
+        ) from error
+    if array.shape != (n, len(classes)):
+        raise ValueError(
+            f"expected predictions{where} of shape ({n}, {len(classes)}) for {n} photos and {len(classes)} classes, "
+            f"got {array.shape}; predict the same frame with a model of these classes"
+        )
+    bad = ~np.isfinite(array).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"the predictions{where} contain NaN or infinity for {bad.sum()} of {n} photos "
+            f"(first: row {bad.argmax()}); train or convert the model again"
+        )
+    sums = array.sum(axis=1)
+    tolerance = 1e-3 + (len(classes) + 1) / 512
+    bad = (np.abs(sums - 1) > tolerance) | (array < -1e-6).any(axis=1) | (array > 1 + 1e-3).any(axis=1)
+    if bad.any():
+        row = int(bad.argmax())
+        raise ValueError(
+            f"expected probabilities{where}, but row {row} lies between {array[row].min():.3g} and "
+            f"{array[row].max():.3g} and sums to {sums[row]:.3g}; apply softmax to logits first"
+        )
+    return array
+
+
+def photo_ids(frame):
+    """(n,) what tells the photos of `frame` apart: `id`, else `path`, else None."""
+    for column in ("id", "path"):
+        if column in frame:
+            return frame[column].astype(str).to_numpy(dtype=object)
+    return None

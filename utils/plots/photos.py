@@ -2,6 +2,7 @@
 
 import math
 
+import matplotlib
 import numpy as np
 
 from utils.plots import style
@@ -93,12 +94,20 @@ def gradcam_overlay(cams, title=None, side=150):
     pairs = 2 if len(cams.images) in (2, 4) else min(3, len(cams.images))
     wide, high = 2 * side + 14, side + 30
     sheet = style.Sheet(pairs * wide, math.ceil(len(cams.images) / pairs) * high)
-    for index, (image, overlay, caption) in enumerate(zip(cams.images, cams.overlays, cams.captions, strict=True)):
+    for index, (image, overlay, caption) in enumerate(zip(cams.images, _under_heat(cams), cams.captions, strict=True)):
         x, y = (index % pairs) * wide + 4, (index // pairs) * high
         sheet.photo(x, y, style.thumbnail(image, side, colours=64))
         sheet.photo(x + side + 3, y, style.thumbnail(overlay, side, colours=0))
         sheet.text(x, y + side + 4, caption, size=10)
     return sheet.page(title)
+
+
+def _under_heat(cams):
+    """(n, s, s, 3) uint8: the photos in grey under their heat (inferno: brightness alone carries it)."""
+    grey = cams.images.mean(axis=-1, keepdims=True)
+    strength = 0.25 + 0.4 * cams.heat[..., None]
+    colour = 255 * matplotlib.colormaps["inferno"](cams.heat)[..., :3]
+    return np.clip((1 - strength) * grey + strength * colour, 0, 255).astype(np.uint8)
 
 
 def photo_grid(images, captions=None, title=None, columns=8, side=96):
