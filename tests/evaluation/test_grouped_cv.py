@@ -73,6 +73,13 @@ def test_the_interval_is_over_senders():
     assert high - low > 1.3 * (judged.evaluation.accuracy_high - judged.evaluation.accuracy_low)
 
 
+def test_an_interval_with_one_photographer_is_said_to_be_over_photos():
+    judged = evaluation.grouped_cv(rememberer, people().assign(sender="only"), CLASSES, protocol="random")
+    assert judged.accuracy_low == judged.evaluation.accuracy_low
+    assert "over photos)" in repr(judged)
+    assert "over photographers)" in repr(evaluation.grouped_cv(rememberer, people(), CLASSES))
+
+
 def test_seeds_decide_the_folds():
     frame = people(20)
     first, again, other = (evaluation.grouped_cv(rememberer, frame, CLASSES, seed=s).fold for s in (1, 1, 2))

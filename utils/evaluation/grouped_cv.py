@@ -92,10 +92,11 @@ class GroupedCV:
         }
 
     def __repr__(self):
+        over = "over photos" if self.evaluation.sender_low is None else "over photographers"
         what = {"grouped": "grouped by photographer", "random": "at random"}[self.protocol]
         text = (
             f"{self.name or 'model'}, {self.k} folds {what}: accuracy {self.accuracy:.1%} "
-            f"({self.accuracy_low:.1%} to {self.accuracy_high:.1%} over photographers), macro recall "
+            f"({self.accuracy_low:.1%} to {self.accuracy_high:.1%} {over}), macro recall "
             f"{self.macro_recall:.1%}, folds {self.folds['accuracy'].min():.1%} to {self.folds['accuracy'].max():.1%}, "
             f"{self.n:,} photos"
         )
