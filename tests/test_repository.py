@@ -11,7 +11,7 @@ from conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MODULES = sorted((ROOT / "utils").rglob("*.py"))
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("*/README.md")), *sorted(ROOT.glob("docs/*.md"))]
 
 
 def code_cells(path):
@@ -68,9 +68,8 @@ def test_what_is_pinned_is_at_least_the_lowest_version_that_is_named():
 
     from packaging.requirements import Requirement
 
-    named = [
-        Requirement(text) for text in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    ]
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    named = [Requirement(text) for text in groups["lowest"]]
     lowest = {requirement.name: requirement.specifier for requirement in named}
     pins = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
     pins = {requirement.name: requirement for requirement in map(Requirement, filter(None, pins))}
@@ -134,6 +133,16 @@ def test_no_import_runs_upwards_and_none_in_a_circle():
             if package != here and LEVEL[package] >= LEVEL[here] and {here, package} - set(LEVELS[-1]):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {package}")
     assert not wrong, wrong
+
+
+def test_utils_has_fourteen_entries_with_short_faces():
+    inside = sorted((ROOT / "utils").iterdir())
+    names = {path.name for path in inside if not path.name.startswith((".", "__")) and path.name != "README.md"}
+    assert len(names) <= 14, names
+    listed = re.findall(r"^\| `(\w+)` \|", (ROOT / "utils" / "README.md").read_text(), re.M)
+    assert sorted(listed) == sorted(name.removesuffix(".py") for name in names)
+    for face in (ROOT / "utils").rglob("__init__.py"):
+        assert len(face.read_text().splitlines()) <= 30, face.relative_to(ROOT)
 
 
 def test_the_instruments_import_nothing_heavy():

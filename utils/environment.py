@@ -57,8 +57,8 @@ def describe():
     """The environment as a flat dictionary fit for JSON: processor, cores, memory, system, Python and packages.
 
     Example:
-        >>> sorted(describe())[:3]
-        ['cores', 'cpu', 'memory_gib']
+        >>> list(describe())[:3]
+        ['cpu', 'cores', 'memory_gib']
     """
     return {
         "cpu": cpu_name(),
