@@ -56,7 +56,7 @@ class Sweep:
         places = {
             content: place for place, content in reversed(list(enumerate(self.files)))
         }  # curves share their start
-        rows = {str(place): content for content, place in sorted(files.items(), key=lambda pair: pair[1])}
+        rows = {str(place): content for content, place in sorted(places.items(), key=lambda pair: pair[1])}
         found = litert_candidates(rows, photo, threads, more_threads=(), detailed=())
         timings = latency.measure(found, baseline="LiteRT 0", **settings)
         names = [f"LiteRT {places[content]}" for content in self.files]
@@ -151,7 +151,7 @@ def sweep(
 def _point(model, train_batches, kind, level, importance, verbose, tuning, photos):
     tuning = {**tuning, "verbose": verbose, "norm_photos": photos}
     if kind == "channels":
-        smaller = prune_channels(model, level, importance).model
+        smaller = prune_channels(model, level).model
         fine_tune(smaller, train_batches, **tuning)
         return smaller
     schedule = "one_shot" if "one-shot" in kind else "gradual"

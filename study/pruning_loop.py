@@ -16,7 +16,7 @@ import pandas as pd
 from utils import files
 from utils.pruning import fine_tune, gzip_bytes, prune, sparsity_report, steps_of
 from utils.pruning.channels import find_blocks, prune_channels
-from utils.pruning.magnitude import check_sparsity, prunable
+from utils.pruning.magnitude import check_share, prunable
 
 KINDS = ("weights", "channels")
 
@@ -82,7 +82,7 @@ def iterative_prune(
         >>> loop.rounds["removed"].round(2).tolist()
         [0.0, 0.5, 0.75]
     """
-    check_sparsity(target, "target")
+    check_share(target, "target")
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; choose one of {', '.join(KINDS)}")
     if rounds < 1:
@@ -107,7 +107,7 @@ def iterative_prune(
             removed = 1 - _size(current, kind) / whole
         else:
             fraction = max(1 - (1 - due) * whole / _size(current, kind), 0.0)
-            current = prune_channels(current, fraction, importance).model
+            current = prune_channels(current, fraction).model
             fine_tune(current, [], 0, norm_photos=norm_photos)  # trains nothing: statistics only
             before = _value(score, current)
             if epochs:

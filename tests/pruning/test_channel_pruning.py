@@ -3,43 +3,12 @@
 import keras
 import numpy as np
 import pytest
+from pruning_models import inverted_residuals
 
 from utils import flops
 from utils.pruning import channels as cp
 
 L = keras.layers
-
-
-def inverted_residuals(squeeze_excite=False, seed=0):
-    """Two blocks of 24 expansion channels on a residual stream of 8, the second with a residual sum."""
-    keras.utils.set_random_seed(seed)
-    image = keras.Input((16, 16, 3))
-    x = stream = L.Conv2D(8, 3, strides=2, padding="same", name="stem")(image)
-    for name in ("a", "b"):
-        x = L.Conv2D(24, 1, use_bias=False, name=f"{name}_expand")(x)
-        x = L.BatchNormalization(name=f"{name}_expand_bn")(x)
-        x = L.ReLU(6.0)(x)
-        x = L.ZeroPadding2D(1)(x)
-        x = L.DepthwiseConv2D(3, name=f"{name}_depthwise")(x)
-        x = L.BatchNormalization(name=f"{name}_bn")(x)
-        x = gated = L.Activation("swish")(x)
-        if squeeze_excite:
-            x = L.GlobalAveragePooling2D()(x)
-            x = L.Reshape((1, 1, 24), name=f"{name}_reshape")(x)
-            x = L.Conv2D(4, 1, activation="swish", name=f"{name}_reduce")(x)
-            x = L.Conv2D(24, 1, activation="sigmoid", name=f"{name}_gate")(x)
-            x = L.Multiply()([gated, x])
-        x = L.Conv2D(8, 1, name=f"{name}_project")(x)
-        if name == "b":
-            x = L.Add()([x, stream])
-        stream = x
-    x = L.GlobalAveragePooling2D()(x)
-    model = keras.Model(image, L.Dense(3, activation="softmax", name="top")(x), name="small")
-    rng = np.random.default_rng(seed)
-    for layer in model.layers:
-        if isinstance(layer, L.BatchNormalization):  # as after training: nothing is at its default
-            layer.set_weights([rng.uniform(0.5, 1.5, array.shape) for array in layer.get_weights()])
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -122,39 +91,13 @@ def test_importance_finds_the_channels_that_matter():
     model.get_layer("a_depthwise").set_weights([kernel, bias])
     assert cp.channel_importance(model, block).argmax() == 3
     assert cp.channel_importance(model, block).mean() == pytest.approx(1)
-    norm = model.get_layer("a_bn")
-    gamma, *rest = norm.get_weights()
-    gamma[7] = -40.0
-    norm.set_weights([gamma, *rest])
-    assert cp.channel_importance(model, block, "gamma").argmax() == 7
 
 
-def test_gamma_says_nothing_where_it_is_folded():
-    model = inverted_residuals()
-    for name in ("a_expand_bn", "a_bn"):
-        _, *rest = model.get_layer(name).get_weights()
-        model.get_layer(name).set_weights([np.ones(24), *rest])
-    with pytest.raises(ValueError, match=r"scales of block 'a_expand' are all equal .* use importance='l1'"):
-        cp.prune_channels(model, 0.5, "gamma")
-
-
-def test_global_scope_takes_from_the_weakest_block():
-    model = inverted_residuals()
-    layer = model.get_layer("a_project")
-    kernel, bias = layer.get_weights()
-    kernel[:, :, :16] *= 1e-3  # two thirds of block a hardly matter
-    layer.set_weights([kernel, bias])
-    after = cp.prune_channels(model, 1 / 3, scope="global").blocks.set_index("block")["channels_after"]
-    assert after["a_expand"] == 8
-    assert after["b_expand"] == 24
-
-
-def test_divisor_minimum_and_named_blocks():
+def test_divisor_and_minimum():
     model = inverted_residuals()
     assert cp.prune_channels(model, 0.5, divisor=1).blocks["channels_after"].tolist() == [12, 12]
     assert cp.prune_channels(model, 0.95).blocks["channels_after"].tolist() == [8, 8]
     assert cp.prune_channels(model, 0.95, divisor=1, minimum=2).blocks["channels_after"].tolist() == [2, 2]
-    assert cp.prune_channels(model, 0.5, blocks=["b_expand"], divisor=1).blocks["channels_after"].tolist() == [12]
 
 
 def test_channels_that_others_see_are_left_alone():
@@ -172,12 +115,9 @@ def test_channels_that_others_see_are_left_alone():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"fraction": 1.0}, "fraction is 1.0"),
-        ({"fraction": -1}, "fraction is -1"),
-        ({"importance": "taste"}, "importance is 'taste'"),
-        ({"scope": "all"}, "scope is 'all'"),
-        ({"divisor": 0}, "divisor is 0"),
-        ({"blocks": ["c"]}, "no block is named 'c'; there are a_expand, b_expand"),
+        ({"fraction": 1.0}, "fraction must be a share from 0 up to but excluding 1, got 1.0"),
+        ({"fraction": -1}, "got -1"),
+        ({"divisor": 0}, "must be positive integers, got 0 and 8"),
     ],
 )
 def test_bad_input_gets_one_sentence(arguments, message):
@@ -185,12 +125,9 @@ def test_bad_input_gets_one_sentence(arguments, message):
         cp.prune_channels(inverted_residuals(), **{"fraction": 0.5} | arguments)
 
 
-def test_not_a_model_and_no_channel_left():
-    with pytest.raises(TypeError, match="not on str"):
+def test_not_a_model():
+    with pytest.raises(TypeError, match="got str"):
         cp.find_blocks("model.keras")
-    model = inverted_residuals()
-    with pytest.raises(ValueError, match="would keep no channel"):
-        cp.rebuild(model, cp.find_blocks(model)[:1], {"a_expand": []})
 
 
 def test_a_layer_that_is_called_twice_is_left_alone():

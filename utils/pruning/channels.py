@@ -1,11 +1,9 @@
-"""Structured pruning: whole expansion channels of inverted-residual blocks go, and a truly smaller model is built.
+"""Channel pruning: whole expansion channels of inverted-residual blocks go, and a truly smaller model is built.
 
 An inverted-residual block widens its input with a 1x1 convolution, filters every channel by itself (depthwise), and
-narrows the result with another 1x1 convolution; the wide channels in between are known to nobody else, so any of them
-can be taken out of the three kernels. Squeeze-excite branches within the block are followed. The blocks are found by
-data flow, not by name: MobileNetV2, EfficientNet-Lite0, EfficientNetB0 and models of your own with flat graphs.
-
-Sources: Li et al. 2017, arXiv:1608.08710 (L1 norm of filters); Liu et al. 2017, arXiv:1708.06519 (batch-norm scale).
+narrows the result with another 1x1 convolution. Nothing else reads the wide channels in between, so any of them can be
+taken out of the three kernels; a squeeze-excite branch within the block is followed. Blocks are found by data flow, not
+by name. Source: Li et al. 2017, arXiv:1608.08710 (L1 norm of filters).
 """
 
 import dataclasses
@@ -15,10 +13,7 @@ import numpy as np
 import pandas as pd
 
 from utils.layer_calls import layer_calls
-from utils.pruning.magnitude import check_sparsity
-
-IMPORTANCE = ("l1", "gamma")
-SCOPES = ("block", "global")
+from utils.pruning.magnitude import check_share
 
 L = keras.layers
 _KEEPS_CHANNELS = (
@@ -55,14 +50,12 @@ class ChannelPruned:
     Attributes:
         model: the new Keras model; the one given is untouched.
         fraction: share of the expansion channels removed, over all blocks.
-        importance: "l1" or "gamma".
-        blocks: DataFrame, one row a block: block, channels_before, channels_after, removed (share).
+        blocks: DataFrame, one row per block: block, channels_before, channels_after, removed (share).
         kept: {block name: sorted indices of the channels kept}.
     """
 
     model: keras.Model
     fraction: float
-    importance: str
     blocks: pd.DataFrame
     kept: dict
 
@@ -74,7 +67,7 @@ class ChannelPruned:
         before, after = self.blocks["channels_before"].sum(), self.blocks["channels_after"].sum()
         return (
             f"{self.model.name!r} with {after:,} of {before:,} expansion channels in {len(self.blocks)} blocks "
-            f"({self.fraction:.1%} removed by {self.importance}), {self.model.count_params():,} parameters"
+            f"({self.fraction:.1%} removed), {self.model.count_params():,} parameters"
         )
 
     def _repr_html_(self):
@@ -103,7 +96,7 @@ def find_blocks(model):
         [('block_1_expand', 96), ('block_2_expand', 144)]
     """
     if not isinstance(model, keras.Model):
-        raise TypeError(f"channel pruning works on a Keras model, not on {type(model).__name__}")
+        raise TypeError(f"expected a Keras model to prune, got {type(model).__name__}")
     graph = _Graph(model)
     blocks, seen = [], set()
     for call in graph.calls:
@@ -189,53 +182,36 @@ def _per_channel(layer):
     return isinstance(layer, L.BatchNormalization) and layer.axis in (-1, 3)
 
 
-def channel_importance(model, block, importance="l1"):
+def channel_importance(model, block):
     """How much each expansion channel of a block matters, largest most.
 
-    "l1": the product of the L1 norms of the channel's expanding filter, depthwise filter and projecting slice, the
-    filters scaled by their batch normalization (gamma / sqrt(variance + epsilon)); a channel that any of the three
-    silences counts as nothing. "gamma": the product of the absolute batch-norm scales in the block.
+    The product of the L1 norms of the channel's expanding filter, depthwise filter and projecting slice, the filters
+    scaled by their batch normalization (gamma / sqrt(variance + epsilon)); a channel that any of the three silences
+    counts as nothing.
 
     Args:
         model: a built Keras 3 model.
         block: one of :func:`find_blocks`.
-        importance: "l1" or "gamma".
 
     Returns:
-        float array (channels,), zero or more, with mean 1 (so that blocks can be compared) unless all are zero.
-
-    Raises:
-        ValueError: unknown importance, or "gamma" where the scales say nothing: none, or all equal, as after folding.
+        float array (channels,), zero or more, with mean 1 unless all are zero.
 
     Example:
         >>> model = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
         >>> channel_importance(model, find_blocks(model)[0]).shape
         (96,)
     """
-    if importance not in IMPORTANCE:
-        raise ValueError(f"importance is {importance!r}; choose one of {', '.join(IMPORTANCE)}")
     layers = {layer.name: layer for layer in model.layers}
-    norms = [layers[name] for name in block.channelwise if isinstance(layers[name], L.BatchNormalization)]
     score = np.ones(block.channels)
-    if importance == "gamma":
-        scales = [np.abs(np.asarray(norm.gamma)) for norm in norms if norm.scale]
-        if not scales or all(np.ptp(scale) <= 1e-6 * scale.max() for scale in scales):
-            raise ValueError(
-                f"the batch-norm scales of block {block.name!r} are all equal (folded into the weights, or untrained), "
-                "so they rank no channel; use importance='l1'"
-            )
-        for scale in scales:
-            score *= scale
-    else:
-        for norm in norms:
-            gamma = np.abs(np.asarray(norm.gamma)) if norm.scale else 1.0
-            score *= gamma / np.sqrt(np.asarray(norm.moving_variance) + norm.epsilon)
-        for name in (block.name, *block.channelwise):
-            kernel = np.abs(np.asarray(layers[name].kernel)) if hasattr(layers[name], "kernel") else None
-            if kernel is not None:  # (h, w, in, channels), depthwise (h, w, channels, 1)
-                score *= kernel.sum(axis=(0, 1, 2) if name == block.name else (0, 1, 3))
-        projection = max((layers[name] for name in block.consumers), key=lambda layer: layer.kernel.shape[-1])
-        score *= _input_norms(projection)
+    for norm in (layers[name] for name in block.channelwise if isinstance(layers[name], L.BatchNormalization)):
+        gamma = np.abs(np.asarray(norm.gamma)) if norm.scale else 1.0
+        score *= gamma / np.sqrt(np.asarray(norm.moving_variance) + norm.epsilon)
+    for name in (block.name, *block.channelwise):
+        if hasattr(layers[name], "kernel"):  # (h, w, in, channels), depthwise (h, w, channels, 1)
+            kernel = np.abs(np.asarray(layers[name].kernel))
+            score *= kernel.sum(axis=(0, 1, 2) if name == block.name else (0, 1, 3))
+    projection = max((layers[name] for name in block.consumers), key=lambda layer: layer.kernel.shape[-1])
+    score *= _input_norms(projection)
     return score / score.mean() if score.any() else score
 
 
@@ -244,58 +220,40 @@ def _input_norms(layer):
     return kernel.reshape(-1, *kernel.shape[-2:]).sum(axis=(0, 2))
 
 
-def prune_channels(model, fraction, importance="l1", scope="block", divisor=8, minimum=8, blocks=None):
+def prune_channels(model, fraction, divisor=8, minimum=8):
     """Remove expansion channels and build the smaller model; nothing is trained (see `pruning.fine_tune`).
 
     Args:
         model: a built Keras 3 model with inverted-residual blocks.
-        fraction: share of the expansion channels to remove, in [0, 1); rounded so that `divisor` divides what is kept.
-        importance: "l1" or "gamma", see :func:`channel_importance`.
-        scope: "block" (the same share in every block) or "global" (the least important channels of the whole model).
+        fraction: share of every block's expansion channels to remove, in [0, 1); rounded so that `divisor` divides
+            what is kept.
         divisor: channels kept are a multiple of this (SIMD kernels work in eights); 1 for none.
         minimum: a block keeps at least this many channels.
-        blocks: names of the blocks to prune; all by default.
 
     Returns:
         ChannelPruned.
 
     Raises:
-        ValueError: fraction outside [0, 1), no such block, nothing to prune, unknown importance or scope, divisor or
-            minimum below 1.
+        ValueError: fraction outside [0, 1), or no such block.
 
     Example:
         >>> model = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
         >>> prune_channels(model, 0.5).model.count_params() < 0.75 * model.count_params()
         True
     """
-    check_sparsity(fraction, "fraction")
-    if scope not in SCOPES:
-        raise ValueError(f"scope is {scope!r}; choose one of {', '.join(SCOPES)}")
+    check_share(fraction, "fraction")
     if divisor < 1 or minimum < 1:
-        raise ValueError(f"divisor is {divisor} and minimum {minimum}; both count channels, from 1 on")
-    found = find_blocks(model)
-    if blocks is not None:
-        unknown = sorted(set(blocks) - {block.name for block in found})
-        if unknown:
-            raise ValueError(f"no block is named {unknown[0]!r}; there are {', '.join(block.name for block in found)}")
-        found = [block for block in found if block.name in set(blocks)]
-    scores = {block.name: channel_importance(model, block, importance) for block in found}
-    limit = np.quantile(np.concatenate(list(scores.values())), fraction) if scope == "global" else None
-    kept = {}
+        raise ValueError(f"divisor and minimum must be positive integers, got {divisor} and {minimum}")
+    found, kept = find_blocks(model), {}
     for block in found:
-        wanted = int((scores[block.name] > limit).sum()) if scope == "global" else block.channels * (1 - fraction)
-        count = _kept(wanted, block.channels, divisor, minimum) if fraction else block.channels
-        kept[block.name] = np.sort(np.argsort(-scores[block.name], kind="stable")[:count])
-    table = pd.DataFrame(
-        {
-            "block": [block.name for block in found],
-            "channels_before": [block.channels for block in found],
-            "channels_after": [len(kept[block.name]) for block in found],
-        }
-    )
+        count = _kept(block.channels * (1 - fraction), block.channels, divisor, minimum) if fraction else block.channels
+        order = np.argsort(-channel_importance(model, block), kind="stable")
+        kept[block.name] = np.sort(order[:count])
+    rows = [(block.name, block.channels, len(kept[block.name])) for block in found]
+    table = pd.DataFrame(rows, columns=["block", "channels_before", "channels_after"])
     table["removed"] = 1 - table["channels_after"] / table["channels_before"]
     removed = 1 - table["channels_after"].sum() / table["channels_before"].sum()
-    return ChannelPruned(rebuild(model, found, kept), float(removed), importance, table, kept)
+    return ChannelPruned(rebuild(model, found, kept), float(removed), table, kept)
 
 
 def _kept(wanted, channels, divisor, minimum):
@@ -304,24 +262,10 @@ def _kept(wanted, channels, divisor, minimum):
 
 
 def rebuild(model, blocks, kept):
-    """The model without the channels that are not in `kept`.
-
-    Args:
-        model: a built Keras 3 model.
-        blocks: list of Block, see :func:`find_blocks`.
-        kept: {block name: indices of the channels to keep}; each at least one.
-
-    Returns:
-        keras.Model, uncompiled, of the same layer names.
-
-    Raises:
-        ValueError: a block would keep no channel.
-    """
+    """An uncompiled model of the same layer names that has only the channels in `kept`, {block name: indices}."""
     makes, reads, carries, sizes = {}, {}, {}, {}
     for block in blocks:
         keep = np.asarray(kept[block.name], int)
-        if not keep.size:
-            raise ValueError(f"block {block.name!r} would keep no channel; keep at least one")
         makes |= dict.fromkeys(block.producers, keep)
         reads |= dict.fromkeys(block.consumers, keep)
         carries |= dict.fromkeys(block.channelwise, keep)

@@ -1,148 +1,133 @@
-"""Masks over the smallest weights of a Keras 3 model, and the callback that keeps them there while it trains.
+"""Magnitude pruning of Keras 3 models: masks over the smallest weights, kept while the model is fine-tuned.
 
-tensorflow-model-optimization prunes Keras 2 models only, hence this module. :mod:`utils.pruning` is the way in.
+tensorflow-model-optimization prunes Keras 2 models only, hence this module. Zeros make a file compress better; they do
+not make a dense kernel run faster. What removes arithmetic is :mod:`utils.pruning.channels`.
 
 Sparsity is always the share of zeros among the *prunable* weights: the kernels of convolutions and dense layers, but
 not of the first convolution and of depthwise convolutions, which Zhu and Gupta leave alone as well (few weights, each
 of them needed). Source: Zhu and Gupta 2017, "To prune, or not to prune", arXiv:1710.01878.
 """
 
-import json
+import contextlib
+import dataclasses
+import gzip
 import pathlib
 
 import keras
 import numpy as np
+import pandas as pd
 
-from utils.files import atomic_path
+from utils.models import reestimate_batch_norm
 
-SCOPES = ("layer", "global")
+SCHEDULES = ("gradual", "one_shot")
+RAMP = 0.6  # share of the steps over which sparsity rises; the rest lets the network recover (Zhu and Gupta's habit)
+UPDATES = 20  # mask updates during the rise
+REFRESHES = 4  # times in a pass that batch-norm statistics are estimated anew, where photos for it are given
 
 
-def cubic_sparsity(step, begin, end, initial, final):
+def cubic_sparsity(step, end, final):
     """Sparsity at a training step: fast at first, where weights are redundant, and slower towards the end.
 
-    s(t) = s_f + (s_i - s_f) * (1 - (t - t_0) / (t_1 - t_0))^3 for t_0 <= t <= t_1; s_i before, s_f after.
+    s(t) = s_f * (1 - (1 - t / t_1)^3) for 0 <= t <= t_1, s_f after.
 
     Args:
         step: t, optimizer steps done.
-        begin, end: t_0 and t_1, steps.
-        initial, final: s_i and s_f, shares of zeros in [0, 1).
-
-    Returns:
-        float, the share of zeros.
+        end: t_1, steps; 0 prunes at once.
+        final: s_f, share of zeros in [0, 1).
 
     Example:
-        >>> [round(cubic_sparsity(step, 0, 100, 0.0, 0.8), 3) for step in (0, 50, 100, 200)]
+        >>> [round(cubic_sparsity(step, 100, 0.8), 3) for step in (0, 50, 100, 200)]
         [0.0, 0.7, 0.8, 0.8]
 
-    Source: Zhu and Gupta 2017, arXiv:1710.01878, equation 1.
+    Source: Zhu and Gupta 2017, arXiv:1710.01878, equation 1, from zero sparsity at step 0.
     """
-    if end <= begin:
-        return float(final if step >= end else initial)
-    left = 1 - (min(max(step, begin), end) - begin) / (end - begin)
-    return float(final + (initial - final) * left**3)
+    left = 0.0 if step >= end else 1 - step / end
+    return float(final - final * left**3)
 
 
-def prunable(model, layers=None):
-    """The layers whose kernels pruning may thin out: Conv2D and Dense, without the first convolution.
+def prunable(model):
+    """The layers whose kernels pruning may thin out: convolutions and Dense, without the first and the depthwise ones.
 
     Args:
         model: a built Keras 3 model.
-        layers: names to choose instead; each must have a kernel.
 
     Returns:
         list of layers, in the model's order.
 
     Raises:
-        ValueError: there is no such layer, a named layer is missing or has no kernel, or the model is not built.
+        TypeError: not a Keras model.
+        ValueError: the model is not built, or has no such layer.
     """
     if not isinstance(model, keras.Model):
-        raise TypeError(f"pruning works on a Keras model, not on {type(model).__name__}")
+        raise TypeError(f"expected a Keras model to prune, got {type(model).__name__}")
     if not model.built:
-        raise ValueError(f"model {model.name!r} is not built yet; call it on a batch once")
-    flat = [layer for layer in model._flatten_layers(include_self=False) if not isinstance(layer, keras.Model)]
-    if layers is not None:
-        by_name = {layer.name: layer for layer in flat}
-        for name in layers:
-            if name not in by_name:
-                raise ValueError(f"model {model.name!r} has no layer {name!r} to prune")
-            if getattr(by_name[name], "kernel", None) is None:
-                raise ValueError(f"layer {name!r} ({type(by_name[name]).__name__}) has no kernel to prune")
-        return [by_name[name] for name in layers]
-    kinds = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, keras.layers.Dense)
-    depthwise = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-    found = [layer for layer in flat if isinstance(layer, kinds) and not isinstance(layer, depthwise)]
-    first = next((layer for layer in found if not isinstance(layer, keras.layers.Dense)), None)
-    found = [layer for layer in found if layer is not first]
+        raise ValueError(f"model {model.name!r} is not built yet; call it on a batch first")
+    found = _prunable(model)
     if not found:
-        raise ValueError(
-            f"model {model.name!r} has nothing to prune: no Dense layer and no convolution after the first; "
-            "name the layers to prune with layers=[...]"
-        )
+        raise ValueError(f"model {model.name!r} has no Dense layer and no convolution after the first to prune")
     return found
 
 
-def magnitude_masks(kernels, sparsity, scope="layer"):
-    """Masks (1 keeps, 0 prunes) that zero the weights of smallest magnitude.
+def _prunable(model):
+    convolutions = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+    depthwise = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+    found = [layer for layer in _leaves(model) if isinstance(layer, (*convolutions, keras.layers.Dense))]
+    found = [layer for layer in found if not isinstance(layer, depthwise)]
+    first = next((layer for layer in found if isinstance(layer, convolutions)), None)
+    return [layer for layer in found if layer is not first]
+
+
+def _leaves(layer):
+    """The layers of a model that hold no other layer, also those inside nested models and wrappers."""
+    inner = layer.layers if isinstance(layer, keras.Model) else [layer.layer] if hasattr(layer, "layer") else None
+    if inner is None:
+        yield layer
+    else:
+        for part in inner:
+            yield from _leaves(part)
+
+
+def magnitude_masks(kernels, sparsity):
+    """Masks (True keeps, False prunes) that zero the weights of smallest magnitude, equally many in every kernel.
 
     Args:
         kernels: list of arrays of any shape.
-        sparsity: share of zeros, in [0, 1); exactly round(sparsity * size) weights go (per kernel, or altogether).
-        scope: "layer" (every kernel equally sparse) or "global" (one threshold for all).
+        sparsity: share of zeros, in [0, 1); exactly round(sparsity * size) weights of each kernel go.
 
     Returns:
         list of bool arrays, shaped as the kernels.
-
-    Raises:
-        ValueError: sparsity outside [0, 1), unknown scope.
 
     Example:
         >>> magnitude_masks([np.array([0.1, -3.0, 2.0, 0.0])], 0.5)[0].tolist()
         [False, True, True, False]
     """
-    check_sparsity(sparsity)
-    if scope not in SCOPES:
-        raise ValueError(f"scope is {scope!r}; choose one of {', '.join(SCOPES)}")
-    return _masks([np.abs(np.asarray(kernel)) for kernel in kernels], sparsity, scope)
+    check_share(sparsity, "sparsity")
+    return [_keep_largest(np.abs(np.asarray(kernel)), sparsity) for kernel in kernels]
 
 
-def _masks(magnitudes, sparsity, scope):
-    if scope == "layer":
-        return [_keep_largest(values.ravel(), sparsity).reshape(values.shape) for values in magnitudes]
-    together = _keep_largest(np.concatenate([values.ravel() for values in magnitudes]), sparsity)
-    parts = np.split(together, np.cumsum([values.size for values in magnitudes])[:-1])
-    return [part.reshape(values.shape) for part, values in zip(parts, magnitudes, strict=True)]
-
-
-def _keep_largest(values, sparsity):
-    gone = round(sparsity * values.size)
-    keep = np.ones(values.size, bool)
+def _keep_largest(magnitudes, sparsity):
+    gone, keep = round(sparsity * magnitudes.size), np.ones(magnitudes.size, bool)
     if gone:
-        keep[np.argpartition(values, gone - 1)[:gone]] = False
-    return keep
+        keep[np.argpartition(magnitudes.ravel(), gone - 1)[:gone]] = False
+    return keep.reshape(magnitudes.shape)
 
 
-def check_sparsity(sparsity, name="sparsity"):
-    """Raise ValueError unless `sparsity` is a number in [0, 1); `name` is what the message calls it."""
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float, np.number)) or not 0 <= sparsity < 1:
-        raise ValueError(f"{name} is {sparsity!r}; give the share of weights to remove, from 0 up to but excluding 1")
+def check_share(share, name):
+    """Raise ValueError unless `share` is a number in [0, 1); `name` is what the message calls it."""
+    if isinstance(share, bool) or not isinstance(share, (int, float, np.number)) or not 0 <= share < 1:
+        raise ValueError(f"{name} must be a share from 0 up to but excluding 1, got {share!r}")
 
 
 class MagnitudePruning(keras.callbacks.Callback):
     """Keras callback that keeps masks over the kernels of `prunable(model)` while the model trains.
 
-    Masks are raised along :func:`cubic_sparsity` every `frequency` steps and applied after every step, so that a pruned
-    weight is zero in every forward pass. With `state_path` the masks, the step, all weights and the optimizer's state
-    are written after every epoch, whole or not at all; a callback made with the same arguments goes on from there.
+    Masks grow along :func:`cubic_sparsity` every `frequency` steps and are applied after every step, so that a pruned
+    weight is zero in every forward pass and never comes back.
 
     Args:
         sparsity: final share of zeros in [0, 1).
-        begin, end: steps between which sparsity rises; end=0 prunes everything at once, at the start.
-        initial: share of zeros at `begin`.
-        frequency: steps between two raises.
-        scope: "layer" or "global", see :func:`magnitude_masks`.
-        layers: names of the layers to prune; all of :func:`prunable` by default.
-        state_path: file to resume from and to write to, or None.
+        end: steps over which sparsity rises; 0 prunes everything at the start.
+        frequency: steps between two updates of the masks.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
@@ -152,61 +137,43 @@ class MagnitudePruning(keras.callbacks.Callback):
         16
     """
 
-    def __init__(
-        self, sparsity, begin=0, end=0, initial=0.0, frequency=10, scope="layer", layers=None, state_path=None
-    ):
+    def __init__(self, sparsity, end=0, frequency=10):
         super().__init__()
-        check_sparsity(sparsity)
-        check_sparsity(initial, "initial")
-        if initial > sparsity:
-            raise ValueError(f"initial sparsity {initial} is above the final {sparsity}; it can only rise")
-        if scope not in SCOPES:
-            raise ValueError(f"scope is {scope!r}; choose one of {', '.join(SCOPES)}")
-        if frequency < 1 or begin < 0 or end < 0:
-            raise ValueError(
-                f"begin {begin}, end {end}, frequency {frequency}: give steps from 0 on, frequency 1 or more"
-            )
-        self.sparsity, self.begin, self.end, self.initial = float(sparsity), begin, end, float(initial)
-        self.frequency, self.scope, self.layer_names = frequency, scope, layers
-        self.state_path = None if state_path is None else pathlib.Path(state_path)
-        self.step, self.epochs_done, self.records, self.masks = 0, 0, [], None
-
-    def target(self):
-        """The share of zeros that is due at the present step."""
-        return cubic_sparsity(self.step, self.begin, self.end, self.initial, self.sparsity)
+        check_share(sparsity, "sparsity")
+        if frequency < 1 or end < 0:
+            raise ValueError(f"expected end of 0 or more steps and frequency of 1 or more, got {end} and {frequency}")
+        self.sparsity, self.end, self.frequency = float(sparsity), end, frequency
+        self.step, self.masks, self.records = 0, None, []
 
     def set_model(self, model):
         super().set_model(model)
-        self.kernels = [layer.kernel for layer in prunable(model, self.layer_names)]
+        self.kernels = [layer.kernel for layer in prunable(model)]
 
     def on_train_begin(self, logs=None):
-        if self.state_path is not None and self.state_path.exists() and self.masks is None:
-            self.restore()
-        if self.masks is None or self.step >= self.end:
-            self.update_masks()
+        self.update_masks()
         self.apply_masks()
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
-        due = (self.step - self.begin) % self.frequency == 0 or self.step == self.end
-        if due and self.begin <= self.step <= self.end:
+        if self.step <= self.end and (self.step % self.frequency == 0 or self.step == self.end):
             self.update_masks()
         self.apply_masks()
 
     def on_epoch_end(self, epoch, logs=None):
-        self.epochs_done = epoch + 1
         measured = {name: float(value) for name, value in (logs or {}).items()}
         self.records.append({"epoch": epoch + 1, "step": self.step, "sparsity": self.reached(), **measured})
-        if self.state_path is not None:
-            self.save()
 
     def update_masks(self):
-        """Take the masks anew from the present magnitudes; weights pruned before are zero and stay pruned."""
+        """Choose the masks again by the present magnitudes; pruned weights stay pruned."""
         magnitudes = [np.abs(keras.ops.convert_to_numpy(kernel)) for kernel in self.kernels]
         if self.masks is not None:  # -1: weights already pruned sort before weights that merely happen to be zero
             pairs = zip(self._numpy_masks(), magnitudes, strict=True)
             magnitudes = [np.where(mask, values, -1.0) for mask, values in pairs]
-        self._set_masks(_masks(magnitudes, self.target(), self.scope))
+        due = cubic_sparsity(self.step, self.end, self.sparsity)
+        self.masks = [
+            keras.ops.convert_to_tensor(_keep_largest(values, due), dtype=kernel.dtype)
+            for values, kernel in zip(magnitudes, self.kernels, strict=True)
+        ]
 
     def apply_masks(self):
         """Zero the pruned weights."""
@@ -221,58 +188,249 @@ class MagnitudePruning(keras.callbacks.Callback):
     def _numpy_masks(self):
         return [keras.ops.convert_to_numpy(mask) > 0 for mask in self.masks]
 
-    def _set_masks(self, masks):
-        self.masks = [
-            keras.ops.convert_to_tensor(mask, dtype=kernel.dtype)
-            for mask, kernel in zip(masks, self.kernels, strict=True)
-        ]
 
-    def _plan(self):
-        shapes = [list(kernel.shape) for kernel in self.kernels]
-        return json.dumps(
-            {
-                "sparsity": self.sparsity, "begin": self.begin, "end": self.end, "initial": self.initial,
-                "frequency": self.frequency, "scope": self.scope, "kernels": shapes,
-            }
-        )  # fmt: skip
+@dataclasses.dataclass(frozen=True, repr=False)
+class Pruned:
+    """A magnitude-pruned model and what happened to it.
 
-    def _variables(self):
-        optimizer = getattr(self.model, "optimizer", None)
-        return list(self.model.variables) + (list(optimizer.variables) if optimizer is not None else [])
+    Attributes:
+        model: a new Keras model; the one given is untouched.
+        target: the sparsity asked for; sparsity: the sparsity reached, both among prunable weights.
+        schedule: "gradual" or "one_shot".
+        report: DataFrame of :func:`sparsity_report`.
+        history: DataFrame, one row per epoch: epoch, step, sparsity and the metrics of `fit`.
+    """
 
-    def save(self):
-        """Write masks, step, weights and optimizer state to `state_path`, whole or not at all."""
-        arrays = {f"mask_{place}": np.packbits(mask) for place, mask in enumerate(self._numpy_masks())}
-        arrays |= {f"variable_{p}": keras.ops.convert_to_numpy(v) for p, v in enumerate(self._variables())}
-        progress = {"step": self.step, "epochs_done": self.epochs_done, "records": self.records}
-        with atomic_path(self.state_path) as part:
-            np.savez(part, plan=self._plan(), progress=json.dumps(progress), **arrays)
+    model: keras.Model
+    target: float
+    sparsity: float
+    schedule: str
+    report: pd.DataFrame
+    history: pd.DataFrame
 
-    def restore(self):
-        """Read `state_path` back into the model, its optimizer and this callback.
+    def to_frame(self):
+        """The per-layer report."""
+        return self.report
 
-        Raises:
-            ValueError: the file is damaged, or belongs to another pruning run; nothing is changed then.
-        """
-        try:
-            with np.load(self.state_path) as state:
-                arrays = {name: state[name] for name in state.files}
-            plan, progress = str(arrays["plan"]), json.loads(str(arrays["progress"]))
-        except Exception as error:  # numpy raises half a dozen kinds for a cut file
-            raise ValueError(f"{self.state_path} is damaged ({error}); delete it to prune from the start") from error
-        variables = self._variables()
-        stored = [arrays.get(f"variable_{place}") for place in range(len(variables))]
-        fits = all(a is not None and a.shape == tuple(v.shape) for a, v in zip(stored, variables, strict=True))
-        if plan != self._plan() or not fits:
-            raise ValueError(
-                f"{self.state_path} belongs to a pruning run with other settings or another model; "
-                "delete it, or choose another folder"
-            )
-        for variable, array in zip(variables, stored, strict=True):
-            variable.assign(array)
-        masks = []
-        for place, kernel in enumerate(self.kernels):
-            size = int(np.prod(kernel.shape))
-            masks.append(np.unpackbits(arrays[f"mask_{place}"], count=size).reshape(kernel.shape))
-        self._set_masks(masks)
-        self.step, self.epochs_done, self.records = progress["step"], progress["epochs_done"], progress["records"]
+    def __repr__(self):
+        nonzero, weights = int(self.report["nonzero"].sum()), int(self.report["weights"].sum())
+        return (
+            f"Pruned {self.model.name!r}: {self.sparsity:.1%} of the prunable weights are zero ({self.schedule}); "
+            f"{nonzero:,} of {weights:,} kernel weights left"
+        )
+
+    def _repr_html_(self):
+        return f"<p>{self!r}</p>{self.report.round(3).to_html(index=False)}"
+
+
+def sparsity_report(model):
+    """Zeros in every kernel of a model, prunable or not, in the model's order.
+
+    Args:
+        model: a built Keras 3 model.
+
+    Returns:
+        DataFrame: layer, type, shape, weights, nonzero, sparsity (share of zeros), prunable.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="fc")])
+        >>> sparsity_report(model)[["layer", "weights", "nonzero"]].values.tolist()
+        [['fc', 32, 32]]
+    """
+    chosen = {id(layer) for layer in _prunable(model)}
+    rows = []
+    for layer in _leaves(model):
+        if getattr(layer, "kernel", None) is None:
+            continue
+        array = keras.ops.convert_to_numpy(layer.kernel)
+        nonzero, shape = int(np.count_nonzero(array)), "x".join(map(str, array.shape))
+        sparsity = 1 - nonzero / array.size
+        rows.append((layer.name, type(layer).__name__, shape, array.size, nonzero, sparsity, id(layer) in chosen))
+    return pd.DataFrame(rows, columns=["layer", "type", "shape", "weights", "nonzero", "sparsity", "prunable"])
+
+
+def gzip_bytes(model_or_bytes):
+    """Size in bytes after gzip (level 9): what a download or an app bundle costs, and where zeros pay.
+
+    Args:
+        model_or_bytes: the bytes of a file (a converted ``.tflite``), a path to it, or a Keras model, of which the
+            float32 weights are compressed in order.
+
+    Example:
+        >>> gzip_bytes(bytes(1_000_000)) < 2_000
+        True
+    """
+    if isinstance(model_or_bytes, keras.Model):
+        data = b"".join(np.asarray(array, np.float32).tobytes() for array in model_or_bytes.get_weights())
+    elif isinstance(model_or_bytes, bytes):
+        data = model_or_bytes
+    else:
+        data = pathlib.Path(model_or_bytes).read_bytes()
+    return len(gzip.compress(data, compresslevel=9, mtime=0))
+
+
+def fine_tune(
+    model, train_batches, epochs=1, learning_rate=1e-4, steps_per_epoch=None, loss="categorical_crossentropy",
+    verbose=0, norm_photos=None, callbacks=(),
+):  # fmt: skip
+    """Train `model` in place for a short while: Adam on a cosine to zero, batch normalization in inference mode.
+
+    A batch of sixteen is too small to normalize by. But where weights or channels were removed, the statistics that
+    pretraining left no longer fit what reaches the layers: with `norm_photos` they are estimated again, see
+    :class:`RefreshNormalization`.
+
+    Args:
+        model: a Keras classifier with probabilities out.
+        train_batches: (images, labels) batches that `fit` takes, as `pipeline.batches` gives; or a list.
+        epochs: passes over the batches; 0 trains nothing.
+        learning_rate: peak, at the start.
+        steps_per_epoch: batches in a pass; needed where `len(train_batches)` is unknown.
+        loss: any Keras loss that fits the labels.
+        verbose, callbacks: as for `keras.Model.fit`.
+        norm_photos: (n, height, width, 3) training photos for the batch-norm statistics, n >= 2; None keeps them.
+
+    Returns:
+        DataFrame, one row per epoch.
+    """
+    if epochs < 0:
+        raise ValueError(f"epochs must be 0 or more, got {epochs}")
+    if not epochs:
+        if norm_photos is not None:
+            reestimate_batch_norm(model, norm_photos)
+        return pd.DataFrame()
+    steps = steps_of(train_batches, steps_per_epoch)
+    callbacks = list(callbacks)
+    if norm_photos is not None:
+        callbacks.append(RefreshNormalization(norm_photos, every=-(-steps // REFRESHES)))
+    with _frozen_normalization(model):
+        rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps * epochs)
+        # jit_compile=False: XLA made training on CPUs five times slower here
+        model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"], jit_compile=False)
+        history = model.fit(
+            _ListBatches(train_batches) if isinstance(train_batches, (list, tuple)) else train_batches,
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            callbacks=callbacks,
+            verbose=verbose,
+            shuffle=False,  # the stream shuffles itself
+        )
+    return pd.DataFrame({"epoch": [epoch + 1 for epoch in history.epoch], **history.history})
+
+
+def prune(
+    model, train_batches, sparsity, epochs=2, schedule="gradual", learning_rate=1e-4, steps_per_epoch=None,
+    loss="categorical_crossentropy", verbose=0, norm_photos=None,
+):  # fmt: skip
+    """Prune a trained model by magnitude while it is fine-tuned.
+
+    "gradual" raises sparsity over the first 60% of the steps along Zhu and Gupta's cubic and trains on; "one_shot"
+    removes everything before the first step and then trains for as long, which is the fair comparison.
+
+    Args:
+        model: a built Keras 3 classifier; it is copied, not changed.
+        train_batches: (images, labels) batches, see :func:`fine_tune`.
+        sparsity: share of the prunable weights to remove, in [0, 1).
+        epochs: passes over the batches; with 0 the model is pruned at once and not trained.
+        schedule: "gradual" or "one_shot".
+        learning_rate, steps_per_epoch, loss, verbose, norm_photos: see :func:`fine_tune`.
+
+    Returns:
+        Pruned.
+
+    Raises:
+        ValueError: sparsity outside [0, 1), unknown schedule, nothing to prune, negative epochs.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3, activation="softmax")])
+        >>> batches = [(np.ones((4, 8), "float32"), np.eye(3, dtype="float32")[[0, 1, 2, 0]])]
+        >>> prune(model, batches, 0.5, epochs=0).sparsity
+        0.5
+    """
+    check_share(sparsity, "sparsity")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be {' or '.join(SCHEDULES)}, got {schedule!r}")
+    schedule = schedule if epochs else "one_shot"
+    total = steps_of(train_batches, steps_per_epoch) * max(epochs, 1) if epochs else 1
+    end = max(round(RAMP * total), 1) if schedule == "gradual" else 0
+    callback = MagnitudePruning(sparsity, end, frequency=max(end // UPDATES, 1))
+    prunable(model)
+    pruned = keras.models.clone_model(model)
+    pruned.set_weights(model.get_weights())
+    if not epochs:
+        callback.set_model(pruned)
+        callback.on_train_begin()
+    fine_tune(pruned, train_batches, epochs, learning_rate, steps_per_epoch, loss, verbose, norm_photos, [callback])
+    return Pruned(
+        model=pruned,
+        target=float(sparsity),
+        sparsity=callback.reached(),
+        schedule=schedule,
+        report=sparsity_report(pruned),
+        history=pd.DataFrame(callback.records),
+    )
+
+
+class RefreshNormalization(keras.callbacks.Callback):
+    """Estimate batch-norm statistics again while a network is pruned and trained: before, during, and after.
+
+    What is removed changes the mean and variance that reach every later layer; statistics that do not follow cost more
+    accuracy than the removal itself (Li et al. 2020, arXiv:2007.02491).
+
+    Args:
+        photos: (n, height, width, 3) training photos, at least two.
+        every: steps between two estimates in a pass.
+    """
+
+    def __init__(self, photos, every):
+        super().__init__()
+        self.photos, self.every = photos, every
+
+    def on_train_begin(self, logs=None):
+        reestimate_batch_norm(self.model, self.photos)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch and batch % self.every == 0:
+            reestimate_batch_norm(self.model, self.photos)
+
+    def on_epoch_end(self, epoch, logs=None):
+        reestimate_batch_norm(self.model, self.photos)
+
+
+def steps_of(train_batches, steps_per_epoch=None):
+    """Batches in a pass; raises ValueError where neither the batches nor `steps_per_epoch` tell."""
+    if steps_per_epoch is not None:
+        if steps_per_epoch < 1:
+            raise ValueError(f"steps_per_epoch must be a positive integer, got {steps_per_epoch}")
+        return steps_per_epoch
+    try:
+        return len(train_batches)
+    except TypeError:
+        raise ValueError("the number of training batches is unknown; pass steps_per_epoch") from None
+
+
+@contextlib.contextmanager
+def _frozen_normalization(model):
+    """Batch-normalization layers in inference mode inside the block, as before after it."""
+    kind = keras.layers.BatchNormalization
+    layers = [layer for layer in _leaves(model) if isinstance(layer, kind) and layer.trainable]
+    for layer in layers:
+        layer.trainable = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.trainable = True
+
+
+class _ListBatches(keras.utils.PyDataset):
+    """A plain list of (images, labels) batches in the form that `fit` takes."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = list(batches)
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, place):
+        return self.batches[place]
