@@ -1,10 +1,15 @@
-"""FLOPs and MACs of any Keras 3 model, call by call, from its layers and their shapes."""
+"""What a Keras 3 model or a `.tflite` file costs: MACs, FLOPs, element-wise operations, parameters and bytes, by call.
 
-from .count import (  # noqa: F401
-    CONVENTIONS,
-    Cost,
-    count,
-    count_tflite,
-    itemsize,
-    keras_flops_total,
-)
+Call `count(model)` first: its report prints itself and has tables (`top`, `by_type`, `by_block`, `to_frame`).
+`count_tflite` gives the same report of a file, `keras_flops_total` what the keras-flops package says of a model.
+A call that cannot be counted is never zero: it is named in `report.unsupported`. Needs Keras, NumPy and pandas only.
+"""
+
+from .count import count, count_tflite, itemsize, keras_flops_total
+from .formulas import CONVENTIONS, Cost
+from .report import CostReport, CostRow, Unsupported
+
+__all__ = [
+    "CONVENTIONS", "Cost", "CostReport", "CostRow", "Unsupported", "count", "count_tflite", "itemsize",
+    "keras_flops_total",
+]  # fmt: skip

@@ -21,13 +21,9 @@ import warnings
 import keras
 
 from ..layer_calls import layer_calls
-from . import layers as flops_rules
-from . import operations as flops_rules_operations
-from .formulas import Cost, elements, product
-from .layers import CONVENTIONS
+from . import layers, operations
+from .formulas import CONVENTIONS, Cost, elements, product
 from .report import CostReport, CostRow, Unsupported
-
-__all__ = ["CONVENTIONS", "Cost", "CostReport", "CostRow", "Unsupported", "count", "count_tflite", "keras_flops_total"]
 
 
 def count(model, input_shape=None, batch_size=1, rules=None, unsupported="warn", convention="exact"):
@@ -67,7 +63,7 @@ def count(model, input_shape=None, batch_size=1, rules=None, unsupported="warn",
         raise ValueError(f"batch_size={batch_size!r} is no number of inputs; give a whole number from 1")
     own = _checked_rules(rules)
     closed = tuple(key for key in own if isinstance(key, type) and key not in (keras.Layer, keras.Model))
-    table = {**flops_rules.rules_for(convention), **flops_rules_operations.RULES, **own}
+    table = {**layers.rules_for(convention), **operations.RULES, **own}
     calls = layer_calls(model, input_shape, batch_size=int(batch_size), closed=closed)
     _check_inputs(model, calls)
 

@@ -1,7 +1,26 @@
-"""What a rule returns, and the arithmetic of shapes that all rules share."""
+"""What one call costs as arithmetic of shapes: the formulas that the rules of layers, operations and files share.
+
+The convention, which every report states:
+
+- 1 MAC is one multiplication and one addition of the linear algebra (convolutions, matrix products), bias excluded;
+  FLOPs = 2 x MACs. Padding counts as input, as all frameworks compute it.
+- Element-wise operations are a column of their own and part of neither: one for each addition, multiplication,
+  division, comparison or selection, and one for each call of a function such as exp or tanh.
+- Inference: dropout and augmentation do nothing, batch normalization is one multiplication and one addition.
+"""
 
 import dataclasses
 import math
+
+import numpy as np
+
+CONVENTIONS = {
+    "exact": "MACs at every output position; FLOPs = 2 x MACs; element-wise operations apart",
+    "input_over_stride": (
+        "the published studies' convention: convolutions counted at floor(input / stride) positions instead of their "
+        "output positions, else exact; FLOPs = 2 x MACs; element-wise operations apart"
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +49,189 @@ def product(values):
 
 
 def elements(shape):
-    """Number of elements of a shape.
-
-    Raises:
-        ValueError: a dimension is unknown.
-    """
+    """Number of elements of a shape; ValueError where a dimension is unknown."""
     if None in shape:
-        raise ValueError(f"the shape {tuple(shape)} has an unknown dimension; give an input_shape that fixes it")
+        raise ValueError(f"the shape {tuple(shape)} has an unknown dimension; pass an input_shape that fixes it")
     return math.prod(shape)
+
+
+# --- linear algebra ---------------------------------------------------------------------------------------------------
+
+
+def conv_macs(kernel_size, in_channels, out_shape, groups=1):
+    """Multiply-accumulates of one convolution in 1, 2 or 3 dimensions, bias excluded.
+
+    MACs = batch * positions_out * C_out * kernel_elements * (C_in / groups).
+    Dilation does not enter: it moves the taps, not their number. Howard et al. 2017, arXiv:1704.04861.
+
+    Args:
+        kernel_size: spatial kernel size, for example (3, 3).
+        in_channels: C_in.
+        out_shape: (batch, H_out, W_out, C_out) in any order, fully known.
+        groups: channel groups; C_in for a depthwise convolution.
+
+    Example:
+        >>> conv_macs((3, 3), 3, (1, 112, 112, 32))  # MobileNetV2 Conv1
+        10838016
+    """
+    if in_channels % groups:
+        raise ValueError(f"{in_channels} input channels cannot be split into {groups} groups; choose a divisor")
+    return elements(out_shape) * product(kernel_size) * (in_channels // groups)
+
+
+def conv_transpose_macs(kernel_size, in_shape, out_channels):
+    """Multiply-accumulates of one transposed convolution: every input element is spread over one kernel.
+
+    MACs = batch * positions_in * C_in * kernel_elements * C_out. Dumoulin and Visin 2016, arXiv:1603.07285, section 4.
+
+    Example:
+        >>> conv_transpose_macs((2, 2), (1, 16, 16, 8), 16)
+        131072
+    """
+    return elements(in_shape) * product(kernel_size) * out_channels
+
+
+def dense_macs(in_shape, units):
+    """Multiply-accumulates of a Dense layer on input of any rank: batch * positions * C_in * units, bias excluded.
+
+    Example:
+        >>> dense_macs((1, 43264), 64)  # the published baseline's first Dense layer
+        2768896
+    """
+    return elements(in_shape) * units
+
+
+def einsum_macs(equation, *shapes):
+    """Multiply-accumulates of an einsum: the product of the sizes of all indices, for two operands.
+
+    One operand multiplies nothing (0). Three and more are contracted pairwise in the order that `numpy.einsum_path`
+    finds cheapest ("greedy"), as the backends do.
+
+    Args:
+        equation: such as "abc,cd->abd"; an ellipsis stands for any number of dimensions.
+        *shapes: one known shape for each operand.
+
+    Example:
+        >>> einsum_macs("abc,cd->abd", (1, 10, 32), (32, 16))
+        5120
+    """
+    left, _, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if len(terms) != len(shapes):
+        raise ValueError(f"einsum {equation!r} names {len(terms)} operands and got {len(shapes)}")
+    if len(terms) == 1:
+        return 0
+    if len(terms) > 2:
+        return _chain_macs(equation, terms, right, shapes)
+    sizes = {}
+    for term, shape in zip(terms, shapes, strict=True):
+        elements(shape)
+        named = term.replace("...", "")
+        extra = len(shape) - len(named)
+        if extra < 0 or (extra and "..." not in term):
+            raise ValueError(f"einsum {equation!r} does not fit an operand of shape {shape}")
+        at = term.index("...") if "..." in term else 0
+        labels = [*term[:at], *((".", extra - i) for i in range(extra)), *named[at:]] if extra else list(named)
+        for label, dim in zip(labels, shape, strict=True):
+            sizes[label] = max(sizes.get(label, 1), dim)
+    return product(sizes.values())
+
+
+def _chain_macs(equation, terms, right, shapes):
+    operands = [np.broadcast_to(np.float32(0), shape) for shape in shapes]
+    path = np.einsum_path(equation, *operands, optimize="greedy")[0][1:]
+    terms, shapes, total = list(terms), [tuple(shape) for shape in shapes], 0
+    for number, step in enumerate(path):
+        chosen = sorted(step, reverse=True)
+        taken = [(terms.pop(at), shapes.pop(at)) for at in chosen]
+        sizes = {label: dim for term, shape in taken for label, dim in zip(term, shape, strict=True)}
+        total += product(sizes.values()) * (len(taken) - 1)
+        needed = set(right).union(*terms) if number < len(path) - 1 else set(right)
+        kept = "".join(label for label in sizes if label in needed)
+        terms.append(kept)
+        shapes.append(tuple(sizes[label] for label in kept))
+    return total
+
+
+def attention_macs(batch, heads, queries, keys, key_dim, value_dim):
+    """Multiply-accumulates of scaled dot-product attention without projections: scores and weighted sum.
+
+    MACs = batch * heads * queries * keys * (key_dim + value_dim); a causal mask does not reduce it, since all scores
+    are computed and then masked. Vaswani et al. 2017, arXiv:1706.03762.
+    """
+    return batch * heads * queries * keys * (key_dim + value_dim)
+
+
+# --- element-wise operations ------------------------------------------------------------------------------------------
+
+# For each element, written out from each function's definition. Softmax: maximum, subtraction, exp, sum, division.
+ACTIVATION_OPS = {
+    "linear": 0,
+    "relu": 1,
+    "relu6": 2,
+    "leaky_relu": 2,
+    "elu": 3,
+    "selu": 5,
+    "celu": 4,
+    "exponential": 1,
+    "sigmoid": 4,
+    "hard_sigmoid": 4,
+    "log_sigmoid": 5,
+    "sparse_sigmoid": 4,
+    "tanh": 1,
+    "hard_tanh": 2,
+    "tanh_shrink": 2,
+    "softplus": 3,
+    "softsign": 3,
+    "silu": 5,
+    "hard_silu": 5,
+    "gelu": 5,
+    "mish": 5,
+    "glu": 3,
+    "softmax": 5,
+    "log_softmax": 5,
+    "threshold": 2,
+    "hard_shrink": 3,
+    "soft_shrink": 4,
+    "squareplus": 5,
+    "sparse_plus": 6,
+}
+INTERPOLATION_RADIUS = {"nearest": 0, "bilinear": 1, "area": 1, "bicubic": 2, "lanczos3": 3, "lanczos5": 5}
+
+
+def resize_cost(interpolation, antialias, channels_first, given, gives):
+    """Resizing a grid: 2 * taps - 1 operations for each output element; nearest computes nothing.
+
+    taps = product over the two axes of 2 * radius, and with antialiasing of 2 * radius * max(1, in / out).
+    """
+    if interpolation not in INTERPOLATION_RADIUS:
+        return Cost(unknown=f"its interpolation {interpolation!r}")
+    radius = INTERPOLATION_RADIUS[interpolation]
+    if not radius:
+        return Cost()
+    inside = slice(-2, None) if channels_first else slice(-3, -1)
+    taps = 1
+    for size, wanted in zip(given[inside], gives[inside], strict=True):
+        taps *= math.ceil(2 * radius * (max(1.0, size / wanted) if antialias else 1.0))
+    return Cost(0, (2 * taps - 1) * elements(gives))
+
+
+def relu_cost(function, shape):
+    """A comparison, one more for a ceiling (ReLU6), a multiplication for a slope, two for a threshold."""
+    operations = 1 + (function.max_value is not None) + bool(function.negative_slope) + 2 * bool(function.threshold)
+    return Cost(0, operations * elements(shape))
+
+
+def each(operations):
+    """A rule: so many operations for each output element."""
+    return lambda layer, input_shapes, output_shapes: Cost(0, operations * elements(output_shapes[0]))
+
+
+def each_input(operations):
+    """A rule: so many operations for each element of the first input."""
+    return lambda layer, input_shapes, output_shapes: Cost(0, operations * elements(input_shapes[0]))
+
+
+def nothing(layer, input_shapes, output_shapes):
+    """A rule: data is moved, looked up or handed on; nothing is computed."""
+    return Cost()

@@ -11,13 +11,10 @@ else: grouped convolutions at their full input width or not at all, recurrent la
 """
 
 import contextlib
-import io
-import logging
-import os
-import sys
 
 import keras
 
+from ..environment import quiet
 from ..layer_calls import keras_graph as internals
 
 _added = None  # the statistics that keras-flops registers, by name
@@ -56,7 +53,7 @@ def keras_flops_total(model, batch_size=1):
                 f"input {tensor.name!r} of {model.name!r} has the shape {tensor.shape}, and keras-flops "
                 "counts fixed shapes only; build the model for one input size"
             )
-    with _package() as get_flops, _quiet():
+    with _package() as get_flops, quiet():
         return int(get_flops(_stand_in(graph), batch_size=batch_size))
 
 
@@ -109,35 +106,3 @@ def _package():
     finally:
         registry._registry.clear()
         registry._registry.update(before)
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Keep TensorFlow's deprecation note, and the profiler's table (written from C++), off the outputs."""
-    logger = logging.getLogger("tensorflow")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with _no_table():
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _no_table():
-    sys.stdout.flush()
-    try:
-        number = sys.__stdout__.fileno()
-        saved = os.dup(number)
-    except (AttributeError, OSError, io.UnsupportedOperation):
-        yield
-        return
-    try:
-        sink = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(sink, number)
-        os.close(sink)
-        yield
-    finally:
-        os.dup2(saved, number)
-        os.close(saved)

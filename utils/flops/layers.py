@@ -1,157 +1,38 @@
-"""Formulas for what one layer call costs: the linear algebra, and the table in which all rules are looked up.
+"""What each layer of Keras costs, and the table in which its rule is looked up.
 
-A rule is a pure function `rule(layer, input_shapes, output_shapes) -> Cost`, with full shapes, batch included. The
-formulas stand by themselves (`conv_macs`, `dense_macs`, …), so that a reader can check one number with one line.
-
-The convention, which every report states:
-
-- 1 MAC is one multiplication and one addition of the linear algebra (convolutions, matrix products), bias excluded;
-  FLOPs = 2 x MACs. Padding counts as input, as all frameworks compute it.
-- Element-wise operations are a column of their own and part of neither: one for each addition, multiplication,
-  division, comparison or selection, and one for each call of a function such as exp or tanh. What they come to for an
-  activation stands in :data:`utils.flops.elementwise.ACTIVATION_OPS`.
-- Inference: dropout and augmentation do nothing, batch normalization is one multiplication and one addition.
+A rule is a pure function `rule(layer, input_shapes, output_shapes) -> Cost`, with full shapes, batch included. A layer
+that moves or looks up data costs 0: it computes nothing, however long it takes. The convention: :mod:`.formulas`.
 """
 
 import dataclasses
 import functools
+import math
 
 import keras
-import numpy as np
 
-from . import elementwise, sequence
-from .formulas import Cost, elements, product
+from . import operations
+from .formulas import (
+    ACTIVATION_OPS,
+    CONVENTIONS,
+    Cost,
+    attention_macs,
+    conv_macs,
+    conv_transpose_macs,
+    dense_macs,
+    each,
+    each_input,
+    einsum_macs,
+    elements,
+    nothing,
+    product,
+    relu_cost,
+    resize_cost,
+)
 
 layers = keras.layers
 
-CONVENTIONS = {
-    "exact": "MACs at every output position; FLOPs = 2 x MACs; element-wise operations apart",
-    "input_over_stride": (
-        "the published studies' convention: convolutions counted at floor(input / stride) positions instead of their "
-        "output positions, else exact; FLOPs = 2 x MACs; element-wise operations apart"
-    ),
-}
 
-
-def conv_macs(kernel_size, in_channels, out_shape, groups=1, channels_first=False):
-    """Multiply-accumulates of one convolution in 1, 2 or 3 dimensions, bias excluded.
-
-    MACs = batch * positions_out * C_out * kernel_elements * (C_in / groups).
-
-    Dilation does not enter: it moves the taps, not their number.
-
-    Args:
-        kernel_size: spatial kernel size, for example (3, 3).
-        in_channels: C_in.
-        out_shape: (batch, H_out, W_out, C_out), fully known.
-        groups: channel groups; C_in for a depthwise convolution.
-        channels_first: whether `out_shape` is (batch, C_out, H_out, W_out); the product is the same.
-
-    Returns:
-        int, MACs for the whole batch (1 MAC = 2 FLOPs).
-
-    Raises:
-        ValueError: unknown dimension, or C_in not divisible by groups.
-
-    Example:
-        >>> conv_macs((3, 3), 3, (1, 112, 112, 32))  # MobileNetV2 Conv1
-        10838016
-
-    Source: Howard et al. 2017, arXiv:1704.04861.
-    """
-    if in_channels % groups:
-        raise ValueError(f"{in_channels} input channels cannot be split into {groups} groups; choose a divisor")
-    return elements(out_shape) * product(kernel_size) * (in_channels // groups)
-
-
-def conv_transpose_macs(kernel_size, in_shape, out_channels):
-    """Multiply-accumulates of one transposed convolution, bias excluded.
-
-    MACs = batch * positions_in * C_in * kernel_elements * C_out: every input element is spread over one kernel.
-
-    Args:
-        kernel_size: spatial kernel size.
-        in_shape: (batch, H_in, W_in, C_in), fully known.
-        out_channels: C_out.
-
-    Raises:
-        ValueError: unknown dimension.
-
-    Example:
-        >>> conv_transpose_macs((2, 2), (1, 16, 16, 8), 16)
-        131072
-
-    Source: Dumoulin and Visin 2016, arXiv:1603.07285, section 4.
-    """
-    return elements(in_shape) * product(kernel_size) * out_channels
-
-
-def dense_macs(in_shape, units):
-    """Multiply-accumulates of a Dense layer on input of any rank: batch * positions * C_in * units, bias excluded.
-
-    Example:
-        >>> dense_macs((1, 43264), 64)  # the published baseline's first Dense layer
-        2768896
-    """
-    return elements(in_shape) * units
-
-
-def einsum_macs(equation, *shapes):
-    """Multiply-accumulates of an einsum: the product of the sizes of all indices, for two operands.
-
-    One operand multiplies nothing (0). Three and more are contracted pairwise in the order that `numpy.einsum_path`
-    finds cheapest ("greedy"), as the backends do.
-
-    Args:
-        equation: such as "abc,cd->abd"; an ellipsis stands for dimensions of any number.
-        *shapes: one known shape for each operand.
-
-    Raises:
-        ValueError: the equation does not fit the shapes, or a dimension is unknown.
-
-    Example:
-        >>> einsum_macs("abc,cd->abd", (1, 10, 32), (32, 16))
-        5120
-    """
-    left, _, right = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if len(terms) != len(shapes):
-        raise ValueError(f"einsum {equation!r} names {len(terms)} operands and got {len(shapes)}")
-    if len(terms) == 1:
-        return 0
-    if len(terms) > 2:
-        return _chain_macs(equation, terms, right, shapes)
-    sizes = {}
-    for term, shape in zip(terms, shapes, strict=True):
-        elements(shape)
-        named = term.replace("...", "")
-        extra = len(shape) - len(named)
-        if extra < 0 or (extra and "..." not in term):
-            raise ValueError(f"einsum {equation!r} does not fit an operand of shape {shape}")
-        at = term.index("...") if "..." in term else 0
-        labels = [*term[:at], *((".", extra - i) for i in range(extra)), *named[at:]] if extra else list(named)
-        for label, dim in zip(labels, shape, strict=True):
-            sizes[label] = max(sizes.get(label, 1), dim)
-    return product(sizes.values())
-
-
-def _chain_macs(equation, terms, right, shapes):
-    operands = [np.broadcast_to(np.float32(0), shape) for shape in shapes]
-    path = np.einsum_path(equation, *operands, optimize="greedy")[0][1:]
-    terms, shapes, total = list(terms), [tuple(shape) for shape in shapes], 0
-    for number, step in enumerate(path):
-        chosen = sorted(step, reverse=True)
-        taken = [(terms.pop(at), shapes.pop(at)) for at in chosen]
-        sizes = {label: dim for term, shape in taken for label, dim in zip(term, shape, strict=True)}
-        total += product(sizes.values()) * (len(taken) - 1)
-        needed = set(right).union(*terms) if number < len(path) - 1 else set(right)
-        kept = "".join(label for label in sizes if label in needed)
-        terms.append(kept)
-        shapes.append(tuple(sizes[label] for label in kept))
-    return total
-
-
-# --- rules: layers of Keras that multiply and add ---------------------------------------------------------------------
+# --- layers that multiply and add -------------------------------------------------------------------------------------
 
 
 def _channels(layer, shape):
@@ -161,7 +42,21 @@ def _channels(layer, shape):
 def _finish(layer, macs, out_shape):
     """Add the bias (one addition an output element) and the activation to the MACs of a layer."""
     cost = Cost(macs, elements(out_shape) if layer.use_bias else 0)
-    return cost + elementwise.activation(getattr(layer, "activation", None), out_shape)
+    return cost + activation(getattr(layer, "activation", None), out_shape)
+
+
+def activation(function, shape):
+    """Cost of an activation on a tensor; `unknown` where it is not in ACTIVATION_OPS and cannot be traced."""
+    if function is None:
+        return Cost()
+    name = getattr(function, "__name__", None)
+    if name in ACTIVATION_OPS and getattr(keras.activations, name, None) is function:
+        return Cost(0, ACTIVATION_OPS[name] * elements(shape))
+    if isinstance(function, keras.Layer):
+        for layer_type in type(function).__mro__:
+            if layer_type in RULES:
+                return RULES[layer_type](function, (shape,), (shape,))
+    return operations.callable_cost(function, shape)
 
 
 def conv(layer, input_shapes, output_shapes):
@@ -178,13 +73,10 @@ def depthwise(layer, input_shapes, output_shapes):
 
 def separable(layer, input_shapes, output_shapes):
     """SeparableConv1D, SeparableConv2D: depthwise, then 1x1. MACs = positions * C_in * m * (kernel + C_out)."""
-    return _finish(layer, _separable_macs(layer, input_shapes[0], output_shapes[0]), output_shapes[0])
-
-
-def _separable_macs(layer, in_shape, out_shape):
-    positions = elements(out_shape) // _channels(layer, out_shape)
-    middle = _channels(layer, in_shape) * layer.depth_multiplier
-    return positions * middle * (product(layer.kernel_size) + _channels(layer, out_shape))
+    filters = _channels(layer, output_shapes[0])
+    positions = elements(output_shapes[0]) // filters
+    middle = _channels(layer, input_shapes[0]) * layer.depth_multiplier
+    return _finish(layer, positions * middle * (product(layer.kernel_size) + filters), output_shapes[0])
 
 
 def conv_transpose(layer, input_shapes, output_shapes):
@@ -200,16 +92,7 @@ def dense(layer, input_shapes, output_shapes):
 
 def einsum_dense(layer, input_shapes, output_shapes):
     """EinsumDense: its equation on the input and the kernel."""
-    macs = einsum_macs(
-        layer.equation, input_shapes[0], einsum_kernel_shape(layer.equation, input_shapes, output_shapes)
-    )
-    cost = Cost(macs, elements(output_shapes[0]) if layer.bias_axes else 0)
-    return cost + elementwise.activation(layer.activation, output_shapes[0])
-
-
-def einsum_kernel_shape(equation, input_shapes, output_shapes):
-    """Shape of an EinsumDense kernel, from the shapes around it."""
-    left, _, right = equation.replace(" ", "").partition("->")
+    left, _, right = layer.equation.replace(" ", "").partition("->")
     source, kernel = left.split(",")
     sizes = {}
     for term, shape in ((source, input_shapes[0]), (right, output_shapes[0])):
@@ -217,7 +100,9 @@ def einsum_kernel_shape(equation, input_shapes, output_shapes):
         sizes.update(zip(head, shape, strict=not dots))
         if dots:
             sizes.update(zip(tail, shape[len(shape) - len(tail) :], strict=True))
-    return tuple(sizes[label] for label in kernel)
+    macs = einsum_macs(layer.equation, input_shapes[0], tuple(sizes[label] for label in kernel))
+    cost = Cost(macs, elements(output_shapes[0]) if layer.bias_axes else 0)
+    return cost + activation(layer.activation, output_shapes[0])
 
 
 def dot(layer, input_shapes, output_shapes):
@@ -235,6 +120,277 @@ def embedding(layer, input_shapes, output_shapes):
     return Cost(dense_macs(input_shapes[0], output_shapes[0][-1]), capped)
 
 
+# --- recurrent layers: cost of a step times the number of steps -------------------------------------------------------
+
+
+def _activations(cell, shape, recurrent, plain):
+    cost = Cost()
+    for function, times in ((getattr(cell, "recurrent_activation", None), recurrent), (cell.activation, plain)):
+        one = activation(function, shape)
+        cost += Cost(0, times * one.elementwise, one.unknown)
+    return cost
+
+
+def cell_cost(cell, batch, features):
+    """Cost of one step of an RNN cell, and the number of features that it gives.
+
+    MACs = gates * units * (features + units), bias excluded: LSTM has 4 gates (Hochreiter and Schmidhuber 1997, gates
+    as in Gers et al. 2000), GRU 3 (Cho et al. 2014, arXiv:1406.1078), with the reset before or after the product alike.
+    """
+    if isinstance(cell, layers.StackedRNNCells):
+        total = Cost()
+        for part in cell.cells:
+            cost, features = cell_cost(part, batch, features)
+            total += cost
+        return total, features
+    units = getattr(cell, "units", None)
+    state, bias = (batch, units), bool(getattr(cell, "use_bias", False))
+    if isinstance(cell, layers.LSTMCell):  # gates: sum of both products and bias; then f*c + i*g and o*act(c)
+        gates, others, activations = 4, 4 + 4 * bias + 4, (3, 2)
+    elif isinstance(cell, layers.GRUCell):  # three sums, r*h, then z*h + (1 - z)*g
+        gates, others, activations = 3, 3 + 3 * bias * (2 if cell.reset_after else 1) + 1 + 4, (2, 1)
+    elif isinstance(cell, layers.SimpleRNNCell):
+        gates, others, activations = 1, 1 + bias, (0, 1)
+    else:
+        return Cost(unknown=f"its cell {type(cell).__name__!r}"), None
+    own = Cost(batch * gates * units * (features + units), batch * units * others)
+    return own + _activations(cell, state, *activations), units
+
+
+def recurrent(layer, input_shapes, output_shapes):
+    """LSTM, GRU, SimpleRNN and RNN over cells of Keras: every step of every sequence is computed."""
+    batch, steps = input_shapes[0][:2]
+    cost, _ = cell_cost(layer.cell, batch, product(input_shapes[0][2:]))
+    return Cost(cost.macs * steps, cost.elementwise * steps, cost.unknown)
+
+
+def conv_lstm(layer, input_shapes, output_shapes):
+    """ConvLSTM1D, 2D, 3D: four gates of one convolution over the input and one, SAME, over the state.
+
+    MACs = steps * positions_out * kernel_elements * (C_in + filters) * 4 * filters. Shi et al. 2015, arXiv:1506.04214.
+    """
+    first = layer.data_format == "channels_first"
+    batch, steps = input_shapes[0][:2]
+    channels = input_shapes[0][2] if first else input_shapes[0][-1]
+    rank = len(layer.kernel_size)
+    inside = output_shapes[0][-rank:] if first else output_shapes[0][-rank - 1 : -1]
+    state = (batch, *inside, layer.filters)
+    macs = steps * elements(state) * product(layer.kernel_size) * (channels + layer.filters) * 4
+    one = Cost(0, elements(state) * (4 + 4 * bool(layer.use_bias) + 4)) + _activations(layer.cell, state, 3, 2)
+    return Cost(macs, one.elementwise * steps, one.unknown)
+
+
+def bidirectional(layer, input_shapes, output_shapes):
+    """Bidirectional's closing call: joining both directions costs nothing; sum and product one operation, mean two."""
+    operations_each = {"sum": 1, "mul": 1, "ave": 2}.get(layer.merge_mode, 0)
+    return Cost(0, operations_each * elements(output_shapes[0]))
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def _query_value_key(input_shapes):
+    query, value = input_shapes[0], input_shapes[1]
+    return query, value, input_shapes[2] if len(input_shapes) > 2 else value
+
+
+def multi_head_attention(layer, input_shapes, output_shapes):
+    """MultiHeadAttention: four projections, scores, weighted sum; attention over any axes."""
+    query, value, key = _query_value_key(input_shapes)
+    heads, key_dim, value_dim = layer.num_heads, layer.key_dim, layer.value_dim
+    axes = layer.attention_axes
+    axes = (axes,) if isinstance(axes, int) else tuple(axes or range(1, len(query) - 1))
+    axes = tuple(axis % len(query) for axis in axes)
+    free = product(dim for axis, dim in enumerate(query[:-1]) if axis not in axes)
+    queries, keys = product(query[axis] for axis in axes), product(value[axis] for axis in axes)
+    out = elements(output_shapes[0])
+    rows, value_rows, key_rows = product(query[:-1]), product(value[:-1]), product(key[:-1])
+    macs = (
+        elements(query) * heads * key_dim
+        + elements(key) * heads * key_dim
+        + elements(value) * heads * value_dim
+        + attention_macs(free, heads, queries, keys, key_dim, value_dim)
+        + out * heads * value_dim
+    )
+    biases = rows * heads * key_dim + key_rows * heads * key_dim + value_rows * heads * value_dim + out
+    scale, softmax = rows * heads * key_dim, 5 * free * heads * queries * keys
+    return Cost(macs, scale + softmax + (biases if layer.use_bias else 0))
+
+
+def group_query_attention(layer, input_shapes, output_shapes):
+    """GroupQueryAttention: keys and values have fewer heads, repeated. Ainslie et al. 2023, arXiv:2305.13245."""
+    query, value, key = _query_value_key(input_shapes)
+    heads, shared, dim = layer.num_query_heads, layer.num_key_value_heads, layer.head_dim
+    gate = bool(getattr(layer, "use_gate", False))
+    batch, queries, keys = query[0], product(query[1:-1]), product(value[1:-1])
+    out = elements(output_shapes[0])
+    gated = batch * queries * heads * dim
+    macs = (
+        elements(query) * heads * dim * (1 + gate)
+        + (elements(key) + elements(value)) * shared * dim
+        + attention_macs(batch, heads, queries, keys, dim, dim)
+        + out * heads * dim
+    )
+    biases = gated * (1 + gate) + 2 * batch * keys * shared * dim + out
+    scale, softmax = gated, 5 * batch * heads * queries * keys
+    return Cost(macs, scale + softmax + (biases if layer.use_bias else 0) + gate * 5 * gated)
+
+
+def attention(layer, input_shapes, output_shapes):
+    """Attention: scores by product, or by tanh of a sum ("concat"), then the weighted sum. arXiv:1508.04025."""
+    query, value, _ = _query_value_key(input_shapes)
+    pairs = query[0] * query[1] * value[1]
+    macs = pairs * value[-1]
+    scaled = bool(layer.use_scale)
+    if layer.score_mode == "dot":
+        return Cost(macs + pairs * query[-1], pairs * (5 + scaled))
+    # concat: q + k, times the scale, tanh, sum over the features; then one weight for all scores
+    return Cost(macs, pairs * (query[-1] * (3 + scaled) + 1 + 5))
+
+
+def additive_attention(layer, input_shapes, output_shapes):
+    """AdditiveAttention: a learned vector times tanh(q + k), then the weighted sum. Bahdanau 2014, arXiv:1409.0473."""
+    query, value, _ = _query_value_key(input_shapes)
+    pairs = query[0] * query[1] * value[1]
+    learned = pairs * query[-1] if layer.use_scale else 0
+    summed = 0 if layer.use_scale else pairs * query[-1]
+    return Cost(pairs * value[-1] + learned, pairs * (2 * query[-1] + 5) + summed)
+
+
+# --- element-wise operations only -------------------------------------------------------------------------------------
+
+
+def activation_layer(layer, input_shapes, output_shapes):
+    """Activation: what its function costs."""
+    return activation(layer.activation, output_shapes[0])
+
+
+def relu(layer, input_shapes, output_shapes):
+    """ReLU."""
+    return relu_cost(layer, output_shapes[0])
+
+
+def batch_norm(layer, input_shapes, output_shapes):
+    """BatchNormalization at inference: one multiplication and one addition, whatever it scales and centres."""
+    return Cost(0, 2 * elements(output_shapes[0]))
+
+
+def moments_norm(layer, input_shapes, output_shapes):
+    """LayerNormalization, GroupNormalization: mean, difference, square, mean, product; scale and offset if there."""
+    return Cost(0, (5 + bool(layer.scale) + bool(layer.center)) * elements(output_shapes[0]))
+
+
+def pool(layer, input_shapes, output_shapes):
+    """Max and average pooling: one operation for each element of each window."""
+    return Cost(0, elements(output_shapes[0]) * product(layer.pool_size))
+
+
+def adaptive_pool(layer, input_shapes, output_shapes):
+    """Adaptive pooling: windows from floor(i * in / out) to ceil((i + 1) * in / out)."""
+    first = layer.data_format == "channels_first"
+    inside = slice(2, None) if first else slice(1, -1)
+    windows = 1
+    for size, bins in zip(input_shapes[0][inside], output_shapes[0][inside], strict=True):
+        windows *= sum(-(-(at + 1) * size // bins) - at * size // bins for at in range(bins))
+    channels = input_shapes[0][1] if first else input_shapes[0][-1]
+    return Cost(0, input_shapes[0][0] * channels * windows)
+
+
+def merge(layer, input_shapes, output_shapes):
+    """Add, Multiply, Maximum, Minimum, Subtract: one operation less than there are inputs; Average one more."""
+    operations_each = len(input_shapes) - 1 + isinstance(layer, layers.Average)
+    return Cost(0, operations_each * elements(output_shapes[0]))
+
+
+def resize(layer, input_shapes, output_shapes):
+    """Resizing and up-sampling."""
+    first = layer.data_format == "channels_first"
+    antialias = getattr(layer, "antialias", False)
+    return resize_cost(layer.interpolation, antialias, first, input_shapes[0], output_shapes[0])
+
+
+def center_crop(layer, input_shapes, output_shapes):
+    """CenterCrop cuts; RandomCrop at inference, and both for a photo that is too small, resize bilinearly."""
+    first = layer.data_format == "channels_first"
+    inside = slice(-2, None) if first else slice(-3, -1)
+    fits = all(size >= wanted for size, wanted in zip(input_shapes[0][inside], output_shapes[0][inside], strict=True))
+    if input_shapes[0] == output_shapes[0] or (fits and isinstance(layer, layers.CenterCrop)):
+        return Cost()
+    return resize_cost("bilinear", False, first, input_shapes[0], output_shapes[0])
+
+
+def discretization(layer, input_shapes, output_shapes):
+    """Discretization: a binary search, ceil(log2(bins)) comparisons an element."""
+    bins = len(layer.bin_boundaries) + 1
+    return Cost(0, math.ceil(math.log2(bins)) * elements(input_shapes[0]))
+
+
+def _rows(rule, names):
+    """{layer type: rule} for layer types of those names; a Keras that has not got one yet is no error."""
+    return {getattr(layers, name): rule for name in names.split() if hasattr(layers, name)}
+
+
+RULES = {
+    **_rows(conv, "Conv1D Conv2D Conv3D"),
+    **_rows(depthwise, "DepthwiseConv1D DepthwiseConv2D"),
+    **_rows(separable, "SeparableConv1D SeparableConv2D"),
+    **_rows(conv_transpose, "Conv1DTranspose Conv2DTranspose Conv3DTranspose"),
+    **_rows(dense, "Dense"),
+    **_rows(einsum_dense, "EinsumDense"),
+    **_rows(dot, "Dot"),
+    **_rows(embedding, "Embedding"),
+    **_rows(recurrent, "RNN"),
+    **_rows(conv_lstm, "ConvLSTM1D ConvLSTM2D ConvLSTM3D"),
+    **_rows(bidirectional, "Bidirectional"),
+    **_rows(multi_head_attention, "MultiHeadAttention"),
+    **_rows(group_query_attention, "GroupQueryAttention"),
+    **_rows(attention, "Attention"),
+    **_rows(additive_attention, "AdditiveAttention"),
+    **_rows(activation_layer, "Activation"),
+    **_rows(relu, "ReLU"),
+    **_rows(batch_norm, "BatchNormalization"),
+    **_rows(moments_norm, "LayerNormalization GroupNormalization"),
+    **_rows(each(2), "LeakyReLU PReLU Normalization Rescaling"),
+    **_rows(each(3), "ELU UnitNormalization"),
+    **_rows(each(4), "RMSNormalization"),
+    **_rows(each(5), "Softmax"),
+    # AutoContrast: range in and out 2 each, minimum, maximum, scale, offset, clipping 2, isnan, selection
+    **_rows(each(12), "AutoContrast"),
+    **_rows(
+        pool,
+        "MaxPooling1D MaxPooling2D MaxPooling3D AveragePooling1D AveragePooling2D AveragePooling3D",
+    ),
+    **_rows(
+        each_input(1),
+        "GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D "
+        "GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D",
+    ),
+    **_rows(
+        adaptive_pool,
+        "AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D "
+        "AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D",
+    ),
+    **_rows(merge, "Add Multiply Maximum Minimum Subtract Average"),
+    **_rows(resize, "UpSampling2D Resizing"),
+    **_rows(center_crop, "CenterCrop RandomCrop"),
+    **_rows(discretization, "Discretization"),
+    # data that is moved, looked up, or handed on at inference
+    **_rows(
+        nothing,
+        """
+        InputLayer Identity Flatten Reshape Permute RepeatVector Concatenate Masking Cropping1D Cropping2D Cropping3D
+        ZeroPadding1D ZeroPadding2D ZeroPadding3D SpatialDropout1D SpatialDropout2D SpatialDropout3D UpSampling1D
+        UpSampling3D Dropout AlphaDropout GaussianDropout GaussianNoise ActivityRegularization CategoryEncoding Hashing
+        HashedCrossing IntegerLookup StringLookup TextVectorization MaxNumBoundingBoxes TimeDistributed
+        SpectralNormalization AugMix CutMix MixUp RandAugment Equalization Solarization RandomBrightness
+        RandomColorDegeneration RandomColorJitter RandomContrast RandomElasticTransform RandomErasing RandomFlip
+        RandomGaussianBlur RandomGrayscale RandomHue RandomInvert RandomPerspective RandomPosterization RandomRotation
+        RandomSaturation RandomSharpness RandomShear RandomTranslation RandomZoom
+        """,
+    ),
+}
+
+
 # --- the studies' convention ------------------------------------------------------------------------------------------
 
 
@@ -247,19 +403,6 @@ def _over_stride(rule, layer, input_shapes, output_shapes):
     return dataclasses.replace(cost, macs=cost.macs * product(counted) // real if real else 0)
 
 
-RULES = {
-    **dict.fromkeys((layers.Conv1D, layers.Conv2D, layers.Conv3D), conv),
-    **dict.fromkeys((layers.DepthwiseConv1D, layers.DepthwiseConv2D), depthwise),
-    **dict.fromkeys((layers.SeparableConv1D, layers.SeparableConv2D), separable),
-    **dict.fromkeys((layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose), conv_transpose),
-    layers.Dense: dense,
-    layers.EinsumDense: einsum_dense,
-    layers.Dot: dot,
-    layers.Embedding: embedding,
-    **elementwise.RULES,
-    **sequence.RULES,
-}
-
 OVER_STRIDE_RULES = {
     layer_type: functools.partial(_over_stride, rule)
     for layer_type, rule in RULES.items()
@@ -268,11 +411,7 @@ OVER_STRIDE_RULES = {
 
 
 def rules_for(convention):
-    """The table of rules of a convention: {layer type: rule}.
-
-    Raises:
-        ValueError: there is no such convention; the message lists those that there are.
-    """
+    """The table of rules of a convention: {layer type: rule}; ValueError where there is no such convention."""
     if convention not in CONVENTIONS:
-        raise ValueError(f"convention {convention!r} is unknown; choose one of {', '.join(map(repr, CONVENTIONS))}")
+        raise ValueError(f"convention must be one of {', '.join(map(repr, CONVENTIONS))}, got {convention!r}")
     return {**RULES, **OVER_STRIDE_RULES} if convention == "input_over_stride" else RULES

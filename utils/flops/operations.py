@@ -6,12 +6,24 @@ that stands in no list below is unsupported, and reported so.
 """
 
 import math
+import re
 
 import keras
 
 from ..layer_calls import keras_graph as internals
-from . import elementwise, sequence
-from .formulas import Cost, elements, product
+from .formulas import (
+    ACTIVATION_OPS,
+    Cost,
+    attention_macs,
+    each,
+    each_input,
+    einsum_macs,
+    elements,
+    nothing,
+    product,
+    relu_cost,
+    resize_cost,
+)
 
 
 def _words(text):
@@ -37,34 +49,10 @@ EACH = _words("""
 """)
 # One operation for each input element.
 REDUCE = _words("Sum Mean Max Min Amax Amin Prod Any All Argmax Argmin CountNonzero Cumsum Cumprod")
-ACTIVATION_NAMES = {
-    "Relu": "relu",
-    "Relu6": "relu6",
-    "Sigmoid": "sigmoid",
-    "SparseSigmoid": "sparse_sigmoid",
-    "Softplus": "softplus",
-    "Softsign": "softsign",
-    "SoftShrink": "soft_shrink",
-    "SparsePlus": "sparse_plus",
-    "Silu": "silu",
-    "Squareplus": "squareplus",
-    "LogSigmoid": "log_sigmoid",
-    "LeakyRelu": "leaky_relu",
-    "HardSigmoid": "hard_sigmoid",
-    "HardSilu": "hard_silu",
-    "Elu": "elu",
-    "Selu": "selu",
-    "Celu": "celu",
-    "Glu": "glu",
-    "TanhShrink": "tanh_shrink",
-    "HardTanh": "hard_tanh",
-    "HardShrink": "hard_shrink",
-    "Threshold": "threshold",
-    "Softmax": "softmax",
-    "LogSoftmax": "log_softmax",
-    "Tanh": "tanh",
-    "Mish": "mish",
-}
+ACTIVATIONS = _words("""
+    Relu6 Sigmoid SparseSigmoid Softplus Softsign SoftShrink SparsePlus Silu Squareplus LogSigmoid LeakyRelu HardSigmoid
+    HardSilu Elu Selu Celu Glu TanhShrink HardTanh HardShrink Threshold Softmax LogSoftmax Tanh Mish Relu
+""")
 
 
 def _matmul(operation, shapes, outputs):
@@ -77,8 +65,6 @@ def _contraction(operation, shapes, outputs):
 
 
 def _einsum(operation, shapes, outputs):
-    from .layers import einsum_macs  # that module imports this one's neighbours
-
     macs = einsum_macs(operation.subscripts, *shapes)
     return Cost(macs, elements(shapes[0]) if len(shapes) == 1 else 0)
 
@@ -104,7 +90,7 @@ def _conv_transpose(operation, shapes, outputs):
 def _dot_product_attention(operation, shapes, outputs):
     (batch, queries, heads, dim), keys = shapes[0], shapes[1][1]
     pairs = batch * heads * queries * keys
-    macs = sequence.attention_macs(batch, heads, queries, keys, dim, dim)
+    macs = attention_macs(batch, heads, queries, keys, dim, dim)
     return Cost(macs, elements(shapes[0]) + 5 * pairs)
 
 
@@ -115,7 +101,8 @@ def _pool(operation, shapes, outputs):
 
 
 def _resize(operation, shapes, outputs):
-    return elementwise.resize(operation, shapes, outputs, operation.interpolation, operation.antialias)
+    first = getattr(operation, "data_format", None) == "channels_first"
+    return resize_cost(operation.interpolation, operation.antialias, first, shapes[0], outputs[0])
 
 
 def _gelu(operation, shapes, outputs):
@@ -123,28 +110,27 @@ def _gelu(operation, shapes, outputs):
 
 
 def _relu(operation, shapes, outputs):
-    operations = 1 + (operation.max_value is not None) + bool(operation.negative_slope) + 2 * bool(operation.threshold)
-    return Cost(0, operations * elements(outputs[0]))
+    return relu_cost(operation, outputs[0])
 
 
 RULES = {
-    **dict.fromkeys(FREE, elementwise.nothing),
-    **dict.fromkeys(EACH, elementwise.each(1)),
-    **dict.fromkeys(REDUCE, elementwise.each_input(1)),
-    **{name: elementwise.each(elementwise.ACTIVATION_OPS[key]) for name, key in ACTIVATION_NAMES.items()},
+    **dict.fromkeys(FREE, nothing),
+    **dict.fromkeys(EACH, each(1)),
+    **dict.fromkeys(REDUCE, each_input(1)),
+    **{name: each(ACTIVATION_OPS[re.sub("(?<!^)(?=[A-Z])", "_", name).lower()]) for name in ACTIVATIONS},
     "Gelu": _gelu,
     "ReLU": _relu,
-    "Clip": elementwise.each(2),
-    "Var": elementwise.each_input(4),
-    "Std": elementwise.each_input(4),
-    "Moments": elementwise.each_input(4),
-    "Normalize": elementwise.each(3),
-    "Norm": elementwise.each_input(2),
-    "Logsumexp": elementwise.each_input(4),
-    "BatchNorm": elementwise.each(2),
-    "LayerNorm": elementwise.each(7),
-    "RMSNorm": elementwise.each(4),
-    "RGBToGrayscale": elementwise.each(5),
+    "Clip": each(2),
+    "Var": each_input(4),
+    "Std": each_input(4),
+    "Moments": each_input(4),
+    "Normalize": each(3),
+    "Norm": each_input(2),
+    "Logsumexp": each_input(4),
+    "BatchNorm": each(2),
+    "LayerNorm": each(7),
+    "RMSNorm": each(4),
+    "RGBToGrayscale": each(5),
     "Matmul": _matmul,
     **dict.fromkeys(("Dot", "Tensordot", "Inner", "Vdot", "Outer"), _contraction),
     "Einsum": _einsum,

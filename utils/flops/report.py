@@ -248,18 +248,6 @@ class CostReport:
         lines = "<br>".join(html.escape(line) for line in self.summary())
         return f"<p>{lines}</p>{_readable(self.top(10)).to_html(index=False, border=0)}" if self.total_macs else lines
 
-    def to_markdown(self, n=None):
-        """A Markdown table with human units, and the totals under it.
-
-        Args:
-            n: only the `n` dearest calls (ties included); None for all calls in execution order.
-        """
-        frame = _readable(self.to_frame() if n is None else self.top(n))
-        rows = [list(frame.columns), [":--" if at < 3 else "--:" for at in range(len(frame.columns))]]
-        rows += [[str(value).replace("|", "\\|") for value in values] for values in frame.itertuples(index=False)]
-        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        return table + "\n\n" + "  \n".join(self.summary())
-
 
 def block_of(path, depth):
     """The first `depth` parts of a path, see :meth:`CostReport.by_block`.

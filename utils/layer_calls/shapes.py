@@ -1,7 +1,4 @@
-"""Input shapes as callers give them, checked against a model and completed with the batch.
-
-Helper of :mod:`utils.layer_calls`.
-"""
+"""Input shapes as callers give them, checked against a model and completed with the batch."""
 
 from . import keras_graph as internals
 

@@ -1,8 +1,5 @@
 """Every layer call of a Keras 3 model, in execution order, with full shapes and the data flow between them.
 
-The two instruments of this project, :mod:`utils.flops` and :mod:`utils.receptive_field`, read a model through this one
-function. It knows Keras and nothing else: no clothing, no backend, no numbers.
-
 - Functional and Sequential models are walked as the graphs that they are, through any depth of nesting; a layer that is
   called twice is two calls.
 - `TimeDistributed`, `Bidirectional` and `SpectralNormalization` are opened: the calls inside come first, then a
@@ -12,12 +9,11 @@ function. It knows Keras and nothing else: no clothing, no backend, no numbers.
   are calls too. One that cannot be run so is listed whole, with the reason in `problem`; a whole model that cannot is
   refused.
 - Shapes are the model's own, or follow from the `input_shape` that is given: nothing is computed but shapes.
-
-What Keras does not publish is read in one place, :mod:`utils.layer_calls.keras_graph`.
 """
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import itertools
 import re
@@ -27,7 +23,6 @@ import keras
 from keras import tree
 
 from . import keras_graph as internals
-from .call_arguments import described, filled, holds_tensor, in_graph_order, known_outputs, operands
 from .shapes import build_sequential, first_line, input_shapes, subclassed_shapes
 
 
@@ -191,7 +186,7 @@ class _Walk:
         """One call: `args`, `kwargs` hold the `references`, which stand for `given`; `known` are reference outputs."""
         kind = "layer" if self.closed and isinstance(layer, self.closed) else internals.kind(type(layer))
         if kind == "model" and (graph := internals.graph_of(layer)) is not None:
-            inner = in_graph_order(graph, args, kwargs, references, given)
+            inner = _in_graph_order(graph, args, kwargs, references, given)
             return self._graph(graph, inner, self._path(path) + "/")
         if kind == "wrapper":
             return self._open_wrapper(layer, references, given, known, path)
@@ -211,20 +206,20 @@ class _Walk:
             self._path(path),
             given,
             outputs,
-            call_kwargs={name: value for name, value in kwargs.items() if not holds_tensor(value)},
-            operand_shapes=operands(layer, args, kwargs, references, given),
+            call_kwargs={name: value for name, value in kwargs.items() if not _holds_tensor(value)},
+            operand_shapes=_operands(layer, args, kwargs, references, given),
             problem=problem,
         )
         return outputs
 
     def _outputs(self, layer, args, kwargs, references, given, known, path):
         """[(shape, dtype)] of a call: the known ones where they hold, else what Keras infers from the new shapes."""
-        outputs = known_outputs(layer, references, given, known)
+        outputs = _known_outputs(layer, references, given, known)
         if outputs is None:
-            args, kwargs = filled(args, kwargs, references, given)
+            args, kwargs = _filled(args, kwargs, references, given)
             try:
                 internals.check_input(layer, args)
-                outputs = described(layer.compute_output_spec(*args, **kwargs))
+                outputs = _described(layer.compute_output_spec(*args, **kwargs))
             except Exception as error:
                 shapes = " + ".join(str(tensor.shape) for tensor in given)
                 raise ValueError(
@@ -234,8 +229,8 @@ class _Walk:
         if any(None in shape[1:] for shape, _ in outputs) and not any(None in tensor.shape[1:] for tensor in given):
             # Some layers (EinsumDense) say less of their output than follows from their input: ask the backend.
             with contextlib.suppress(Exception):
-                args, kwargs = filled(args, kwargs, references, given)
-                outputs = described(keras.Operation.compute_output_spec(layer, *args, **kwargs))
+                args, kwargs = _filled(args, kwargs, references, given)
+                outputs = _described(keras.Operation.compute_output_spec(layer, *args, **kwargs))
         return outputs
 
     # --- layers that hold layers --------------------------------------------------------------------------------------
@@ -345,6 +340,77 @@ class _Walk:
                 **more,
             )
         )
+
+
+# --- the arguments of one call: `references` are the symbolic tensors in them, `given` what they stand for ------------
+
+
+def _known_outputs(layer, references, given, known):
+    """[(shape, dtype)] where a call's outputs follow from those that Keras has recorded, else None."""
+    if known is None:
+        return None
+    if [reference.shape for reference in references] == [tensor.shape for tensor in given]:
+        return [(reference.shape, reference.dtype) for reference in known]
+    if not internals.keeps_batch(type(layer)):
+        return None
+    batches = {tensor.shape[0] for tensor in given if tensor.shape}
+    only_batch = all(
+        reference.shape[:1] == (None,) and reference.shape[1:] == tensor.shape[1:]
+        for reference, tensor in zip(references, given, strict=True)
+    )
+    if only_batch and len(batches) == 1 and all(reference.shape[:1] == (None,) for reference in known):
+        batch = batches.pop()
+        return [((batch, *reference.shape[1:]), reference.dtype) for reference in known]
+    return None
+
+
+def _described(outputs):
+    """[(shape, dtype)] of a structure of symbolic tensors."""
+    return [(tuple(output.shape), output.dtype) for output in tree.flatten(outputs)]
+
+
+def _filled(args, kwargs, references, given):
+    """The arguments with symbolic tensors of the given shapes in place of the references."""
+    stand_in = {
+        id(reference): keras.KerasTensor(tensor.shape, tensor.dtype)
+        for reference, tensor in zip(references, given, strict=True)
+    }
+    return tree.map_structure(lambda leaf: stand_in.get(id(leaf), leaf), (args, kwargs))
+
+
+def _holds_tensor(value):
+    """Whether a structure has a tensor or an array in it."""
+    return any(hasattr(leaf, "shape") for leaf in tree.flatten(value))
+
+
+@functools.cache
+def _signature(layer_type):
+    return inspect.signature(layer_type.call)
+
+
+def _operands(layer, args, kwargs, references, given):
+    """Shapes of the tensors that the arithmetic reads, in signature order; masks are none of them."""
+    if len(args) == 1 and not kwargs and isinstance(layer, keras.Layer):
+        return tuple(tensor.shape for tensor in given)
+    shapes = {id(reference): tensor.shape for reference, tensor in zip(references, given, strict=True)}
+    try:
+        bound = _signature(type(layer)).bind(None, *args, **kwargs).arguments
+    except (TypeError, ValueError):
+        bound = {"args": args, **kwargs}
+    leaves = [leaf for name, value in bound.items() if "mask" not in name for leaf in tree.flatten(value)]
+    return tuple(
+        shapes[id(leaf)] if id(leaf) in shapes else tuple(leaf.shape) for leaf in leaves if hasattr(leaf, "shape")
+    )
+
+
+def _in_graph_order(graph, args, kwargs, references, given):
+    """The tensors of a nested model's call in the order of that model's inputs."""
+    tensors = dict(zip(map(id, references), given, strict=True))
+    value = args[0] if args else kwargs.get("inputs")
+    if isinstance(value, dict) and not isinstance(graph.input, dict):
+        value = [value[reference.name] for reference in graph.inputs]
+    ordered = [tensors[id(leaf)] for leaf in tree.flatten(value) if id(leaf) in tensors]
+    return ordered[: len(graph.inputs)]
 
 
 class _CannotTrace(Exception):
