@@ -565,3 +565,12 @@ def test_macs_are_unknown_rather_than_zero_without_an_input_size():
     model = sequential(conv(3, name="conv"), size=(None, None))
     assert table(model)["macs"].isna().all()
     assert table(model, input_size=5)["macs"].tolist() == [0, 9 * 2 * 27]
+
+
+def test_a_cost_row_that_belongs_to_no_layer_is_named(monkeypatch):
+    from utils import flops
+
+    report = flops.count(sequential(conv(3, name="elsewhere")))
+    monkeypatch.setattr(flops, "count", lambda *_, **__: report)
+    with pytest.raises(ValueError, match=r"expected a layer '.*pass macs=False"):
+        table(sequential(conv(3, name="conv")))

@@ -1,10 +1,9 @@
-"""Receptive fields of any Keras 3 model: which pixels of the input a feature can see."""
+"""Receptive fields of any Keras 3 model: which pixels of the input a feature can see.
 
-from .field import (  # noqa: F401
-    ReceptiveField,
-    Region,
-    effective,
-    fields,
-    receptive_field,
-    table,
-)
+Call `receptive_field(model, layer)` for one layer, `table(model)` for all of them with their MACs, `fields(model)` for
+the objects behind the table, and `effective(model, images, layer)` to measure how much each pixel really matters.
+"""
+
+from .algebra import Conflict  # noqa: F401
+from .effective import EffectiveField, effective  # noqa: F401
+from .field import ReceptiveField, Region, fields, receptive_field, table  # noqa: F401

@@ -3,8 +3,6 @@
 The theoretical receptive field says which pixels can matter; most of them hardly do. Luo, Li, Urtasun, Zemel,
 "Understanding the effective receptive field in deep convolutional neural networks", NeurIPS 2016 (arXiv:1701.04128)
 backpropagate from the central feature and find a Gaussian that takes up only a fraction of the theoretical square.
-
-Public as `utils.receptive_field.effective`.
 """
 
 import dataclasses
@@ -12,6 +10,8 @@ import dataclasses
 import keras
 import numpy as np
 import pandas as pd
+
+from .field import fields, receptive_field
 
 # A pixel counts where it moves the feature by more than this share of the strongest pixel: what a Gaussian has left at
 # two standard deviations' worth of mass (1 - 0.9545), as in Luo et al., section 3.
@@ -148,8 +148,6 @@ def effective(model, images, layer=None, *, feature=None, batch_size=8, seed=0):
 
 
 def _theoretical(model, layer, size):
-    from .field import fields, receptive_field  # it imports this module
-
     if layer is None:
         with_grid = [field for field in fields(model, size) if field.grid and None not in field.grid]
         if not with_grid:

@@ -33,11 +33,8 @@ import math
 
 import pandas as pd
 
-from .algebra import Conflict, Line
-from .effective import EffectiveField, effective
+from .algebra import Line
 from .walk import Walk
-
-__all__ = ["Conflict", "EffectiveField", "ReceptiveField", "Region", "effective", "fields", "receptive_field", "table"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,7 +312,9 @@ def _macs(model, walk):
     rows = {call.path: [] for call in walk.calls}
     for row in report.rows:
         # A wrapper is one call here; there its inner calls come first, each with a path behind the wrapper's.
-        holder = row.path if row.path in rows else next(path for path in _holders(row.path) if path in rows)
+        holder = next((path for path in _holders(row.path) if path in rows), None)
+        if holder is None:
+            raise ValueError(f"expected a layer {row.path!r} in {model.name!r} as in its cost report; pass macs=False")
         rows[holder].append(row.macs)
     known = [None if None in macs else sum(macs) for macs in rows.values()]
     return pd.array(known, dtype="Int64")
@@ -323,7 +322,7 @@ def _macs(model, walk):
 
 def _holders(path):
     parts = path.split("/")
-    return ("/".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))
+    return ("/".join(parts[:count]) for count in range(len(parts), 0, -1))
 
 
 def _axis_names(rank):
