@@ -281,7 +281,9 @@ def fine_tune(
 
     Args:
         model: a Keras classifier with probabilities out.
-        train_batches: (images, labels) batches that `fit` takes, as `pipeline.batches` gives; or a list.
+        train_batches: (images, labels) batches that `fit` takes, as `pipeline.batches` gives; or a list; or a function
+            without arguments that makes them. Use the function where several models are tuned on the same photos: a
+            stream counts its passes, so a second model would see other batches than the first.
         epochs: passes over the batches; 0 trains nothing.
         learning_rate: peak, at the start.
         steps_per_epoch: batches in a pass; needed where `len(train_batches)` is unknown.
@@ -298,6 +300,7 @@ def fine_tune(
         if norm_photos is not None:
             reestimate_batch_norm(model, norm_photos)
         return pd.DataFrame()
+    train_batches = _fresh(train_batches)
     steps = steps_of(train_batches, steps_per_epoch)
     callbacks = list(callbacks)
     if norm_photos is not None:
@@ -350,6 +353,7 @@ def prune(
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be {' or '.join(SCHEDULES)}, got {schedule!r}")
     schedule = schedule if epochs else "one_shot"
+    train_batches = _fresh(train_batches)
     total = steps_of(train_batches, steps_per_epoch) * max(epochs, 1) if epochs else 1
     end = max(round(RAMP * total), 1) if schedule == "gradual" else 0
     callback = MagnitudePruning(sparsity, end, frequency=max(end // UPDATES, 1))
@@ -398,6 +402,7 @@ class RefreshNormalization(keras.callbacks.Callback):
 
 def steps_of(train_batches, steps_per_epoch=None):
     """Batches in a pass; raises ValueError where neither the batches nor `steps_per_epoch` tell."""
+    train_batches = _fresh(train_batches)
     if steps_per_epoch is not None:
         if steps_per_epoch < 1:
             raise ValueError(f"steps_per_epoch must be a positive integer, got {steps_per_epoch}")
@@ -406,6 +411,10 @@ def steps_of(train_batches, steps_per_epoch=None):
         return len(train_batches)
     except TypeError:
         raise ValueError("the number of training batches is unknown; pass steps_per_epoch") from None
+
+
+def _fresh(train_batches):
+    return train_batches() if callable(train_batches) else train_batches
 
 
 @contextlib.contextmanager
