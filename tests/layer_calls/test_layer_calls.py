@@ -456,3 +456,11 @@ assert seconds < 1, seconds
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_positional_arguments_and_the_models_outputs_are_kept():
+    image = keras.Input((8, 8, 3))
+    left, right = keras.ops.split(image[:, 2:], 2, axis=2)
+    calls = layer_calls(keras.Model(image, [right, left]))
+    assert calls[1].call_args[1] == (slice(None), slice(2, None))
+    assert calls.outputs == calls[2].outputs[::-1]

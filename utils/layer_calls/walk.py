@@ -41,6 +41,7 @@ class LayerCall:
         inputs: int keys of the tensors it reads: the `outputs` of earlier calls. What the model is given are the
             outputs of its `InputLayer` calls.
         outputs: int keys of the tensors it gives.
+        call_args: positional arguments of the call as they were recorded: symbolic tensors, arrays, slices.
         call_kwargs: keyword arguments of the call that are not tensors.
         operand_shapes: shapes of all tensors that the arithmetic reads, in the order of the call's signature: the
             inputs without masks, and for operations also weights and constants.
@@ -58,6 +59,7 @@ class LayerCall:
     output_shapes: tuple
     inputs: tuple
     outputs: tuple
+    call_args: tuple = ()
     call_kwargs: dict = dataclasses.field(default_factory=dict)
     operand_shapes: tuple = ()
     output_dtypes: tuple = ()
@@ -67,6 +69,12 @@ class LayerCall:
     def __repr__(self):
         given, gives = (" + ".join(map(str, shapes)) for shapes in (self.input_shapes, self.output_shapes))
         return f"{self.index}: {self.path} ({self.type}) {f'{given} -> ' if given else ''}{gives}"
+
+
+class Calls(list):
+    """The calls of a model in execution order; `outputs` are the keys of the tensors that the model returns."""
+
+    outputs = ()
 
 
 def layer_calls(model, input_shape=None, *, batch_size=None, closed=()):
@@ -82,7 +90,7 @@ def layer_calls(model, input_shape=None, *, batch_size=None, closed=()):
         closed: layer types that are not to be opened (because the caller knows what they cost, say).
 
     Returns:
-        list of :class:`LayerCall`.
+        list of :class:`LayerCall`, which also has `outputs`: the keys of the tensors that the model returns.
 
     Raises:
         TypeError: `model` is not a Keras 3 model.
@@ -126,7 +134,7 @@ class _Walk:
 
     def __init__(self, closed):
         self.closed = closed
-        self.calls = []
+        self.calls = Calls()
         self.times_seen = {}
         self.keys = itertools.count()
 
@@ -139,7 +147,7 @@ class _Walk:
             layer = internals.maker(reference) or keras.layers.InputLayer(batch_shape=shape, dtype=reference.dtype)
             self._record(layer, layer.name, [], [tensor])
             given.append(tensor)
-        self._graph(graph, given, "")
+        self.calls.outputs = tuple(tensor.key for tensor in self._graph(graph, given, ""))
 
     def root_traced(self, model, shapes):
         fresh = tree.map_structure(lambda shape: keras.KerasTensor(shape.dims), shapes)
@@ -162,7 +170,8 @@ class _Walk:
             raise ValueError(_refusal(model, error.__cause__ or error)) from error
         inner = {id(weight) for call in self.calls[start:] for weight in getattr(call.layer, "weights", ())}
         if any(id(weight) not in inner for weight in model.weights):
-            self._close(model, model.name, outputs)
+            outputs = self._close(model, model.name, outputs)
+        self.calls.outputs = tuple(tensor.key for tensor in outputs)
 
     # --- one graph, one call ------------------------------------------------------------------------------------------
 
@@ -206,6 +215,7 @@ class _Walk:
             self._path(path),
             given,
             outputs,
+            call_args=tuple(args),
             call_kwargs={name: value for name, value in kwargs.items() if not _holds_tensor(value)},
             operand_shapes=_operands(layer, args, kwargs, references, given),
             problem=problem,
