@@ -123,7 +123,7 @@ def test_no_milliseconds_without_the_machine():
     described = timings({"a": [1.0] * 5, "b": [2.0] * 5}, machine="AMD, 2 cores", items=4).to_frame()
     assert described["per_item_ms"].tolist() == [0.25, 0.5]
     assert "AMD, 2 cores" in described.attrs["caption"]
-    assert "4 photos a call" in described.attrs["caption"]
+    assert "4 photos per call" in described.attrs["caption"]
 
 
 def test_the_machine_is_described_by_default():
@@ -168,15 +168,15 @@ def test_garbage_collection_is_off_while_timing_and_on_again():
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"candidates": {}}, ValueError, "nothing to time"),
-        ({"candidates": {"a": 3}}, TypeError, "candidate 'a' is 3"),
-        ({"baseline": "z"}, ValueError, "baseline 'z' is not among"),
-        ({"rounds": 4}, ValueError, "rounds is 4"),
-        ({"calls": 0}, ValueError, "calls is 0"),
-        ({"items": 0}, ValueError, "items is 0"),
-        ({"warmup": -1}, ValueError, "warmup is -1"),
-        ({"budget_s": 0}, ValueError, "budget_s is 0"),
-        ({"threads": 0}, ValueError, "states 0 threads"),
+        ({"candidates": {}}, ValueError, "at least one {name: callable}"),
+        ({"candidates": {"a": 3}}, TypeError, r"candidate 'a' must be a callable .* got 3"),
+        ({"baseline": "z"}, ValueError, "baseline must be one of a, got 'z'"),
+        ({"rounds": 4}, ValueError, "rounds must be at least 5, got 4"),
+        ({"calls": 0}, ValueError, "calls must be at least 1, got 0"),
+        ({"items": 0}, ValueError, "items must be at least 1, got 0"),
+        ({"warmup": -1}, ValueError, "warmup must be at least 0, got -1"),
+        ({"budget_s": 0}, ValueError, "budget_s must be a positive number of seconds, got 0"),
+        ({"threads": 0}, ValueError, "threads of candidate 'a' must be at least 1, got 0"),
         ({"candidates": {"bad": lambda: 1 / 0}}, RuntimeError, "candidate 'bad' failed"),
     ],
 )
@@ -187,5 +187,5 @@ def test_bad_input_gets_one_sentence(changes, kind, message):
 
 
 def test_confidence_is_a_share():
-    with pytest.raises(ValueError, match="confidence is 95"):
+    with pytest.raises(ValueError, match=r"confidence must lie between 0 and 1, such as 0\.95, got 95"):
         timings({"a": [1.0] * 5}).ratios(confidence=95)

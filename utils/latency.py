@@ -1,11 +1,8 @@
 """Latency, compared honestly: interleaved rounds, medians, ratios with intervals, the machine beside every number.
 
-Timing one candidate after another measures the weather as much as the candidate: the processor warms up, another
-process comes and goes, and whoever ran last pays for it. Here all candidates run in every round, in a new random
-order; what is compared is the ratio to a named baseline over the same rounds, and its interval comes from resampling
-rounds. Milliseconds are shown only together with the machine that they were measured on.
-
-Knows nothing of clothing or of TensorFlow: a candidate is any callable without arguments.
+Timing one candidate after another measures the machine's other work as much as the candidate. Here all candidates run
+in every round, in a new random order. We compare ratios to a baseline over the same rounds, with an interval from
+resampling rounds. A candidate is any callable without arguments; nothing here knows TensorFlow.
 """
 
 import dataclasses
@@ -18,11 +15,11 @@ import warnings
 import numpy as np
 import pandas as pd
 
-from utils import environment
+from . import environment
 
 BUSY_PROCESSORS = 0.15  # more than this share of a processor used by others: the timings are suspect
 MIN_ROUNDS = 5  # even the slowest candidate takes part in this many rounds (fewer have no quartiles)
-COLUMNS_MS = ["median_ms", "lower_quartile_ms", "upper_quartile_ms"]
+QUARTILES = {"median_ms": 0.5, "lower_quartile_ms": 0.25, "upper_quartile_ms": 0.75}
 
 
 class LoadedMachine(UserWarning):
@@ -44,15 +41,14 @@ class Timings:
     """What :func:`measure` returns: every single time, and the circumstances.
 
     Attributes:
-        samples: DataFrame, one row a turn: round, position (place within the round), name, time_ms.
-        names: candidate names in the order given.
-        baseline: the name that ratios refer to.
+        samples: DataFrame, one row per turn: round, position (place within the round), name, time_ms.
+        names: candidate names in the order given; baseline: the one that ratios refer to.
         threads: {name: number of threads, or a phrase}; "not stated" where nobody said.
-        notes: {name: why it was not measured} for candidates that are not there.
+        notes: {name: why it was not measured} for candidates that are missing.
         rounds, warmup, calls: the plan; `calls` consecutive calls make a turn, whose time is their median.
         items: photos that one call handles.
         machine: the machine's description, or None: then no absolute time is shown.
-        busy_elsewhere: processors kept busy by other processes meanwhile (None where the system does not say).
+        busy_elsewhere: processors kept busy by other processes meanwhile (None where the system does not tell).
     """
 
     samples: pd.DataFrame
@@ -76,17 +72,13 @@ class Timings:
 
         Args:
             confidence: level of the interval, in (0, 1).
-            resamples: number of bootstrap samples.
-            seed: of the resampling.
+            resamples: number of bootstrap samples; seed: of the resampling.
 
         Returns:
             DataFrame indexed by name: ratio, ratio_low, ratio_high, rounds (paired rounds).
-
-        Raises:
-            ValueError: confidence is outside (0, 1).
         """
         if not 0 < confidence < 1:
-            raise ValueError(f"confidence is {confidence}; give a share between 0 and 1, such as 0.95")
+            raise ValueError(f"confidence must lie between 0 and 1, such as 0.95, got {confidence}")
         table = self.samples.pivot_table(index="round", columns="name", values="time_ms", aggfunc="first")
         tail = (1 - confidence) / 2
         rows = {}
@@ -94,10 +86,7 @@ class Timings:
             if name in self.notes:
                 rows[name] = (np.nan, np.nan, np.nan, 0)
                 continue
-            if name == self.baseline:
-                rows[name] = (1.0, 1.0, 1.0, int(table[name].notna().sum()))
-                continue
-            pair = table[[name, self.baseline]].dropna().to_numpy()
+            pair = table[[name]].assign(baseline=table[self.baseline]).dropna().to_numpy()
             picks = np.random.default_rng(seed).integers(0, len(pair), size=(resamples, len(pair)))
             medians = np.median(pair[picks], axis=1)
             low, high = np.quantile(medians[:, 0] / medians[:, 1], [tail, 1 - tail])
@@ -106,26 +95,22 @@ class Timings:
         return pd.DataFrame.from_dict(rows, orient="index", columns=["ratio", "ratio_low", "ratio_high", "rounds"])
 
     def absolute(self):
-        """Median and quartiles in milliseconds a call, indexed by name.
-
-        Raises:
-            RuntimeError: the machine is not described, so that the numbers would mean nothing to a reader.
-        """
+        """Median and quartiles in milliseconds per call, by name; RuntimeError where no machine is described."""
         if not self.machine:
             raise RuntimeError(
                 "the machine of these timings is not described, so milliseconds are not shown: "
                 "pass machine=latency.machine(), or use ratios()"
             )
         times = self.samples.groupby("name")["time_ms"]
-        quartiles = pd.DataFrame(dict(zip(COLUMNS_MS, (times.quantile(q) for q in (0.5, 0.25, 0.75)), strict=True)))
-        return quartiles.reindex(list(self.names)).rename_axis(index=None)
+        table = pd.DataFrame({column: times.quantile(q) for column, q in QUARTILES.items()})
+        return table.reindex(list(self.names)).rename_axis(index=None)
 
     def to_frame(self, confidence=0.95):
-        """One row a candidate: threads, ratio with interval, milliseconds (if the machine is described), rounds.
+        """One row per candidate.
 
-        Columns: name, threads, ratio, ratio_low, ratio_high, median_ms, lower_quartile_ms, upper_quartile_ms,
-        per_item_ms (only when a call handles several items), rounds, note (only when something was not measured).
-        `frame.attrs["caption"]` and `frame.attrs["machine"]` say what the numbers belong to.
+        Columns: name, threads, ratio, ratio_low, ratio_high, median_ms, lower_quartile_ms, upper_quartile_ms (if the
+        machine is described), per_item_ms (if a call handles several items), rounds, note (if something was not
+        measured). `frame.attrs["caption"]` and `frame.attrs["machine"]` say what the numbers belong to.
         """
         frame = self.ratios(confidence)
         rounds = frame.pop("rounds")
@@ -143,14 +128,13 @@ class Timings:
 
     def caption(self):
         """One sentence for under the table or figure."""
+        busy = self.busy_elsewhere
+        load = "" if busy is None else f"; other processes kept {busy:.2f} processors busy"
+        batch = f", {self.items} photos per call" if self.items > 1 else ""
         where = self.machine or "machine not described (ratios only)"
-        load = ""
-        if self.busy_elsewhere is not None:
-            load = f"; other processes kept {self.busy_elsewhere:.2f} processors busy"
-        batch = f", {self.items} photos a call" if self.items > 1 else ""
         return (
             f"{where}; {self.rounds} interleaved rounds in random order after {self.warmup} warm-up calls{batch}; "
-            f"ratio to {self.baseline!r} with its 95 % interval over rounds{load}."
+            f"ratio to {self.baseline!r} with its 95% interval over rounds{load}."
         )
 
     def __repr__(self):
@@ -161,25 +145,17 @@ class Timings:
 
 
 def measure(
-    candidates,
-    rounds=30,
-    warmup=3,
-    baseline=None,
-    threads=None,
-    budget_s=60.0,
-    calls=3,
-    items=1,
-    seed=0,
+    candidates, rounds=30, warmup=3, baseline=None, threads=None, budget_s=60.0, calls=3, items=1, seed=0,
     machine=machine,
-):
+):  # fmt: skip
     """Time callables side by side: each round runs every candidate once, in a new random order.
 
     Slow candidates take part in fewer rounds (evenly spread, never fewer than five) so that the whole stays near
     `budget_s`; the baseline takes part in every round. Garbage collection is off while a turn is timed.
 
     Args:
-        candidates: {name: callable without arguments}. A string instead of a callable says why the candidate is not
-            there ("not installed: pip install onnxruntime") and becomes a row with that note.
+        candidates: {name: callable without arguments}. A string instead of a callable says why the candidate is
+            missing ("not installed: pip install onnxruntime") and becomes a row with that note.
         rounds: number of rounds, at least 5.
         warmup: untimed calls of each candidate first (a candidate that takes seconds gets one).
         baseline: name that ratios refer to; the first measurable candidate unless given.
@@ -195,7 +171,7 @@ def measure(
         Timings.
 
     Raises:
-        ValueError: no candidate, unknown baseline, fewer than 5 rounds, a count below 1.
+        ValueError: no candidate, unknown baseline, or a count that is too small.
         TypeError: a candidate is neither callable nor a string.
         RuntimeError: a candidate failed; the message names it.
 
@@ -228,27 +204,14 @@ def measure(
             samples.append((number, position, name, _turn(name, running[name], plan[name][1])))
     described = machine() if callable(machine) else machine
     return Timings(
-        samples=pd.DataFrame(samples, columns=["round", "position", "name", "time_ms"]),
-        names=tuple(candidates),
-        baseline=baseline,
-        threads=threads,
-        notes=notes,
-        rounds=rounds,
-        warmup=warmup,
-        calls=calls,
-        items=items,
-        machine=described or None,
-        busy_elsewhere=meter.stop(),
-    )
+        samples=pd.DataFrame(samples, columns=["round", "position", "name", "time_ms"]), names=tuple(candidates),
+        baseline=baseline, threads=threads, notes=notes, rounds=rounds, warmup=warmup, calls=calls, items=items,
+        machine=described or None, busy_elsewhere=meter.stop(),
+    )  # fmt: skip
 
 
 def compare(candidates, rounds=30, warmup=3, baseline=None, **settings):
-    """The table of :func:`measure`: one row a candidate, ratio to the baseline with interval, median and quartiles.
-
-    Args and errors: as :func:`measure`. With ``machine=None`` the columns in milliseconds are left out.
-
-    Returns:
-        DataFrame, see :meth:`Timings.to_frame`; ``.attrs["caption"]`` describes machine and method.
+    """The table of :func:`measure`, with its arguments: see :meth:`Timings.to_frame`.
 
     Example:
         >>> table = compare({"a": lambda: None, "b": lambda: sum(range(999))}, rounds=5, threads=1, machine=None)
@@ -260,19 +223,18 @@ def compare(candidates, rounds=30, warmup=3, baseline=None, **settings):
 
 def _check(running, rounds, warmup, baseline, budget_s, calls, items):
     if not running:
-        raise ValueError("there is nothing to time: give at least one {name: callable}")
+        raise ValueError("expected at least one {name: callable} to time, got none")
     for name, call in running.items():
         if not callable(call):
-            raise TypeError(f"candidate {name!r} is {call!r}; give a callable without arguments, or a string: why not")
+            raise TypeError(f"candidate {name!r} must be a callable or a string that says why not, got {call!r}")
     if baseline is not None and baseline not in running:
-        raise ValueError(f"baseline {baseline!r} is not among the candidates to time: {', '.join(running)}")
-    if rounds < MIN_ROUNDS:
-        raise ValueError(f"rounds is {rounds}; quartiles and intervals need at least {MIN_ROUNDS}")
-    for label, value, least in (("warmup", warmup, 0), ("calls", calls, 1), ("items", items, 1)):
-        if value < least:
-            raise ValueError(f"{label} is {value}; give {least} or more")
+        raise ValueError(f"baseline must be one of {', '.join(running)}, got {baseline!r}")
+    least = {"rounds": (rounds, MIN_ROUNDS), "warmup": (warmup, 0), "calls": (calls, 1), "items": (items, 1)}
+    for label, (value, bound) in least.items():
+        if value < bound:
+            raise ValueError(f"{label} must be at least {bound}, got {value}")
     if not budget_s > 0:
-        raise ValueError(f"budget_s is {budget_s}; give the seconds that the rounds may take together")
+        raise ValueError(f"budget_s must be a positive number of seconds, got {budget_s}")
 
 
 def _threads(name, call, stated):
@@ -283,7 +245,7 @@ def _threads(name, call, stated):
     if isinstance(call, str) or stated is None:
         return "" if isinstance(call, str) else "not stated"
     if isinstance(stated, int) and stated < 1:
-        raise ValueError(f"candidate {name!r} states {stated} threads; at least one computes")
+        raise ValueError(f"threads of candidate {name!r} must be at least 1, got {stated}")
     return stated
 
 
@@ -306,7 +268,7 @@ def _turn(name, call, calls):
 
 
 def _plan(cost_ms, rounds, calls, budget_s, baseline):
-    """{name: (set of rounds, calls a turn)}: cheap candidates in full, the dear ones share the rest of the budget."""
+    """{name: (set of rounds, calls a turn)}: expensive candidates share what the cheap ones leave of the budget."""
     left_ms, plan = budget_s * 1000, {}
     by_cost = sorted(cost_ms, key=cost_ms.get)
     for place, name in enumerate(by_cost):
@@ -356,7 +318,7 @@ class _LoadMeter:
             load = f" (load average {os.getloadavg()[0]:.1f})" if hasattr(os, "getloadavg") else ""
             warnings.warn(
                 f"other processes kept {busy:.1f} processors busy while the times were taken{load}: "
-                "trust the ratios little and the milliseconds not at all, and measure again on a quiet machine",
+                "do not trust the milliseconds, and measure again on a quiet machine",
                 LoadedMachine,
                 stacklevel=3,
             )
