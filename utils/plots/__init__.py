@@ -17,3 +17,13 @@ from .data import (  # noqa: F401
     sender_sizes,
     training_curves,
 )
+from .drawings import (  # noqa: F401
+    convolution_by_hand,
+    int8_levels,
+    kinds_of_convolution,
+    macs_by_resolution,
+    pruning_drawing,
+    receptive_field_steps,
+    splits_drawing,
+    transfer_drawing,
+)

@@ -11,6 +11,7 @@ def _blank(width, height, columns=1, ratios=None):
     figure, axes = plt.subplots(
         1, columns, figsize=(width, height), layout="constrained", squeeze=False, width_ratios=ratios
     )
+    figure.get_layout_engine().set(h_pad=0.08)
     for axis in axes.flat:
         axis.set_axis_off()
     return figure, axes[0]
@@ -170,4 +171,176 @@ def receptive_field_steps(layers):
                 for end in (-(kernel - 1) / 2, (kernel - 1) / 2):
                     axis.plot([feature, feature + end * below], [level, level - 1], color=ORANGE, linewidth=1, zorder=1)
     axis.set(xlim=(pixels[0] - 9, pixels[-1] + 7), ylim=(-0.6, len(layers) + 0.6))
+    return figure
+
+
+def macs_by_resolution(stages):
+    """MACs at each size of the grid, one panel per network, all on one axis.
+
+    Args:
+        stages: {network: DataFrame of `flops.count(network).by_resolution()`}.
+
+    Returns:
+        Figure.
+
+    Example:
+        >>> import pandas as pd
+        >>> figure = macs_by_resolution({"Small": pd.DataFrame({"side": [8, 4], "macs": [0, 768]})})
+    """
+    heights = [len(frame) for frame in stages.values()]
+    figure, axes = plt.subplots(
+        len(stages), 1, figsize=(8.6, 0.7 + 0.36 * sum(heights)), sharex=True, squeeze=False, layout="constrained",
+        height_ratios=[height + 0.6 for height in heights],
+    )  # fmt: skip
+    for axis, (title, frame) in zip(axes.flat, stages.items(), strict=True):
+        macs = frame["macs"].to_numpy(float) / 1e6
+        axis.barh(range(len(frame)), macs, color=BLUE, height=0.7)
+        for row, value in enumerate(macs):
+            axis.text(value, row, f" {value:,.0f}", va="center", fontsize=TEXT, color=GREY)
+        axis.set_yticks(range(len(frame)), [f"{side}×{side}" for side in frame["side"]], fontsize=TEXT)
+        axis.invert_yaxis()
+        axis.set_title(f"{title}: {macs.sum():,.0f} M", fontsize=TEXT + 1, loc="left")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=TEXT)
+    axes[-1, 0].set_xlabel("MACs (millions) at this size of the grid", fontsize=TEXT)
+    axes[-1, 0].margins(x=0.1)
+    return figure
+
+
+def splits_drawing(photos=(7, 5, 4, 3, 3, 2), seed=0):
+    """The same photos dealt out at random and by photographer: which squares are training, which are test.
+
+    Args:
+        photos: number of photos of each photographer.
+        seed: of the random split.
+
+    Returns:
+        Figure.
+
+    Example:
+        >>> figure = splits_drawing((3, 2, 2))
+    """
+    rng, total = np.random.default_rng(seed), sum(photos)
+    at_random = rng.permutation(np.arange(total) < round(total / 3))
+    figure, axes = _blank(8.6, 0.9 + 0.42 * len(photos), columns=2)
+    by_person = np.repeat([row in (1, 4, 5) for row in range(len(photos))], photos)
+    for axis, title, test in zip(axes, ("random split", "grouped split"), (at_random, by_person), strict=True):
+        number = 0
+        for row, count in enumerate(photos):
+            axis.text(-0.3, -row, f"photographer {row + 1}", ha="right", va="center", fontsize=TEXT)
+            for column in range(count):
+                colour = ORANGE if test[number] else BLUE
+                axis.add_patch(Rectangle((column, -row - 0.38), 0.8, 0.76, facecolor=colour, alpha=0.75))
+                number += 1
+        axis.set_title(title, fontsize=TEXT + 2, loc="left")
+        axis.set(xlim=(-3.6, max(photos) + 0.2), ylim=(-len(photos) - 0.9, 0.7))
+        for place, (colour, name) in enumerate(((BLUE, "training"), (ORANGE, "test"))):
+            axis.add_patch(Rectangle((2.8 * place, -len(photos) - 0.5), 0.6, 0.57, facecolor=colour, alpha=0.75))
+            axis.text(2.8 * place + 0.8, -len(photos) - 0.2, name, va="center", fontsize=TEXT)
+    return figure
+
+
+def transfer_drawing():
+    """What is trained: nothing but the new head (frozen backbone), or everything (fine-tuning).
+
+    Returns:
+        Figure.
+
+    Example:
+        >>> figure = transfer_drawing()
+    """
+    figure, axes = _blank(8.6, 2.9, columns=2)
+    widths = (0.35, 0.5, 0.7, 0.95, 1.2)
+    for axis, title, trained in zip(axes, ("frozen backbone", "fine-tuned"), (False, True), strict=True):
+        left = 0.0
+        for number, width in enumerate(widths):
+            height = 2.6 - 0.45 * number
+            colour = BLUE if trained else "#c9c9c9"
+            axis.add_patch(
+                Rectangle((left, -height / 2), width, height, facecolor=colour, alpha=0.75, edgecolor="white")
+            )
+            left += width + 0.12
+        axis.text(left / 2, 1.5, "backbone: ImageNet weights", ha="center", fontsize=TEXT)
+        left += 0.4
+        axis.add_patch(Rectangle((left, -0.6), 0.35, 1.2, facecolor=BLUE, alpha=0.95))
+        axis.text(left + 0.18, 0.85, "new head", ha="center", fontsize=TEXT)
+        axis.annotate("", (left - 0.08, 0), (left - 0.42, 0), arrowprops={"arrowstyle": "->", "color": GREY})
+        said = "all layers change, slowly" if trained else "only the head changes"
+        axis.text(0, -1.75, said, fontsize=TEXT, color=GREY)
+        axis.set_title(title, fontsize=TEXT + 2, loc="left")
+        axis.set(xlim=(-0.2, left + 1.1), ylim=(-2.1, 1.9))
+    return figure
+
+
+def int8_levels(weights, numbers=5):
+    """A histogram of weights above the 256 levels that int8 can hold, and some of them rounded.
+
+    Args:
+        weights: array of one output channel's weights (symmetric range, zero point 0).
+        numbers: how many weights are written out, spread over their range.
+
+    Returns:
+        Figure.
+
+    Example:
+        >>> figure = int8_levels(np.random.default_rng(0).normal(0, 0.1, 500))
+    """
+    weights = np.sort(np.asarray(weights, float).ravel())
+    scale = np.abs(weights).max() / 127
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(8.6, 4.6), sharex=True, layout="constrained", height_ratios=(2, 1.5)
+    )
+    top.hist(weights, bins=64, color=BLUE, alpha=0.75)
+    top.set_ylabel("weights", fontsize=TEXT)
+    bottom.vlines(np.arange(-127, 128) * scale, 0, 1, color=ORANGE, linewidth=0.6)
+    chosen = weights[np.linspace(0, len(weights) - 1, numbers).round().astype(int)]
+    for number, value in enumerate(chosen):
+        level = round(value / scale)
+        lift = 1.15 + 0.55 * (number % 2)
+        bottom.plot([value, value], [1, lift], color=GREY, linewidth=0.8)
+        place = "left" if number == 0 else "right" if number == numbers - 1 else "center"
+        text = f"{value:.3f} → {level}".replace("-", "−")
+        bottom.text(value, lift + 0.05, text, ha=place, fontsize=TEXT)
+    bottom.set(ylim=(0, 2.3), yticks=[])
+    bottom.set_xlabel(f"weight; the orange lines are the levels −127 to 127, {scale:.5f} apart", fontsize=TEXT)
+    for axis in (top, bottom):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=TEXT)
+    bottom.spines["left"].set_visible(False)
+    return figure
+
+
+def pruning_drawing(seed=0):
+    """Two ways to prune a layer: zeros in the same kernel, or fewer channels.
+
+    Returns:
+        Figure.
+
+    Example:
+        >>> figure = pruning_drawing()
+    """
+    rng = np.random.default_rng(seed)
+    kernel = np.abs(rng.normal(size=(6, 8)))
+    small = kernel < np.quantile(kernel, 0.5)
+    weak = np.argsort(kernel.sum(0))[:3]
+    figure, axes = _blank(8.6, 2.7, columns=3)
+    titles = (
+        ("before", "6 × 8 weights"), ("weights pruned", "half are zero, all are stored"),
+        ("channels pruned", "6 × 5 weights"),
+    )  # fmt: skip
+    for axis, (title, said) in zip(axes, titles, strict=True):
+        columns = [c for c in range(8) if title != "channels pruned" or c not in weak]
+        for x, column in enumerate(columns):
+            for y in range(6):
+                zero = title == "weights pruned" and small[y, column]
+                strength = 0.15 + 0.8 * kernel[y, column] / kernel.max()
+                axis.add_patch(
+                    Rectangle(
+                        (x, -y), 0.9, -0.9, facecolor="white" if zero else BLUE, alpha=1 if zero else strength,
+                        edgecolor=GREY, linewidth=0.6,
+                    )
+                )  # fmt: skip
+        axis.set_title(title, fontsize=TEXT + 2, loc="left")
+        axis.text(0, -6.3, said, fontsize=TEXT, va="top", color=GREY)
+        axis.set(xlim=(-0.2, 8.4), ylim=(-7.3, 0.3), aspect="equal")
     return figure
