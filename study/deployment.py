@@ -17,7 +17,7 @@ import sys
 from study import recipes as study
 from study import results
 from utils import environment, files, latency, quantization
-from utils.classify.interpreter import TFLiteModel
+from utils.classify import TFLiteModel
 from utils.datasets import pipeline
 from utils.evaluation.intervals import wilson
 from utils.quantization import calibration, runtimes
@@ -93,9 +93,8 @@ def time_files(made, photo, rounds=ROUNDS):
 def causes(row, run, dataset, photos=CALIBRATION_PHOTOS, seed=0):
     """Static int8 with and without each of its two known weaknesses, on the validation part.
 
-    Biases that pass 32 bits (`utils.quantization.bias`) are left or mended; the range of each activation reaches
-    from the
-    least to the largest value seen (min-max), or holds the central 99.98 % (percentile).
+    Biases that pass 32 bits (`utils.quantization.convert.lift`) are left or mended; the range of each activation
+    reaches from the least to the largest value seen (min-max), or holds the central 99.98 % (percentile).
 
     Args:
         row, run, dataset, photos, seed: as for :func:`convert_and_judge`.

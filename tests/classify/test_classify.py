@@ -86,7 +86,7 @@ def test_low_confidence_is_said(capsys, tmp_path, photo):
     quantization.save(path, small.files()["int8"], small.CLASSES, low_confidence="high")
     code, _, err = run(capsys, photo, "--model", path)
     assert code == 2
-    assert "low_confidence = 'high'" in err
+    assert "from 0 to 1, got 'high'" in err
 
 
 def test_folders_are_walked_and_bad_photos_do_not_stop_the_rest(capsys, model_path, tmp_path, photo):

@@ -55,7 +55,6 @@ def test_kernels_agree(kernels):
     images = small.photos(4)
     expected = TFLiteModel(small.files()["float32"])(images)
     assert np.allclose(TFLiteModel(small.files()["float32"], kernels=kernels)(images), expected, atol=1e-5)
-    assert TFLiteModel(small.files()["float32"], use_xnnpack=False).kernels == "builtin"
 
 
 def test_calls_from_many_threads_do_not_mix():
@@ -75,31 +74,6 @@ def test_the_lock_is_held_while_the_interpreter_runs():
         model._lock.release()
         waiting.result(5)
         model._lock.acquire()
-
-
-def test_memory_by_hand():
-    """Weights: 1 byte a kernel weight, 4 a bias. Arena: the largest sum of activations alive at once, int8."""
-    model = TFLiteModel(small.files()["int8"])
-    kernels = 3 * 3 * 3 * 8 + 2 * (8 * 24 + 9 * 24 + 24 * 8) + 8 * 4
-    biases = 4 * (8 + 2 * (24 + 24 + 8) + 4)
-    scaling, axes = 1 + 1, 2 * 4  # of the preprocessing, and of the pooling
-    assert model.weights_bytes == kernels + biases + scaling + axes
-    side = (small.SIZE // 2) ** 2
-    alive = side * (8 + 24 + 24)  # short cut, expansion, depthwise; the planner may leave a gap
-    assert alive <= model.arena_bytes <= 1.2 * alive
-    assert TFLiteModel(small.files()["float32"]).arena_bytes == pytest.approx(4 * model.arena_bytes, rel=0.1)
-    assert model.unpacked_bytes == 0
-    assert TFLiteModel(small.files()["weight_int8"]).unpacked_bytes >= 4 * kernels
-
-
-def test_weights_that_lie_behind_the_flatbuffer_are_counted():
-    """ai-edge-quantizer moves more than 256 KiB of weights there."""
-    import keras
-
-    image = keras.Input((8, 8, 3))
-    x = keras.layers.Dense(100_000, activation="relu")(keras.layers.GlobalAveragePooling2D()(image))
-    content = quantization.convert(keras.Model(image, keras.layers.Dense(2)(x)), "weight_int8")
-    assert 500_000 <= TFLiteModel(content).weights_bytes <= 500_000 + 4 * 100_002 + 64
 
 
 def test_wrapper_overhead_is_small():
@@ -125,9 +99,9 @@ def test_wrapper_overhead_is_small():
     assert min(seconds["wrapped"]) < 1.15 * min(seconds["bare"])
 
 
-@pytest.mark.parametrize("threads, kind", [(0, ValueError), (-2, ValueError), (1.5, TypeError), (True, TypeError)])
-def test_bad_thread_counts(threads, kind):
-    with pytest.raises(kind, match="num_threads"):
+@pytest.mark.parametrize("threads", [0, -2, 1.5, True])
+def test_bad_thread_counts(threads):
+    with pytest.raises(ValueError, match="num_threads must be a positive integer"):
         TFLiteModel(small.files()["float32"], threads)
 
 
@@ -152,7 +126,7 @@ def test_truncated_files_are_named(tmp_path, scheme, share):
     content = small.files()[scheme]
     path = tmp_path / "cut.tflite"
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match=r"cut\.tflite.*(again|give a file)"):
+    with pytest.raises(ValueError, match=r"cut\.tflite.*(again|pass a file)"):
         TFLiteModel(path)
 
 
@@ -187,10 +161,10 @@ def test_labels_come_from_the_json_beside(tmp_path):
     path = quantization.save(tmp_path / "m.tflite", small.files()["int8"], small.CLASSES, scheme="int8")
     assert TFLiteModel(path).labels == small.CLASSES
     assert TFLiteModel(path).description["input_size"] == [small.SIZE, small.SIZE]
-    with pytest.raises(ValueError, match="2 labels"):
+    with pytest.raises(ValueError, match=r"needs 4 labels.*got 2"):
         TFLiteModel(path, labels=["a", "b"])
     path.with_suffix(".json").write_text(json.dumps({"labels": "boot"}))
-    with pytest.raises(ValueError, match=r"m\.json.*labels"):
+    with pytest.raises(ValueError, match=r"labels in .*m\.json"):
         read_description(path)
     path.with_suffix(".json").write_text("{")
     with pytest.raises(ValueError, match=r"m\.json"):

@@ -8,6 +8,7 @@ from utils import quantization
 from utils.environment import quiet
 from utils.quantization import calibration
 from utils.quantization import error as quantization_error
+from utils.quantization.convert import layer_name, tensor_layers
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_layers_carry_their_keras_names_in_order(table):
     ],
 )  # fmt: skip
 def test_layer_names(tensor, operator, layer):
-    assert quantization_error.layer_name(tensor, operator) == layer
+    assert layer_name(tensor, operator) == layer
 
 
 def test_ratio_by_an_independent_calculation(table):
@@ -82,7 +83,7 @@ def test_the_broken_layer_is_named():
 
 
 def test_mixed_scheme_ends_at_float():
-    every = list(dict.fromkeys(quantization_error.tensor_layers(small.files()["float32"]).values()))
+    every = list(dict.fromkeys(tensor_layers(small.files()["float32"]).values()))
     images = small.photos(8, seed=6)
     answers = quantization.TFLiteModel(small.files()["float32"])(images).argmax(1)
     table = quantization_error.mixed(
@@ -105,5 +106,5 @@ def test_a_layer_kept_in_float_is_float():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="needs photos"):
+    with pytest.raises(ValueError, match="at least one photo"):
         quantization_error.by_layer(small.files()["float32"], small.files()["int8"], small.photos(0))

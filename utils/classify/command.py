@@ -14,8 +14,8 @@ import sys
 
 import numpy as np
 
-from utils.classify.interpreter import TFLiteModel
-from utils.classify.photo import read_photo
+from .interpreter import TFLiteModel
+from .photo import read_photo
 
 SHIPPED = pathlib.Path(__file__).resolve().parents[2] / "models" / "clothing-10-int8.tflite"
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
@@ -48,7 +48,7 @@ def load(model=None, num_threads=2):
             "as quantization.save does"
         )
     if opened.input_size[0] != opened.input_size[1]:
-        raise ValueError(f"{path.name} takes photos of {opened.input_size}; only square inputs can be served")
+        raise ValueError(f"expected a model of square photos, got {opened.input_size} in {path.name}; use another")
     return opened
 
 
@@ -79,7 +79,7 @@ def threshold(model):
     """The probability below which the first class is not to be trusted: from the model's JSON, else 0.5."""
     value = model.description.get("low_confidence", LOW_CONFIDENCE)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"{model.name}'s JSON has low_confidence = {value!r}; give a probability from 0 to 1")
+        raise ValueError(f"low_confidence in {model.name}'s JSON must be a probability from 0 to 1, got {value!r}")
     return value
 
 
@@ -145,13 +145,9 @@ def _line(result):
 
 
 def _positive(text):
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
 
 
 def run():

@@ -4,23 +4,16 @@ Imports NumPy and ai-edge-litert only, so that ``python -m utils.classify`` star
 """
 
 import contextlib
-import functools
 import hashlib
 import os
 import pathlib
 import threading
-import time
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from utils import files
 from utils.environment import default_threads, quiet
-
-__all__ = [
-    "TFLiteModel", "default_threads", "description_path", "interleaved_seconds", "open_interpreter", "quiet",
-    "read_description",
-]  # fmt: skip
 
 _MAGIC = b"TFL3"  # the flatbuffer's file identifier, at byte 4
 _RESOLVERS = {
@@ -43,8 +36,7 @@ class TFLiteModel:
     Args:
         model: path of a .tflite file, or its bytes.
         num_threads: threads of one inference, at least 1. None: the cores this process may use, at most 4.
-        use_xnnpack: False runs LiteRT's own optimized kernels instead of the XNNPACK delegate.
-        kernels: "xnnpack", "builtin" or "reference" (the slow, plain kernels); overrides `use_xnnpack`.
+        kernels: "xnnpack", "builtin" (LiteRT's own optimized ones) or "reference" (slow and plain).
         labels: class names in the order of the output. None: those of the JSON beside the file, if there is one.
 
     Attributes:
@@ -58,8 +50,8 @@ class TFLiteModel:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the bytes are not a .tflite model, are truncated, use operators this runtime lacks, or have other
-            inputs and outputs than one photo and one row of numbers; zero or negative threads.
-        TypeError: neither path nor bytes; a thread count that is not a whole number.
+            inputs and outputs than one photo and one row of numbers; a thread count that is not a positive integer.
+        TypeError: neither path nor bytes.
 
     Example:
         >>> model = TFLiteModel("models/clothing-10-int8.tflite", num_threads=2)  # doctest: +SKIP
@@ -67,13 +59,14 @@ class TFLiteModel:
         (n, 10)
     """
 
-    def __init__(self, model, num_threads=None, use_xnnpack=True, kernels=None, labels=None):
-        self.kernels = kernels if kernels is not None else "xnnpack" if use_xnnpack else "builtin"
-        self.num_threads = _checked_threads(num_threads)
+    def __init__(self, model, num_threads=None, kernels="xnnpack", labels=None):
+        self.kernels, self.num_threads = kernels, _checked_threads(num_threads)
         self.name, self.content = _read(model)
         # Before native code sees the bytes: a damaged file can end the process there.
         self.description = {} if isinstance(model, bytes | bytearray | memoryview) else read_description(model)
-        _check_digest(self.name, self.content, self.description.get("sha256"))
+        digest = self.description.get("sha256")
+        if digest is not None and hashlib.sha256(self.content).hexdigest() != digest:
+            raise ValueError(f"{self.name} is not the file that the JSON beside it describes; copy or save both again")
         self._interpreter = open_interpreter(self.content, self.num_threads, self.kernels, self.name)
         self._lock = threading.Lock()
         (source,), (target,) = _single(self._interpreter, self.name)
@@ -86,8 +79,8 @@ class TFLiteModel:
         self.labels = tuple(labels) if labels is not None else None
         if self.labels is not None and len(self.labels) != self.n_classes:
             raise ValueError(
-                f"{self.name} gives {self.n_classes} probabilities, and there are {len(self.labels)} labels; "
-                "give the labels of this model"
+                f"{self.name} needs {self.n_classes} labels, one for each output, got {len(self.labels)}; "
+                "pass the labels that it was trained with"
             )
 
     def __call__(self, images):
@@ -105,7 +98,6 @@ class TFLiteModel:
         images = self.checked(images)
         probabilities = np.empty((len(images), self.n_classes), np.float32)
         interpreter, source, target = self._interpreter, self._input, self._output
-        scale, zero = self._scale_out
         with self._lock:
             for row, image in enumerate(images):
                 interpreter.set_tensor(source, self.to_input(image[None]))
@@ -114,64 +106,13 @@ class TFLiteModel:
                 except RuntimeError as error:
                     reason = " ".join(str(error).split())[:200]
                     raise ValueError(f"{self.name} is damaged ({reason}); copy or convert it again") from error
-                output = interpreter.get_tensor(target).reshape(-1)
-                probabilities[row] = (
-                    output if output.dtype == np.float32 else (output.astype(np.float32) - zero) * scale
-                )
+                probabilities[row] = self.to_float(interpreter.get_tensor(target).reshape(-1))
         return probabilities
 
     @property
     def size_bytes(self):
         """Bytes of the file."""
         return len(self.content)
-
-    @functools.cached_property
-    def weights_bytes(self):
-        """Bytes of the constant tensors in the file (weights, biases, small constants), without names and structure."""
-        from ai_edge_litert import schema_py_generated as schema
-
-        model = schema.Model.GetRootAs(self.content, 0)
-        used = {
-            model.Subgraphs(graph).Tensors(index).Buffer()
-            for graph in range(model.SubgraphsLength())
-            for index in range(model.Subgraphs(graph).TensorsLength())
-        }
-        # large files, and all of ai-edge-quantizer's, keep their data behind the flatbuffer and note place and size
-        return sum(max(model.Buffers(index).DataLength(), model.Buffers(index).Size()) for index in used)
-
-    @property
-    def arena_bytes(self):
-        """Bytes of the activation arena at batch 1: what LiteRT's planner reserves for all activations together.
-
-        Read from the addresses that the planner of the built-in kernels gave out, so tensors that never live at the
-        same time share memory, as they do on the device. (XNNPACK plans its own workspace, which the Python interface
-        does not show; it is of the same order.) Weights that are unpacked to float32 at load time (float16 and
-        weight-only schemes) are no activations: see `unpacked_bytes`.
-        """
-        return self._memory[0]
-
-    @property
-    def unpacked_bytes(self):
-        """Bytes of float32 copies of the weights that a float16 or weight-only file needs in memory beside the file."""
-        return self._memory[1]
-
-    @functools.cached_property
-    def _memory(self):
-        interpreter = open_interpreter(self.content, 1, "builtin", self.name)
-        ops = interpreter._get_ops_details()
-        computed = {self._input} | {int(index) for op in ops for index in op["outputs"]}
-        starts, ends, unpacked = [], [], 0
-        for op in ops:
-            constant = op["op_name"] == "DEQUANTIZE" and int(op["inputs"][0]) not in computed
-            for index in op["outputs"]:
-                view = interpreter.tensor(int(index))()
-                if constant:
-                    unpacked += view.nbytes
-                else:
-                    starts.append(view.__array_interface__["data"][0])
-                    ends.append(starts[-1] + view.nbytes)
-                del view  # the interpreter refuses to run while a view of its memory is alive
-        return max(ends) - min(starts), unpacked
 
     def __repr__(self):
         height, width = self.input_size
@@ -181,21 +122,23 @@ class TFLiteModel:
         )
 
     def checked(self, images):
+        """`images` as an array of the shape and range that the model takes, else ValueError."""
         images = np.asarray(images)
         height, width = self.input_size
         if images.ndim != 4 or images.shape[1:] != (height, width, 3):
-            hint = "; one photo goes in as photo[None]" if images.shape == (height, width, 3) else ""
+            hint = "; pass one photo as photo[None]" if images.shape == (height, width, 3) else ""
             raise ValueError(
-                f"{self.name} takes photos of shape (n, {height}, {width}, 3), not {images.shape}; "
+                f"{self.name} takes photos of shape (n, {height}, {width}, 3), got {images.shape}; "
                 f"read them at {height} x {width} pixels, RGB{hint}"
             )
         if not (np.issubdtype(images.dtype, np.integer) or np.issubdtype(images.dtype, np.floating)):
-            raise ValueError(f"photos must be numbers in 0..255, not {images.dtype}; give uint8 or float32")
+            raise ValueError(f"photos must be numbers in 0..255, got {images.dtype}; pass uint8 or float32")
         if np.issubdtype(images.dtype, np.floating) and not np.isfinite(images.sum()):
-            raise ValueError("the photos hold NaN or infinity; give pixels in 0..255")
+            raise ValueError("photos must be pixels in 0..255, got NaN or infinity; check how they were read")
         return images
 
     def to_input(self, image):
+        """Photos in 0..255 in the type of the file's input."""
         if self.input_dtype == np.float32:
             return image.astype(np.float32, copy=False)
         scale, zero = self._scale_in
@@ -206,6 +149,11 @@ class TFLiteModel:
         limits = np.iinfo(self.input_dtype)
         steps = np.rint(image.astype(np.float32) / np.float32(scale)) + zero
         return np.clip(steps, limits.min, limits.max).astype(self.input_dtype)
+
+    def to_float(self, output):
+        """The file's output as float32, dequantized."""
+        scale, zero = self._scale_out
+        return output if output.dtype == np.float32 else (output.astype(np.float32) - zero) * scale
 
 
 def open_interpreter(content, num_threads=1, kernels="xnnpack", name="the model", keep_tensors=False):
@@ -227,7 +175,7 @@ def open_interpreter(content, num_threads=1, kernels="xnnpack", name="the model"
     if kernels not in _RESOLVERS:
         raise ValueError(f"kernels {kernels!r} is unknown; choose one of {', '.join(_RESOLVERS)}")
     if bytes(content[4:8]) != _MAGIC:
-        raise ValueError(f"{name} is not a .tflite model; give a file that quantization.convert or a converter wrote")
+        raise ValueError(f"{name} is not a .tflite model; pass a file that quantization.convert or a converter wrote")
     try:
         with _first_time_quiet():
             interpreter = Interpreter(
@@ -278,37 +226,18 @@ def read_description(path):
     if not beside.is_file():
         return {}
     description = files.read_json(beside)
-    labels = description.get("labels") if isinstance(description, dict) else 0
+    labels = description.get("labels") if isinstance(description, dict) else description
     if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
-        raise ValueError(f"{beside} does not describe a model: its labels are no list of names; save the model again")
+        raise ValueError(f"labels in {beside} must be a list of names, got {labels!r}; save the model again")
     return description
-
-
-def _check_digest(name, content, digest):
-    """Compare a file with the SHA-256 that the JSON beside it names, where it names one."""
-    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
-        raise ValueError(f"{name} is not the file that the JSON beside it describes; copy or save both again")
-
-
-def interleaved_seconds(models, image, rounds=15):
-    """Median seconds of one photo, each model once a round, so that a busy moment hits all of them."""
-    seconds = {key: [] for key in models}
-    for turn in range(rounds + 2):
-        for key, model in models.items():
-            start = time.perf_counter()
-            model(image)
-            if turn >= 2:
-                seconds[key].append(time.perf_counter() - start)
-    return {key: float(np.median(values)) for key, values in seconds.items()}
 
 
 def _checked_threads(num_threads):
     if num_threads is None:
         return default_threads()
-    if isinstance(num_threads, bool) or not isinstance(num_threads, int | np.integer):
-        raise TypeError(f"num_threads is {num_threads!r}; give a whole number from 1 up")
-    if num_threads < 1:
-        raise ValueError(f"num_threads is {num_threads}; give 1 or more")
+    whole = isinstance(num_threads, int | np.integer) and not isinstance(num_threads, bool)
+    if not whole or num_threads < 1:
+        raise ValueError(f"num_threads must be a positive integer, got {num_threads!r}")
     return int(num_threads)
 
 
@@ -316,7 +245,7 @@ def _read(model):
     if isinstance(model, bytes | bytearray | memoryview):
         return "the model", bytes(model)
     if not isinstance(model, str | os.PathLike):
-        raise TypeError(f"a .tflite model is a path or bytes, not {type(model).__name__}; convert the model first")
+        raise TypeError(f"expected a .tflite model as a path or bytes, got {type(model).__name__}; convert it first")
     path = pathlib.Path(model)
     if not path.is_file():
         raise FileNotFoundError(f"there is no model {path}; check the path, or write one with quantization.save")
@@ -332,7 +261,7 @@ def _single(interpreter, name):
     if not fits:
         shapes = [tuple(int(n) for n in detail["shape"]) for detail in (*sources, *targets)]
         raise ValueError(
-            f"{name} is no photo classifier: it needs one input (1, height, width, 3) and one output (1, classes), "
-            f"and has {shapes}"
+            f"expected a photo classifier with one input (1, height, width, 3) and one output (1, classes), "
+            f"got {shapes} in {name}; use another model"
         )
     return sources, targets

@@ -5,11 +5,12 @@ Call `count(model)` first: its report prints itself and has tables (`top`, `by_t
 A call that cannot be counted is never zero: it is named in `report.unsupported`. Needs Keras, NumPy and pandas only.
 """
 
+from . import tflite
 from .count import count, count_tflite, itemsize, keras_flops_total
 from .formulas import CONVENTIONS, Cost
 from .report import CostReport, CostRow, Unsupported
 
 __all__ = [
     "CONVENTIONS", "Cost", "CostReport", "CostRow", "Unsupported", "count", "count_tflite", "itemsize",
-    "keras_flops_total",
+    "keras_flops_total", "tflite",
 ]  # fmt: skip

@@ -1,20 +1,18 @@
 """MACs, FLOPs, parameters and bytes of a `.tflite` file, read from its operators and tensor shapes.
 
-The file is a flatbuffer; it is read, not run, so that nothing depends on an interpreter, a delegate or a scheme:
-float32, float16, dynamic range, int8, int16x8 and weight-only files give the same MACs, and differ in bytes. The
-convention is that of :mod:`utils.flops.layers`: MACs are the multiply-accumulates of the linear algebra, everything
-else
-stands in the column of element-wise operations.
-
-An operator without a rule (a custom operator, a loop) is named in `report.unsupported`, never counted as zero. That
-matters: EfficientNetB0's MEAN operators alone come to 2,369,248 element-wise operations, 2.37 M. A profiler that knows
-no quantized convolution and says nothing about it reports about that number for the whole network.
+:class:`File` reads the flatbuffer, for counting and for `utils.quantization`, which mends and cuts files. Nothing is
+run, so that float32, float16, dynamic range, int8, int16x8 and weight-only files give the same MACs and differ in
+bytes. The convention is that of :mod:`utils.flops.layers`. An operator without a rule is named in `report.unsupported`,
+never counted as zero: EfficientNetB0's MEAN operators alone come to 2.37 M operations, which a profiler that knows no
+quantized convolution reports for the whole network.
 """
 
 import collections
 import pathlib
 import struct
 import warnings
+
+import numpy as np
 
 from .formulas import Cost, elements, product
 from .layers import CONVENTIONS
@@ -72,6 +70,7 @@ WITH_BIAS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D", "CONV_
 
 _Tensor = collections.namedtuple("_Tensor", "name shape dtype buffer")
 _Operator = collections.namedtuple("_Operator", "type inputs outputs options")
+DAMAGED = (struct.error, LookupError, ValueError, TypeError, AttributeError, OverflowError)
 
 
 def count_tflite(path_or_bytes, unsupported="warn"):
@@ -90,34 +89,22 @@ def count_tflite(path_or_bytes, unsupported="warn"):
     Raises:
         ValueError: not a TensorFlow Lite model, damaged, or (with unsupported="raise") an operator without a rule.
         FileNotFoundError: there is no such file.
-
-    Source of the format: tensorflow/compiler/mlir/lite/schema/schema.fbs, read with `ai_edge_litert`'s classes.
     """
     if unsupported not in ("warn", "raise", "ignore"):
         raise ValueError(f'unsupported={unsupported!r} is unknown; choose "warn", "raise" or "ignore"')
     name, data = _contents(path_or_bytes)
+    graph = File(data, name)
     try:
-        graph = _Graph(data)
         rows, problems = _rows(graph)
-    except (
-        struct.error,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        UnicodeDecodeError,
-    ) as error:
-        raise ValueError(
-            f"{name} is not a TensorFlow Lite model that can be read ({error}); convert it again, or fetch it again"
-        ) from error
+    except DAMAGED as error:
+        raise unreadable(name, error) from error
     if problems and unsupported != "ignore":
         shown = "; ".join(map(str, problems[:5])) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         sentence = f"{name}: not counted, so that the totals are lower bounds: {shown}"
         if unsupported == "raise":
             raise ValueError(sentence)
         warnings.warn(sentence, stacklevel=3)
-    return CostReport(name, tuple(rows), graph.batch_size, "exact", CONVENTIONS["exact"], tuple(problems))
+    return CostReport(name, tuple(rows), _batch(graph), "exact", CONVENTIONS["exact"], tuple(problems))
 
 
 def _contents(path_or_bytes):
@@ -129,109 +116,113 @@ def _contents(path_or_bytes):
     return path.name, path.read_bytes()
 
 
-class _Graph:
-    """The main graph of a file as plain Python: tensors, operators, sizes of buffers. Every index is checked."""
+def _batch(graph):
+    shape = graph.tensors[graph.inputs[0]].shape
+    return shape[0] if shape and shape[0] else 1
 
-    def __init__(self, data):
+
+class File:
+    """A `.tflite` file taken apart; every index is checked.
+
+    Args:
+        content: bytes, or a bytearray whose weights may then be changed in place.
+
+    Attributes:
+        model: the schema's object (`ModelT`); graph: its main graph.
+        tensors: of the main graph: name, shape (None where the size depends on the data), dtype ("INT8"), buffer.
+        operators: of the main graph, in order: type ("CONV_2D"), inputs and outputs (positions of tensors, None for an
+            input that is left out), options (the schema's object, or None).
+        inputs, outputs: positions of the main graph's tensors.
+
+    Raises:
+        ValueError: not a TensorFlow Lite model, or damaged.
+
+    Source of the format: tensorflow/compiler/mlir/lite/schema/schema.fbs, read with `ai_edge_litert`'s classes.
+    """
+
+    def __init__(self, content, name="the model"):
+        try:
+            self._read(content)
+        except DAMAGED as error:
+            raise unreadable(name, error) from error
+
+    def _read(self, content):
         from ai_edge_litert import schema_py_generated as schema
 
-        if len(data) < 8 or data[4:8] != b"TFL3":
+        if content[4:8] != b"TFL3":
             raise ValueError("it does not begin as one: the mark TFL3 is missing")
-        model = schema.Model.GetRootAs(data, 0)
-        if model.Version() != 3 or not model.SubgraphsLength():
-            raise ValueError(f"version {model.Version()} with {model.SubgraphsLength()} graphs")
-        operators = _names(schema.BuiltinOperator)
-        types = _names(schema.TensorType)
-        self.buffer_bytes = [_buffer_bytes(model.Buffers(at), len(data)) for at in range(model.BuffersLength())]
-        codes = [model.OperatorCodes(at) for at in range(model.OperatorCodesLength())]
-        graph = model.Subgraphs(0)
-        self.tensors = [self._tensor(graph.Tensors(at), types) for at in range(graph.TensorsLength())]
-        self.operators = [
-            self._operator(graph.Operators(at), codes, operators, schema) for at in range(graph.OperatorsLength())
-        ]
-        inputs = [self._index(at) for at in _vector(graph, "Inputs")]
-        if not (self.tensors and self.operators and inputs):
+        self.content = content
+        self.model = schema.ModelT.InitFromPackedBuf(content, 0)
+        if self.model.version != 3 or not self.model.subgraphs:
+            raise ValueError(f"version {self.model.version} with {len(self.model.subgraphs or ())} graphs")
+        self.graph = self.model.subgraphs[0]
+        self._names, types = _names(schema.BuiltinOperator), _names(schema.TensorType)
+        self.buffers = [self._contents(buffer) for buffer in self.model.buffers]
+        self.tensors = [self._tensor(tensor, types) for tensor in self.graph.tensors]
+        self.operators = [self._operator(operator) for operator in self.graph.operators]
+        self.inputs, self.outputs = self._indices(self.graph.inputs), self._indices(self.graph.outputs)
+        if not (self.operators and self.inputs):
             raise ValueError("it has no operators")
-        shape = self.tensors[inputs[0]].shape
-        self.batch_size = shape[0] if shape and shape[0] else 1
+
+    def _contents(self, buffer):
+        if buffer.offset > 1:  # behind the flatbuffer: large files, and all of ai-edge-quantizer's
+            if buffer.offset + buffer.size > len(self.content):
+                raise ValueError("it is cut short: a buffer ends after the file")
+            return np.frombuffer(self.content, np.uint8, buffer.size, buffer.offset)
+        return np.empty(0, np.uint8) if buffer.data is None else buffer.data
 
     def _tensor(self, tensor, types):
-        buffer = tensor.Buffer()
-        if not 0 <= buffer < len(self.buffer_bytes):
-            raise ValueError(f"a tensor names buffer {buffer} of {len(self.buffer_bytes)}")
-        shape = tuple(int(dim) if dim >= 0 else None for dim in _vector(tensor, "Shape"))
-        name = (tensor.Name() or b"").decode("utf-8", errors="replace").split(";")[0]
-        return _Tensor(name, shape, types[tensor.Type()], buffer)
+        shape = tuple(int(dim) if dim >= 0 else None for dim in _list(tensor.shape))
+        _within(tensor.buffer, self.buffers, "buffer")
+        return _Tensor((tensor.name or b"").decode("utf-8", "replace"), shape, types[tensor.type], tensor.buffer)
 
-    def _operator(self, operator, codes, names, schema):
-        at = operator.OpcodeIndex()
-        if not 0 <= at < len(codes):
-            raise ValueError(f"an operator names code {at} of {len(codes)}")
-        code = codes[at]
-        kind = names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
+    def _operator(self, operator):
+        code = self.model.operatorCodes[_within(operator.opcodeIndex, self.model.operatorCodes, "operator code")]
+        kind = self._names[max(code.builtinCode, code.deprecatedBuiltinCode)]
         if kind == "CUSTOM":
-            kind = f"CUSTOM {(code.CustomCode() or b'').decode('utf-8', errors='replace')}".strip()
-        inputs = tuple(None if at < 0 else self._index(at) for at in _vector(operator, "Inputs"))
-        outputs = tuple(self._index(at) for at in _vector(operator, "Outputs"))
-        return _Operator(kind, inputs, outputs, _options(operator, kind, schema))
+            kind = f"CUSTOM {(code.customCode or b'').decode('utf-8', 'replace')}".strip()
+        inputs = [None if at < 0 else at for at in _list(operator.inputs)]
+        self._indices(at for at in inputs if at is not None)
+        return _Operator(kind, tuple(inputs), self._indices(_list(operator.outputs)), operator.builtinOptions)
 
-    def _index(self, at):
-        if not 0 <= at < len(self.tensors):
-            raise ValueError(f"tensor {at} of {len(self.tensors)} is named")
-        return int(at)
+    def _indices(self, positions):
+        return tuple(_within(int(at), self.tensors, "tensor") for at in positions)
 
-    def constant(self, at):
-        """Whether a tensor's contents stand in the file."""
-        return bool(self.buffer_bytes[self.tensors[at].buffer])
+    def data(self, at):
+        """Stored bytes of a tensor (uint8, in the file's own memory); of size 0 where the file holds none."""
+        return self.buffers[self.tensors[at].buffer]
+
+    def floats(self, at):
+        """A stored float32 tensor as an array in the file's own memory, or None."""
+        if self.tensors[at].dtype != "FLOAT32" or not self.data(at).size:
+            return None
+        return self.data(at).view(np.float32).reshape(self.tensors[at].shape)
+
+    @property
+    def stored_bytes(self):
+        """Bytes of the constant tensors (weights, biases, small constants), without names and structure."""
+        return sum(self.buffers[at].size for at in {t.buffer for graph in self.model.subgraphs for t in graph.tensors})
+
+
+def unreadable(name, error):
+    """The one sentence for a file that cannot be read."""
+    return ValueError(
+        f"{name} is not a TensorFlow Lite model that can be read ({error}); convert it again, or fetch it again"
+    )
 
 
 def _names(enumeration):
     return {value: name for name, value in vars(enumeration).items() if not name.startswith("_")}
 
 
-def _vector(table, field):
-    """An integer vector of a flatbuffer table, as a list."""
-    values = getattr(table, f"{field}AsNumpy")()
-    return [] if isinstance(values, int) else values.tolist()
+def _list(values):
+    return [] if values is None else values.tolist()
 
 
-def _buffer_bytes(buffer, size):
-    if buffer.Offset() > 1:  # contents beyond the flatbuffer, as files above 2 GB have them
-        if buffer.Offset() + buffer.Size() > size:
-            raise ValueError("it is cut short: a buffer ends after the file")
-        return int(buffer.Size())
-    values = buffer.DataAsNumpy()
-    return 0 if isinstance(values, int) else len(values)
-
-
-OPTIONS = {
-    "CONV_2D": "Conv2DOptions",
-    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
-    "TRANSPOSE_CONV": "TransposeConvOptions",
-    "CONV_3D": "Conv3DOptions",
-    "CONV_3D_TRANSPOSE": "Conv3DOptions",
-    "FULLY_CONNECTED": "FullyConnectedOptions",
-    "AVERAGE_POOL_2D": "Pool2DOptions",
-    "MAX_POOL_2D": "Pool2DOptions",
-    "L2_POOL_2D": "Pool2DOptions",
-    "BATCH_MATMUL": "BatchMatMulOptions",
-    "ADD": "AddOptions",
-    "SUB": "SubOptions",
-    "MUL": "MulOptions",
-    "DIV": "DivOptions",
-    "CONCATENATION": "ConcatenationOptions",
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTMOptions",
-    "UNIDIRECTIONAL_SEQUENCE_RNN": "SequenceRNNOptions",
-}
-
-
-def _options(operator, kind, schema):
-    table = operator.BuiltinOptions()
-    if table is None or kind not in OPTIONS:
-        return None
-    options = getattr(schema, OPTIONS[kind])()
-    options.Init(table.Bytes, table.Pos)
-    return options
+def _within(at, of, what):
+    if not 0 <= at < len(of):
+        raise ValueError(f"{what} {at} of {len(of)} is named")
+    return at
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -241,12 +232,12 @@ def _rows(graph):
     expanded = {  # tensors that are weights of the file in another dtype or layout, made once when it is loaded
         operator.outputs[0]: operator.inputs[0]
         for operator in graph.operators
-        if operator.type in ("DEQUANTIZE", "DENSIFY") and operator.inputs and graph.constant(operator.inputs[0])
+        if operator.type in ("DEQUANTIZE", "DENSIFY") and operator.inputs and graph.data(operator.inputs[0]).size
     }
     rows, problems, seen = [], [], set()
     for index, operator in enumerate(graph.operators):
         at_load = operator.outputs and operator.outputs[0] in expanded
-        name = graph.tensors[operator.outputs[0]].name if operator.outputs else ""
+        name = graph.tensors[operator.outputs[0]].name.split(";")[0] if operator.outputs else ""
         path = name or f"{operator.type}_{index}"
         cost, problem = (Cost(), None) if at_load else _cost(graph, operator)
         if problem:
@@ -255,7 +246,7 @@ def _rows(graph):
         fresh = [at for at in dict.fromkeys(weights) if graph.tensors[at].buffer not in seen]
         seen.update(graph.tensors[at].buffer for at in fresh)
         kernel, strides, filters = _geometry(graph, operator)
-        read = [at for at in operator.inputs if at is not None and not graph.constant(at) and at not in expanded]
+        read = [at for at in operator.inputs if at is not None and not graph.data(at).size and at not in expanded]
         rows.append(
             CostRow(
                 index=index,
@@ -270,7 +261,7 @@ def _rows(graph):
                 macs=cost.macs if cost else None,
                 elementwise_ops=cost.elementwise if cost else None,
                 activation_bytes=0 if at_load else _bytes(graph, operator.outputs),
-                weight_bytes=sum(graph.buffer_bytes[graph.tensors[at].buffer] for at in fresh),
+                weight_bytes=sum(graph.data(at).size for at in fresh),
             )
         )
     return rows, problems
@@ -281,7 +272,7 @@ def _parameters(graph, operator, expanded):
     positions = ARGUMENTS.get(operator.type, ())
     inputs = list(enumerate(operator.inputs))
     kept = inputs[:1] if positions is None else [(at, tensor) for at, tensor in inputs if at not in positions]
-    stored = [tensor for _, tensor in kept if tensor is not None and (graph.constant(tensor) or tensor in expanded)]
+    stored = [tensor for _, tensor in kept if tensor is not None and (graph.data(tensor).size or tensor in expanded)]
     if operator.type in WITH_BIAS:
         return stored
     return [tensor for tensor in stored if graph.tensors[tensor].dtype not in ("INT32", "INT64", "BOOL", "STRING")]
@@ -301,18 +292,18 @@ def _geometry(graph, operator):
     """(kernel, strides, filters) of an operator for the table; None where it has none."""
     kind, options = operator.type, operator.options
     shapes = [graph.tensors[at].shape if at is not None else () for at in operator.inputs]
-    strides = (options.StrideH(), options.StrideW()) if hasattr(options, "StrideH") else None
+    strides = (options.strideH, options.strideW) if hasattr(options, "strideH") else None
     if kind in ("CONV_2D", "TRANSPOSE_CONV"):
         return shapes[1][1:3], strides, shapes[1][0]
     if kind == "DEPTHWISE_CONV_2D":
         return shapes[1][1:3], strides, shapes[1][3]
     if kind in ("CONV_3D", "CONV_3D_TRANSPOSE"):
         filters = shapes[1][4 if kind == "CONV_3D" else 3]
-        return shapes[1][:3], (options.StrideD(), *strides) if strides else None, filters
+        return shapes[1][:3], (options.strideD, *strides) if strides else None, filters
     if kind == "FULLY_CONNECTED":
         return None, None, shapes[1][0]
-    if hasattr(options, "FilterHeight"):
-        return (options.FilterHeight(), options.FilterWidth()), strides, None
+    if hasattr(options, "filterHeight"):
+        return (options.filterHeight, options.filterWidth), strides, None
     return None, None, None
 
 
@@ -327,8 +318,8 @@ def _cost(graph, operator):
     if unknown:
         return None, f"its shape {unknown[0]} depends on the data"
     cost = RULES[kind](given, gives, options)
-    if hasattr(options, "FusedActivationFunction"):
-        cost += Cost(0, FUSED[options.FusedActivationFunction()] * elements(gives[0]))
+    if hasattr(options, "fusedActivationFunction"):
+        cost += Cost(0, FUSED[options.fusedActivationFunction] * elements(gives[0]))
     return cost, None
 
 
@@ -362,11 +353,11 @@ def _fully_connected(given, gives, options):
 
 
 def _batch_matmul(given, gives, options):
-    return Cost(elements(gives[0]) * given[0][-2 if options is not None and options.AdjX() else -1])
+    return Cost(elements(gives[0]) * given[0][-2 if options is not None and options.adjX else -1])
 
 
 def _pool(given, gives, options):
-    return Cost(0, elements(gives[0]) * options.FilterHeight() * options.FilterWidth())
+    return Cost(0, elements(gives[0]) * options.filterHeight * options.filterWidth)
 
 
 def _sequence_lstm(given, gives, options):

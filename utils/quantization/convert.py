@@ -1,11 +1,8 @@
 """A Keras 3 model, or a saved one, to a small .tflite file in a named scheme.
 
-A model is converted once to a float32 .tflite at a batch of 1; every other scheme is a rewrite of that file. Two
-tools can do the rewriting: TensorFlow's converter, from the Keras model (slow: it traces and lowers the network again),
-and ai-edge-quantizer, from the float file (fast, adjustable range by range and layer by layer).
-`quantization.compare_tools` measures both; `SCHEMES` names the one that serves.
-
-TensorFlow is imported only when a Keras model is converted.
+A model is converted once to a float32 .tflite at a batch of 1; every other scheme is a rewrite of that file, by
+TensorFlow's converter (slow: from the Keras model, traced and lowered again) or by ai-edge-quantizer (fast, from the
+float file, adjustable range by range and layer by layer). `quantization.compare_tools` measures both.
 """
 
 import dataclasses
@@ -15,10 +12,10 @@ import re
 
 import numpy as np
 
-from utils.classify.interpreter import TFLiteModel, open_interpreter
+from utils.classify import TFLiteModel, open_interpreter
 from utils.environment import quiet
-from utils.quantization import bias as tflite_bias
-from utils.quantization import calibration
+
+from . import calibration
 
 TOOLS = ("quantizer", "converter")
 MAX_VERIFY_DIFFERENCE = 1e-3  # probabilities of the Keras model and of its float32 file
@@ -83,9 +80,8 @@ def convert(
         keep_float: names of layers that stay in float32 (a mixed scheme), as `quantization_error` reports them;
             quantizer only.
         statistics: a `calibration.Statistics` of the same model instead of `representative`, to convert many times.
-        lift_biases: False leaves biases that pass 32 bits as ai-edge-quantizer writes them (see
-        `utils.quantization.bias`),
-            to measure what that does.
+        lift_biases: False leaves biases that pass 32 bits as ai-edge-quantizer writes them (see :func:`lift`), to
+            measure what that does.
 
     Returns:
         bytes.
@@ -105,29 +101,28 @@ def convert(
         (3, 2)
     """
     scheme = find_scheme(scheme)
-    tool = _tool(scheme, "converter" if io == "uint8" and tool is None else tool, model)
+    tool = _tool(scheme, "converter" if io == "uint8" and tool is None else tool, _is_tflite(model))
     if calibrate not in calibration.METHODS:
-        raise ValueError(f"calibration {calibrate!r} is unknown; choose one of {', '.join(calibration.METHODS)}")
+        raise ValueError(f"calibrate must be one of {', '.join(calibration.METHODS)}, got {calibrate!r}")
     if io not in ("int8", "uint8"):
-        raise ValueError(f"io {io!r} is unknown; choose int8 or uint8")
+        raise ValueError(f"io must be int8 or uint8, got {io!r}")
     if io == "uint8" and (scheme.name != "int8_io" or tool != "converter"):
-        raise ValueError("uint8 input and output is for int8_io by the converter; give io='int8', or tool='converter'")
-    size = input_size(model)
+        raise ValueError("io='uint8' works with scheme int8_io and tool='converter' only; use io='int8'")
+    if tool == "converter" and (keep_float or calibrate != "min-max"):
+        raise ValueError("the converter keeps no layer in float and calibrates by min-max; use tool='quantizer'")
     if scheme.calibrated and not (statistics is not None and tool == "quantizer"):
-        representative = check_representative(representative, scheme, size)
-    if tool == "converter":
-        if keep_float or calibrate != "min-max":
-            raise ValueError("the converter keeps no layer in float and calibrates by min-max; use tool='quantizer'")
-        return _converted(model, scheme, representative, io)
+        representative = check_representative(representative, scheme, input_size(model))
+    if tool == "converter" and scheme.name != "float32":
+        return _converted(as_keras_model(model), scheme, representative, io)
     source = float_tflite(model)
     return _quantized(source, scheme, representative, calibrate, io, keep_float, statistics, lift_biases)
 
 
-def convert_all(model, schemes=tuple(SCHEMES), representative=None, **options):
+def convert_all(model, schemes=tuple(SCHEMES), representative=None):
     """A model in several schemes: traced once, calibrated once.
 
     Args:
-        model, representative, options: as for :func:`convert`.
+        model, representative: as for :func:`convert`.
         schemes: keys of `SCHEMES`.
 
     Returns:
@@ -136,15 +131,14 @@ def convert_all(model, schemes=tuple(SCHEMES), representative=None, **options):
     Raises:
         as :func:`convert`.
     """
-    chosen = [find_scheme(name) for name in schemes]
-    size, statistics = input_size(model), None
-    for scheme in chosen:
-        if scheme.calibrated:
-            representative = check_representative(representative, scheme, size)
+    chosen, statistics = [find_scheme(name) for name in schemes], None
+    calibrated = [scheme for scheme in chosen if scheme.calibrated]
+    if calibrated:  # refused before the minute that tracing takes
+        representative = check_representative(representative, calibrated[0], input_size(model))
     source = float_tflite(model)
-    if any(scheme.calibrated and _tool(scheme, None, source) == "quantizer" for scheme in chosen):
+    if calibrated:
         statistics = calibration.measure(source, representative)
-    return {scheme.name: convert(source, scheme.name, statistics=statistics, **options) for scheme in chosen}
+    return {scheme.name: _quantized(source, scheme, None, "min-max", "int8", (), statistics, True) for scheme in chosen}
 
 
 def float_tflite(model):
@@ -179,19 +173,20 @@ def _quantized(source, scheme, representative, method, io, keep_float, statistic
     with quiet():
         from ai_edge_quantizer import quantizer
 
-    found = None
+    found, kept = None, _tensors_of(source, keep_float)
     if scheme.calibrated:
         statistics = statistics if statistics is not None else calibration.measure(source, representative)
         found = statistics.ranges(method)
         if lift_biases and scheme.name != "int16x8":  # whose biases have 64 bits
-            source, _ = tflite_bias.lift(source, found)
+            source, _ = lift(source, found)
     with quiet():
         work = quantizer.Quantizer(source)
         _recipe(work, scheme.name)
         if scheme.name != "int8_io":
-            _exclude(work, ".*", ("INPUT", "OUTPUT"))
-        for tensor in _tensors_of(source, keep_float):
-            _exclude(work, f"^{re.escape(tensor)};?$", ("ALL_SUPPORTED",))
+            _exclude(work, ".*", "INPUT")
+            _exclude(work, ".*", "OUTPUT")
+        for tensor in kept:
+            _exclude(work, f"^{re.escape(tensor)};?$", "ALL_SUPPORTED")
         ranges = None
         if scheme.calibrated:
             if scheme.name == "int16x8":
@@ -230,26 +225,115 @@ def _recipe(work, name):
         work.add_weight_only_config(".*", op.FULLY_CONNECTED, 4)
 
 
-def _exclude(work, regex, operations):
+def _exclude(work, regex, operation):
     from ai_edge_quantizer import qtyping
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
-    for operation in operations:
-        work.update_quantization_recipe(
-            regex, qtyping.TFLOperationName[operation], algorithm_key=AlgorithmName.NO_QUANTIZE
-        )
+    work.update_quantization_recipe(regex, qtyping.TFLOperationName[operation], algorithm_key=AlgorithmName.NO_QUANTIZE)
 
 
 def _tensors_of(source, layers):
-    from utils.quantization.error import tensor_layers
-
     if not layers:
         return []
     known = tensor_layers(source)
     unknown = set(layers) - set(known.values())
     if unknown:
-        raise ValueError(f"the model has no layer {sorted(unknown)[0]!r}; take names from quantization_error.by_layer")
+        raise ValueError(f"the model has no layer {sorted(unknown)[0]!r}; take names from quantization.error.by_layer")
     return [tensor for tensor, layer in known.items() if layer in set(layers)]
+
+
+# --- what a float file holds ------------------------------------------------------------------------------------------
+
+_STAYED = {"CONV_2D": "convolution", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "MatMul"}
+
+
+def open_file(content):
+    """The reader of .tflite files; `utils.flops` imports Keras, so only here."""
+    with quiet():
+        from utils.flops import tflite
+    return tflite.File(content)
+
+
+def computed(file):
+    """(tensor name, layer name, operator) of every operator's output, in order, without what only converts numbers."""
+    return [
+        (file.tensors[at].name, layer_name(file.tensors[at].name, operator.type), operator.type)
+        for operator in file.operators if operator.type not in ("QUANTIZE", "DEQUANTIZE")
+        for at in operator.outputs
+    ]  # fmt: skip
+
+
+def tensor_layers(content):
+    """The Keras layer of each computed activation of a .tflite: dict, tensor name -> layer name, in order."""
+    return {tensor: layer for tensor, layer, _ in computed(open_file(content))}
+
+
+def layer_name(tensor, operator):
+    """The Keras layer behind a tensor's name.
+
+    Converters join the scopes of everything that they fused with ";" and number repeated names. The scope whose
+    operation stayed in the file names the layer: a convolution fused with its batch normalization and activation is
+    called after the convolution.
+
+    Example:
+        >>> layer_name("net_1/act_1/Relu6;net_1/bn_1/add_1;net_1/block1a_dwconv_1/depthwise", "DEPTHWISE_CONV_2D")
+        'block1a_dwconv'
+    """
+    scopes = [scope.split("/") for scope in tensor.split(";")]
+    chosen = scopes[0]
+    if len(scopes) == 1 and len(chosen) == 1:  # the output: named by the signature, not by a layer
+        return operator.lower()
+    for scope in scopes:
+        if len(scope) > 1 and re.sub(r"\d+$", "", scope[-1]) == _STAYED.get(operator):
+            chosen = scope
+    return re.sub(r"_1$", "", chosen[-2] if len(chosen) > 1 else chosen[0])
+
+
+# Position of the kernel and of the bias among an operator's inputs, and the kernel's axis of output channels.
+_BIASED = {"CONV_2D": (1, 2, 0), "FULLY_CONNECTED": (1, 2, 0), "DEPTHWISE_CONV_2D": (1, 2, 3)}
+_LARGEST = 2**30  # half of what int32 holds: ranges measured on other photos may be narrower
+_LEVELS, _KERNEL_LEVELS = 255, 127
+
+
+def lift(content, ranges):
+    """Raise one weight of each channel whose bias would not fit into 32 bits, just enough for it to fit.
+
+    A quantized layer adds its bias to sums of products, in their unit: scale of the input times scale of the kernel. A
+    kernel of zeros has the smallest scale there is (1e-9 / 127 in ai-edge-quantizer 0.10), in whose unit a bias of 4 is
+    10^13: it becomes -2^31, without an error, and the layer answers 0. Zero kernels are common: pruned channels, dead
+    ones, squeeze-and-excitation that starts neutral (EfficientNetB0's warm start).
+
+    With s = (high - low) / 255 of the input, a bias b fits where max|w| >= 127 |b| / (s 2^30). The raised weight adds
+    at most 127 * 255 / 2^30 = 3e-5 of the bias to the channel's output, far below one step of 8 bits.
+
+    Args:
+        content: bytes of a float32 .tflite.
+        ranges: tensor name -> (low, high) of its values, as `calibration.Statistics.ranges` returns them.
+
+    Returns:
+        (bytes, dict tensor name of the kernel -> number of channels raised); the bytes are those given where no channel
+        had to be raised.
+    """
+    data, raised = bytearray(content), {}
+    file = open_file(data)
+    for operator in file.operators:
+        kernel_at, bias_at, axis = _BIASED.get(operator.type, (0, 0, 0))
+        if not bias_at or len(operator.inputs) <= bias_at or operator.inputs[bias_at] is None:
+            continue
+        source, kernel, bias = (operator.inputs[at] for at in (0, kernel_at, bias_at))
+        low, high = ranges.get(file.tensors[source].name, (0.0, 0.0))
+        step = (max(high, 0.0) - min(low, 0.0)) / _LEVELS
+        weights, biases = file.floats(kernel), file.floats(bias)
+        if weights is None or biases is None or step <= 0:
+            continue
+        channels = np.moveaxis(weights, axis, 0)
+        needed = _KERNEL_LEVELS * np.abs(biases) / (step * _LARGEST)
+        short = np.abs(channels).reshape(len(channels), -1).max(1) < needed
+        first = (slice(None), *(0,) * (channels.ndim - 1))
+        channels[first] = np.where(short, needed, channels[first])  # a view: this writes into `data`
+        if short.any():
+            raised[file.tensors[kernel].name] = int(short.sum())
+    return (bytes(data) if raised else content), raised
 
 
 # --- TensorFlow's converter -------------------------------------------------------------------------------------------
@@ -257,8 +341,6 @@ def _tensors_of(source, layers):
 
 def _converted(model, scheme, representative, io):
     def configure(converter, tf):
-        if scheme.name == "float32":
-            return
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if scheme.name == "float16":
             converter.target_spec.supported_types = [tf.float16]
@@ -272,9 +354,7 @@ def _converted(model, scheme, representative, io):
         if scheme.name == "int8_io":
             converter.inference_input_type = converter.inference_output_type = getattr(tf, io)
 
-    if scheme.name == "float32":
-        return float_tflite(model)
-    return _run_converter(as_keras_model(model), configure)
+    return _run_converter(model, configure)
 
 
 def _run_converter(model, configure):
@@ -325,23 +405,22 @@ def _verify(model, content):
 
 
 def find_scheme(name):
-    if isinstance(name, Scheme):
-        return name
+    """The Scheme of that name."""
     if name not in SCHEMES:
-        raise ValueError(f"scheme {name!r} is unknown; choose one of {', '.join(SCHEMES)}")
+        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {name!r}")
     return SCHEMES[name]
 
 
-def _tool(scheme, tool, model):
+def _tool(scheme, tool, from_tflite):
     if tool is not None and tool not in TOOLS:
-        raise ValueError(f"tool {tool!r} is unknown; choose one of {', '.join(TOOLS)}")
-    if _is_tflite(model):  # the converter starts from Keras
+        raise ValueError(f"tool must be one of {', '.join(TOOLS)}, got {tool!r}")
+    if from_tflite:
         if tool == "converter":
             raise ValueError("the converter starts from a Keras model, not from a .tflite; use tool='quantizer'")
         return "quantizer"
     tool = tool or scheme.tool
     if tool not in scheme.tools:
-        raise ValueError(f"the {tool} does not make {scheme.name}; use tool={scheme.tool!r}")
+        raise ValueError(f"the {tool} cannot make {scheme.name}; use tool={scheme.tool!r}")
     return tool
 
 
@@ -352,6 +431,7 @@ def _is_tflite(model):
 
 
 def as_keras_model(model):
+    """The Keras model that is given or lies in the file, once it is known to be a photo classifier."""
     import keras
 
     if isinstance(model, str | os.PathLike):
@@ -363,24 +443,26 @@ def as_keras_model(model):
         except Exception as error:
             raise ValueError(f"{path} cannot be read as a Keras model ({_reason(error)}); save it again") from error
     if not isinstance(model, keras.Model):
-        raise TypeError(f"a Keras model, a .keras file or a .tflite is wanted, not {type(model).__name__}")
+        raise TypeError(f"expected a Keras model, a .keras file or a .tflite, got {type(model).__name__}")
     shapes = [tuple(tensor.shape) for tensor in (*model.inputs, *model.outputs)]
     fits = len(model.inputs) == 1 and len(model.outputs) == 1 and len(shapes[0]) == 4 and len(shapes[1]) == 2
     if not fits or None in shapes[0][1:]:
         raise ValueError(
-            f"{model.name!r} has inputs and outputs of shapes {shapes}; a photo classifier has one input "
-            "(None, height, width, 3), all known, and one output (None, classes)"
+            "expected a photo classifier with one input (None, height, width, 3), all known, and one output "
+            f"(None, classes), got {shapes} in {model.name!r}"
         )
     return model
 
 
 def input_size(model):
+    """(height, width) of the photos that a model takes."""
     if _is_tflite(model):
         return TFLiteModel(model, num_threads=1).input_size
     return tuple(as_keras_model(model).inputs[0].shape[1:3])
 
 
 def check_representative(photos, scheme, size):
+    """Calibration photos as an array, once they are known to fit."""
     if photos is None or len(photos) == 0:
         raise ValueError(
             f"{scheme.name} needs representative photos to measure the range of its activations; "
@@ -389,13 +471,12 @@ def check_representative(photos, scheme, size):
     photos = np.asarray(photos)
     if photos.shape[1:] != (*size, 3):
         raise ValueError(
-            f"representative photos have shape {photos.shape}; "
-            f"the model takes (n, {size[0]}, {size[1]}, 3), RGB in 0..255"
+            f"representative photos must have shape (n, {size[0]}, {size[1]}, 3), RGB in 0..255, got {photos.shape}"
         )
     low, high = float(photos.min()), float(photos.max())
     if not (low >= 0 and 2 < high <= 255):
         raise ValueError(
-            f"representative photos lie in {low:.3g}..{high:.3g}; give pixels in 0..255, the model scales them itself"
+            f"representative photos must be pixels in 0..255, got {low:.3g}..{high:.3g}; the model scales them itself"
         )
     return photos
 

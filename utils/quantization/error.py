@@ -5,29 +5,17 @@ Two questions, two functions. How far has the quantized network drifted by the t
 quantized in an otherwise float network.) :func:`mixed` then keeps the worst ones in float and says what that buys.
 """
 
-import re
-
 import numpy as np
 import pandas as pd
 
-from utils.classify.interpreter import TFLiteModel, interleaved_seconds, open_interpreter
+from utils.classify import TFLiteModel, open_interpreter
 from utils.environment import default_threads, quiet
-from utils.quantization import calibration
 
-_STAYED = {"CONV_2D": "convolution", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "MatMul"}
+from . import calibration
+from .convert import computed, convert, open_file, tensor_layers
+from .measure import difference, time_ratios
+
 QUIET_SIGNAL = 1e-12  # mean square below which an activation is called silent
-
-
-def tensor_layers(content):
-    """The Keras layer that each computed activation of a .tflite file belongs to.
-
-    Args:
-        content: bytes of a .tflite file that was converted from Keras.
-
-    Returns:
-        dict, tensor name -> layer name, in the order of computation.
-    """
-    return {tensor: layer for tensor, layer, _ in _computed(open_interpreter(content, kernels="builtin"))}
 
 
 def by_layer(float_content, quantized_content, images):
@@ -49,9 +37,9 @@ def by_layer(float_content, quantized_content, images):
         ValueError: no photos, photos of another shape, or two files that share no activation.
     """
     if len(images) == 0:
-        raise ValueError("the error by layer needs photos; pass some that calibration has not seen")
-    runs = [_Run(content) for content in (float_content, quantized_content)]
-    common = [row for row in _computed(runs[0].interpreter) if row[0] in runs[1].index]
+        raise ValueError("images must hold at least one photo, got none; pass some that calibration has not seen")
+    runs, file = [_Run(content) for content in (float_content, quantized_content)], open_file(float_content)
+    common = [row for row in computed(file) if row[0] in runs[1].index]
     if not common:
         raise ValueError("the two files share no activation; quantize the very file that they are compared with")
     signal, noise = np.zeros(len(common)), np.zeros(len(common))
@@ -64,7 +52,8 @@ def by_layer(float_content, quantized_content, images):
             noise[row] += np.sum(np.square(exact - coarse, dtype=np.float64))
     ratio = 10 * np.log10(np.maximum(signal, QUIET_SIGNAL) / np.maximum(noise, QUIET_SIGNAL))
     measured = dict(zip((tensor for tensor, _, _ in common), ratio, strict=True))
-    inputs = runs[0].inputs_of()
+    names = [tensor.name for tensor in file.tensors]
+    inputs = {names[at]: [names[i] for i in op.inputs if i is not None] for op in file.operators for at in op.outputs}
     rows = []
     for (tensor, layer, operator), own in zip(common, ratio, strict=True):
         before = [measured[name] for name in inputs[tensor] if name in measured]
@@ -91,21 +80,24 @@ def alone(float_content, statistics, images, layers=None):
         DataFrame, worst first: "layer", "mean_change", "largest_change", "changed_answers"
         (share of photos whose first class changes).
     """
-    from utils.quantization.convert import convert
-
     statistics = _statistics(float_content, statistics)
     every = list(dict.fromkeys(tensor_layers(float_content).values()))
     reference, rows = TFLiteModel(float_content)(images), []
     for layer in layers if layers is not None else every:
         others = [name for name in every if name != layer]
-        rows.append({"layer": layer} | _change(
-            convert(float_content, "int8", statistics=statistics, keep_float=others), images, reference
-        ))  # fmt: skip
+        content = convert(float_content, "int8", statistics=statistics, keep_float=others)
+        change = difference(TFLiteModel(content)(images), reference)
+        rows.append({
+            "layer": layer,
+            "mean_change": change["mean_change"],
+            "largest_change": change["largest_change"],
+            "changed_answers": 1 - change["agreement"],
+        })  # fmt: skip
     return pd.DataFrame(rows).sort_values("mean_change", ascending=False, ignore_index=True)
 
 
 def mixed(float_content, statistics, worst, images, counts=(0, 1, 2, 4, 8), labels=None):
-    """Keep the worst layers_in_float32, the rest in int8, and see what that buys and costs.
+    """Keep the worst layers in float32, the rest in int8, and see what that buys and costs.
 
     Args:
         float_content: bytes of the float32 .tflite.
@@ -119,26 +111,25 @@ def mixed(float_content, statistics, worst, images, counts=(0, 1, 2, 4, 8), labe
         DataFrame, a row a count: "layers_in_float", "accuracy", "agreement", "mean_change",
         "largest_change", "size_bytes", "time_ratio" (median of interleaved runs of one photo).
     """
-    from utils.quantization.convert import convert
-
     statistics = _statistics(float_content, statistics)
     reference = TFLiteModel(float_content)(images)
     files = {
         count: convert(float_content, "int8", statistics=statistics, keep_float=list(worst)[:count])
         for count in dict.fromkeys((0, *counts))
     }
-    seconds = interleaved_seconds({count: TFLiteModel(data) for count, data in files.items()}, images[:1])
+    opened = {count: TFLiteModel(data) for count, data in files.items()}
+    times = time_ratios(opened, images[:1], baseline=0)
     rows = []
     for count in counts:
-        change = _change(files[count], images, reference, labels)
+        change = difference(opened[count](images), reference, labels)
         rows.append({
             "layers_in_float": count,
-            "accuracy": change.get("accuracy", np.nan),
-            "agreement": 1 - change["changed_answers"],
+            "accuracy": change["accuracy"],
+            "agreement": change["agreement"],
             "mean_change": change["mean_change"],
             "largest_change": change["largest_change"],
             "size_bytes": len(files[count]),
-            "time_ratio": seconds[count] / seconds[0],
+            "time_ratio": times[count],
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -166,61 +157,8 @@ class _Run:
             return values
         return (values.astype(np.float32) - parameters["zero_points"][0]) * parameters["scales"][0]
 
-    def inputs_of(self):
-        return {
-            self.details[int(output)]["name"]: [
-                self.details[int(index)]["name"] for index in op["inputs"] if int(index) in self.details
-            ]
-            for op in self.interpreter._get_ops_details() if op["op_name"] != "DELEGATE"
-            for output in op["outputs"] if int(output) in self.details
-        }  # fmt: skip
-
-
-def _computed(interpreter):
-    """(tensor name, layer name, operator) of every operator's output, in order, without what only converts numbers."""
-    names = {detail["index"]: detail["name"] for detail in interpreter.get_tensor_details()}
-    return [
-        (names[int(index)], layer_name(names[int(index)], op["op_name"]), op["op_name"])
-        for op in interpreter._get_ops_details() if op["op_name"] not in ("DELEGATE", "QUANTIZE", "DEQUANTIZE")
-        for index in op["outputs"] if int(index) in names
-    ]  # fmt: skip
-
-
-def layer_name(tensor, operator):
-    """The Keras layer behind a tensor's name.
-
-    Converters join the scopes of everything that they fused with ";" and number repeated names. The scope whose
-    operation stayed in the file names the layer: a convolution fused with its batch normalization and activation is
-    called after the convolution.
-
-    Example:
-        >>> layer_name("net_1/act_1/Relu6;net_1/bn_1/add_1;net_1/block1a_dwconv_1/depthwise", "DEPTHWISE_CONV_2D")
-        'block1a_dwconv'
-    """
-    scopes = [scope.split("/") for scope in tensor.split(";")]
-    chosen = scopes[0]
-    if len(scopes) == 1 and len(chosen) == 1:  # the output: named by the signature, not by a layer
-        return operator.lower()
-    for scope in scopes:
-        if len(scope) > 1 and re.sub(r"\d+$", "", scope[-1]) == _STAYED.get(operator):
-            chosen = scope
-    return re.sub(r"_1$", "", chosen[-2] if len(chosen) > 1 else chosen[0])
-
 
 def _statistics(float_content, given):
     if isinstance(given, calibration.Statistics):
         return given
     return calibration.measure(float_content, given)
-
-
-def _change(content, images, reference, labels=None):
-    probabilities = TFLiteModel(content)(images)
-    change = np.abs(probabilities - reference)
-    found = {
-        "mean_change": change.mean(),
-        "largest_change": change.max(),
-        "changed_answers": np.mean(probabilities.argmax(1) != reference.argmax(1)),
-    }
-    if labels is not None:
-        found["accuracy"] = np.mean(probabilities.argmax(1) == np.asarray(labels))
-    return found

@@ -1,36 +1,20 @@
-"""Small enough for a phone: convert, save, and put every scheme's price beside what it buys.
+"""Save a converted model, and compare what each scheme costs with what it keeps: accuracy, bytes, memory, time."""
 
-The conversion itself is `tflite_convert`, running a file is `tflite_model`; both are reached from here. TensorFlow is
-imported only when a Keras model is converted.
-"""
-
+import functools
 import gzip
 import hashlib
 import pathlib
 import time
+import warnings
 
 import numpy as np
 import pandas as pd
 
-from utils import files
-from utils.classify.interpreter import TFLiteModel, description_path, interleaved_seconds
-from utils.quantization import calibration
-from utils.quantization.convert import (
-    SCHEMES,
-    Scheme,
-    as_keras_model,
-    check_representative,
-    convert,
-    convert_all,
-    find_scheme,
-    float_tflite,
-)
+from utils import files, latency
+from utils.classify import TFLiteModel, description_path, open_interpreter, read_photo
 
-__all__ = [
-    "SCHEMES", "Scheme", "TFLiteModel", "calibration_study", "compare_tools", "confidence_threshold", "convert",
-    "convert_all",
-    "evaluate_schemes", "float_tflite", "gzip_bytes", "representative_photos", "save",
-]  # fmt: skip
+from . import calibration
+from .convert import SCHEMES, as_keras_model, check_representative, convert, find_scheme, float_tflite, open_file
 
 PREPROCESSING = "RGB 0..255; scaling is inside the model"
 
@@ -50,13 +34,9 @@ def representative_photos(frame, count=100, input_size=224, seed=0):
     Raises:
         ValueError: no training photos, or fewer than `count`.
     """
-    from utils.classify.photo import read_photo
-
     train = frame[frame["split"] == "train"]
     if not 1 <= count <= len(train):
-        raise ValueError(
-            f"{count} calibration photos are wanted and the training part holds {len(train)}; ask for fewer"
-        )
+        raise ValueError(f"count must be between 1 and the {len(train)} photos of the training set, got {count}")
     shuffled = train.sample(frac=1, random_state=seed)
     turn = shuffled.groupby("label").cumcount()
     chosen = shuffled.assign(_turn=turn).sort_values(["_turn", "label"], kind="stable").head(count)
@@ -85,7 +65,7 @@ def save(path, data, labels=None, scheme=None, source=None, **facts):
     """
     path = pathlib.Path(path)
     if path.suffix != ".tflite":
-        raise ValueError(f"{path} does not end in .tflite; name the file so that runtimes know it")
+        raise ValueError(f"path must end in .tflite, so that runtimes know the file, got {path}")
     labels = list(labels) if labels is not None else None
     model = TFLiteModel(data, num_threads=1, labels=labels)
     height, width = model.input_size
@@ -100,8 +80,9 @@ def save(path, data, labels=None, scheme=None, source=None, **facts):
         "sha256": hashlib.sha256(data).hexdigest(),
         **facts,
     }
-    # Together, else a full disk could leave the older file with the newer JSON; the JSON takes its place first.
-    files.write_together({path: data, description_path(path): files.json_bytes(description)})
+    # The JSON first: its digest tells if the disk was full, or the process killed, before the new model came.
+    files.write_json(description_path(path), description)
+    files.write_bytes(path, data)
     return path
 
 
@@ -128,7 +109,7 @@ def confidence_threshold(probabilities, labels, keep=0.95):
     probabilities = np.asarray(probabilities, dtype=float)
     labels = _checked_labels(labels, probabilities)
     if not 0 < keep <= 1:
-        raise ValueError(f"the share of answers to keep is {keep}; give a number above 0 and up to 1")
+        raise ValueError(f"keep must be a share above 0 and up to 1, got {keep}")
     right = probabilities.max(1)[probabilities.argmax(1) == labels]
     if len(right) == 0:
         raise ValueError("no answer is right, so no threshold can be chosen; check the labels' order")
@@ -166,22 +147,18 @@ def compare_tools(model, representative, images, labels=None, schemes=None, num_
             data = convert(source if tool == "quantizer" else model, name, representative, tool=tool)
             built[name, tool] = (data, time.perf_counter() - start)
     opened = {key: TFLiteModel(data, num_threads) for key, (data, _) in built.items()}
-    times = interleaved_seconds(opened, images[:1])
+    times = time_ratios(opened, images[:1], baseline=("float32", "converter"))
     reference, rows = opened["float32", "converter"](images), []
     for (name, tool), (data, seconds) in built.items():
         probabilities = opened[name, tool](images) if name != "float32" else reference
-        change = np.abs(probabilities - reference)
         rows.append({
             "scheme": name,
             "tool": tool,
             "serves": tool == SCHEMES[name].tool,
-            "accuracy": np.nan if labels is None else np.mean(probabilities.argmax(1) == np.asarray(labels)),
-            "agreement": np.mean(probabilities.argmax(1) == reference.argmax(1)),
-            "mean_change": change.mean(),
-            "largest_change": change.max(),
+            **difference(probabilities, reference, labels),
             "size_bytes": len(data),
             "gzip_bytes": gzip_bytes(data),
-            "time_ratio": times[name, tool] / times["float32", "converter"],
+            "time_ratio": times[name, tool],
             "conversion_s": round(seconds, 2),
         })  # fmt: skip
     return pd.DataFrame(rows)
@@ -213,14 +190,12 @@ def evaluate_schemes(models, images, labels, reference="float32", num_threads=No
 
     labels = _checked_labels(labels, images)
     if reference not in models:
-        raise ValueError(f"there is no model {reference!r} to compare with; choose one of {', '.join(models)}")
+        raise ValueError(f"reference must be one of {', '.join(models)}, got {reference!r}")
     rows, exact = {}, None
     for name in sorted(models, key=lambda name: name != reference):  # the reference first, the others as they came
         model = TFLiteModel(models[name], num_threads)
         if labels.max() >= model.n_classes:
-            raise ValueError(
-                f"labels go up to {labels.max()}, and {name} has {model.n_classes} classes; number them alike"
-            )
+            raise ValueError(f"labels must be below the {model.n_classes} classes of {name}, got {labels.max()}")
         probabilities = model(images)
         exact = probabilities if exact is None else exact
         answers = probabilities.argmax(1)
@@ -236,9 +211,8 @@ def evaluate_schemes(models, images, labels, reference="float32", num_threads=No
             "size_bytes": model.size_bytes,
             "gzip_bytes": gzip_bytes(model.content),
             "times_smaller": rows[reference]["size_bytes"] / model.size_bytes if rows else 1.0,
-            "weights_bytes": model.weights_bytes,
-            "arena_bytes": model.arena_bytes,
-            "unpacked_bytes": model.unpacked_bytes,
+            "weights_bytes": open_file(model.content).stored_bytes,
+            **memory(model.content),
             "macs_m": count_tflite(model.content).total_macs / 1e6,
         }
     return pd.DataFrame.from_dict(rows, orient="index").loc[list(models)].rename_axis("scheme")
@@ -274,14 +248,8 @@ def calibration_study(model, representative, images, labels=None, counts=(1, 3, 
     for method, count in trials:
         data = convert(source, "int8", statistics=statistics.first(count), calibrate=method)
         probabilities = TFLiteModel(data)(images)
-        change = np.abs(probabilities - exact)
-        rows.append({
-            "method": method,
-            "photos": count,
-            "agreement": np.mean(probabilities.argmax(1) == exact.argmax(1)),
-            "mean_change": change.mean(),
-            "largest_change": change.max(),
-        })  # fmt: skip
+        change = difference(probabilities, exact)
+        rows.append({"method": method, "photos": count} | {key: change[key] for key in list(change)[1:]})
         if labels is not None:
             right = int(np.sum(probabilities.argmax(1) == labels))
             rows[-1] |= dict(zip(("accuracy_low", "accuracy_high"), wilson(right, len(labels)), strict=True))
@@ -289,10 +257,55 @@ def calibration_study(model, representative, images, labels=None, counts=(1, 3, 
     return pd.DataFrame(rows)
 
 
+def difference(probabilities, reference, labels=None):
+    """What quantization did to the answers: accuracy (NaN without labels), agreement, mean and largest change."""
+    change, answers = np.abs(probabilities - reference), probabilities.argmax(1)
+    return {
+        "accuracy": np.nan if labels is None else np.mean(answers == np.asarray(labels)),
+        "agreement": np.mean(answers == reference.argmax(1)),
+        "mean_change": change.mean(),
+        "largest_change": change.max(),
+    }
+
+
+def time_ratios(models, image, baseline):
+    """Time of one photo, as the ratio to the baseline's: dict of name -> number."""
+    runs = {str(place): functools.partial(model, image) for place, model in enumerate(models.values())}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", latency.LoadedMachine)  # interleaved, so a busy moment hits all of them
+        timings = latency.measure(
+            runs, rounds=15, warmup=2, calls=1, baseline=str(list(models).index(baseline)), machine=None
+        )
+    return dict(zip(models, timings.ratios()["ratio"], strict=True))
+
+
+def memory(content):
+    """Memory that a .tflite needs beside its own bytes, at batch 1.
+
+    arena_bytes: what LiteRT's planner reserves for all activations together, read from the addresses that it gave out
+    for the built-in kernels, so that tensors which never live at the same time share memory. (XNNPACK plans its own
+    workspace, of the same order, which the Python interface does not show.) unpacked_bytes: float32 copies of the
+    weights of float16 and weight-only files.
+    """
+    interpreter = open_interpreter(content, 1, "builtin")
+    ops = interpreter._get_ops_details()
+    computed = {interpreter.get_input_details()[0]["index"]} | {int(index) for op in ops for index in op["outputs"]}
+    starts, ends, unpacked = [], [], 0
+    for op in ops:
+        constant = op["op_name"] == "DEQUANTIZE" and int(op["inputs"][0]) not in computed
+        for index in op["outputs"]:
+            view = interpreter.tensor(int(index))()
+            if constant:
+                unpacked += view.nbytes
+            else:
+                starts.append(view.__array_interface__["data"][0])
+                ends.append(starts[-1] + view.nbytes)
+            del view  # the interpreter refuses to run while a view of its memory is alive
+    return {"arena_bytes": max(ends) - min(starts), "unpacked_bytes": unpacked}
+
+
 def _checked_labels(labels, images):
     labels = np.asarray(labels)
     if len(labels) == 0 or labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"there are {len(images)} photos and labels of shape {labels.shape}; give one class index a photo"
-        )
+        raise ValueError(f"labels must hold one class index for each of {len(images)} photos, got shape {labels.shape}")
     return labels

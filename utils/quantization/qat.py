@@ -3,12 +3,13 @@
 Three steps. :func:`fold` merges batch normalization into the convolutions, because that is what the int8 file holds.
 :func:`prepare` rounds kernels (per output channel, symmetric) and activations (per tensor, with calibrated ranges) to
 256 levels in the forward pass, while gradients pass straight through the rounding (and stop where a value was
-clipped).
-After `fit`, :func:`finish` gives back a plain Keras model with the trained weights, which goes through
+clipped). After `fit`, :func:`finish` gives back a plain Keras model with the trained weights, which goes through
 `quantization.convert(..., "int8", ...)` like any other.
 
 Source: Jacob et al. 2018, arXiv:1712.05877; straight-through gradients: Bengio et al. 2013, arXiv:1308.3432.
 """
+
+import functools
 
 import keras
 import numpy as np
@@ -24,16 +25,9 @@ ROUNDED_AFTER = (
 
 
 def round_kernel(kernel, axes):
-    """A kernel rounded to 255 symmetric levels a channel, with straight-through gradients.
+    """A kernel rounded to 255 symmetric levels for each channel; gradients pass straight through.
 
     scale = max|w| / 127 over `axes`; w_q = round(w / scale) * scale.
-
-    Args:
-        kernel: float tensor.
-        axes: the axes that share a scale (all but the output channels).
-
-    Returns:
-        tensor of the same shape.
     """
     scale = ops.maximum(ops.max(ops.abs(kernel), axis=axes, keepdims=True) / KERNEL_LEVELS, 1e-12)
     rounded = ops.round(kernel / scale) * scale
@@ -44,10 +38,7 @@ def round_kernel(kernel, axes):
 class RoundedActivation(keras.layers.Layer):
     """An activation rounded to 256 levels between `low` and `high`; values outside are clipped, and get no gradient.
 
-    The range is widened to hold 0, and moved so that 0 is one of the levels, as int8 tensors have it.
-
-    Args:
-        low, high: the calibrated range.
+    The calibrated range is widened to hold 0, and moved so that 0 is one of the levels, as int8 tensors have it.
     """
 
     def __init__(self, low, high, **options):
@@ -57,49 +48,47 @@ class RoundedActivation(keras.layers.Layer):
         self.zero = round(-self.low / self.scale)
 
     def call(self, inputs):
-        """The same tensor, rounded."""
         low, high = -self.zero * self.scale, (LEVELS - self.zero) * self.scale
         clipped = ops.clip(inputs, low, high)
         rounded = ops.round(clipped / self.scale) * self.scale
         return clipped + ops.stop_gradient(rounded - clipped)
 
     def get_config(self):
-        """What it takes to build the layer again."""
         return {**super().get_config(), "low": self.low, "high": self.high}
 
 
 @keras.saving.register_keras_serializable("clothing")
 class RoundedConv2D(keras.layers.Conv2D):
-    """A convolution whose kernel is rounded a channel in the forward pass."""
+    """A convolution whose kernel is rounded in the forward pass."""
 
     def convolution_op(self, inputs, kernel):
-        """The convolution, with the rounded kernel."""
         return super().convolution_op(inputs, round_kernel(kernel, (0, 1, 2)))
 
 
 @keras.saving.register_keras_serializable("clothing")
 class RoundedDepthwiseConv2D(keras.layers.DepthwiseConv2D):
-    """A depthwise convolution whose kernel is rounded a channel in the forward pass."""
+    """A depthwise convolution whose kernel is rounded in the forward pass."""
 
     def call(self, inputs):
-        """The convolution, with the rounded kernel."""
         kernel = round_kernel(self.kernel, (0, 1))
         outputs = ops.depthwise_conv(
             inputs, kernel, self.strides, self.padding, dilation_rate=self.dilation_rate, data_format=self.data_format
         )
-        outputs = outputs + self.bias if self.use_bias else outputs
-        return outputs if self.activation is None else self.activation(outputs)
+        return _finished(self, outputs)
 
 
 @keras.saving.register_keras_serializable("clothing")
 class RoundedDense(keras.layers.Dense):
-    """A dense layer whose kernel is rounded a unit in the forward pass."""
+    """A dense layer whose kernel is rounded in the forward pass."""
 
     def call(self, inputs):
-        """The layer, with the rounded kernel."""
         outputs = ops.matmul(inputs, round_kernel(self.kernel, (0,)))
-        outputs = outputs + self.bias if self.use_bias else outputs
-        return outputs if self.activation is None else self.activation(outputs)
+        return _finished(self, outputs)
+
+
+def _finished(layer, outputs):
+    outputs = outputs + layer.bias if layer.use_bias else outputs
+    return outputs if layer.activation is None else layer.activation(outputs)
 
 
 _ROUNDED = {
@@ -126,12 +115,12 @@ def fold(model):
         ValueError: no functional model, or a batch normalization without a convolution to merge it into.
     """
     partners = _partners(model)
-    folded = _rebuild(model, lambda layer: _copy(layer, use_bias=True) if layer.name in partners else _copy(layer),
-                      skip=set(partners.values()))  # fmt: skip
+    norms = set(partners.values())
+    folded = _rebuild(model, lambda layer: _copy(layer, **{"use_bias": True} if layer.name in partners else {}), norms)
     for layer in model.layers:
         if layer.name in partners:
             folded.get_layer(layer.name).set_weights(_folded_weights(layer, model.get_layer(partners[layer.name])))
-        elif layer.weights and layer.name not in partners.values():
+        elif layer.weights and layer.name not in norms:
             folded.get_layer(layer.name).set_weights(layer.get_weights())
     return folded
 
@@ -156,31 +145,18 @@ def prepare(model, representative, batch_size=16):
     folded = fold(model)
     ranges = _observed(folded, representative, batch_size)
     dropout = {layer.name for layer in folded.layers if isinstance(layer, keras.layers.Dropout)}
-    prepared = _rebuild(folded, _rounded_copy, skip=dropout, after=lambda layer, output: (
+    prepared = _rebuild(folded, functools.partial(_changed, _ROUNDED), skip=dropout, after=lambda layer, output: (
         RoundedActivation(*ranges[layer.name], name=f"{layer.name}_rounded")(output)
         if layer.name in ranges else output
     ))  # fmt: skip
-    for layer in folded.layers:
-        if layer.weights:
-            prepared.get_layer(layer.name).set_weights(layer.get_weights())
-    return prepared
+    return _with_weights_of(folded, prepared)
 
 
 def finish(prepared):
-    """The trained model without its rounding: plain layers, ready for `quantization.convert`.
-
-    Args:
-        prepared: from :func:`prepare`, trained.
-
-    Returns:
-        keras.Model.
-    """
+    """The trained model of :func:`prepare` without its rounding: plain layers, ready for `quantization.convert`."""
     roundings = {layer.name for layer in prepared.layers if isinstance(layer, RoundedActivation)}
-    plain = _rebuild(prepared, _plain_copy, skip=roundings)
-    for layer in prepared.layers:
-        if layer.weights:
-            plain.get_layer(layer.name).set_weights(layer.get_weights())
-    return plain
+    plain = _rebuild(prepared, functools.partial(_changed, _PLAIN), skip=roundings)
+    return _with_weights_of(prepared, plain)
 
 
 def train(model, representative, images, targets=None, epochs=3, learning_rate=1e-5, batch_size=16, seed=0, verbose=0):
@@ -204,7 +180,7 @@ def train(model, representative, images, targets=None, epochs=3, learning_rate=1
     import pandas as pd
 
     if targets is not None and len(targets) != len(images):
-        raise ValueError(f"there are {len(images)} photos and {len(targets)} targets; give one a photo")
+        raise ValueError(f"targets must hold one row for each of {len(images)} photos, got {len(targets)}")
     keras.utils.set_random_seed(seed)
     prepared = prepare(model, representative, batch_size)
     if targets is None:
@@ -220,33 +196,31 @@ def train(model, representative, images, targets=None, epochs=3, learning_rate=1
 def _rebuild(model, copy, skip=(), after=lambda layer, output: output):
     """The same graph of new layers; those named in `skip` fall out, `after` may add one behind each."""
     if not isinstance(model, keras.Model) or not hasattr(model, "_run_through_graph"):
-        raise ValueError(f"{getattr(model, 'name', model)!r} is no functional model; build it from keras.Input onwards")
-    made = {}
+        raise ValueError(
+            f"expected a functional model, got {getattr(model, 'name', model)!r}; build it from keras.Input onwards"
+        )
 
     def call(layer, *args, **kwargs):
-        if layer.name in skip:
-            return args[0]
-        return after(layer, layer(*args, **kwargs))
+        return args[0] if layer.name in skip else after(layer, layer(*args, **kwargs))
 
-    def clone(layer):
-        made[layer.name] = layer if layer.name in skip else copy(layer)
-        return made[layer.name]
-
-    return keras.models.clone_model(model, clone_function=clone, call_function=call)
+    return keras.models.clone_model(
+        model, clone_function=lambda layer: layer if layer.name in skip else copy(layer), call_function=call
+    )
 
 
 def _copy(layer, **changes):
     return type(layer).from_config({**layer.get_config(), **changes})
 
 
-def _rounded_copy(layer):
-    target = _ROUNDED.get(type(layer))
-    return _copy(layer) if target is None else target.from_config(layer.get_config())
+def _changed(kinds, layer):
+    return kinds.get(type(layer), type(layer)).from_config(layer.get_config())
 
 
-def _plain_copy(layer):
-    target = _PLAIN.get(type(layer))
-    return _copy(layer) if target is None else target.from_config(layer.get_config())
+def _with_weights_of(source, model):
+    for layer in source.layers:
+        if layer.weights:
+            model.get_layer(layer.name).set_weights(layer.get_weights())
+    return model
 
 
 def _consumers(layer):
