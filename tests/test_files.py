@@ -74,22 +74,3 @@ def test_the_environment_is_plain_and_says_what_matters(tmp_path):
     files.write_json(tmp_path / "environment.json", facts)
     assert {"cpu", "cores", "python", "tensorflow", "keras"} <= set(facts)
     assert facts["cpu"] in environment.sentence()
-
-
-def test_files_written_together_are_all_old_where_the_disk_is_full(tmp_path, monkeypatch):
-    first, second = tmp_path / "a.tflite", tmp_path / "a.json"
-    files.write_together({first: b"old", second: b"{}"})
-    flush, asked = os.fsync, []
-
-    def full_at_the_second(descriptor):
-        asked.append(descriptor)
-        if len(asked) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        flush(descriptor)
-
-    monkeypatch.setattr(os, "fsync", full_at_the_second)
-    with pytest.raises(OSError, match=r"cannot write .*a\.(json|tflite): No space left on device") as caught:
-        files.write_together({first: b"new", second: b"[]"})
-    assert str(caught.value).count("cannot write") == 1
-    assert (first.read_bytes(), second.read_bytes()) == (b"old", b"{}")
-    assert sorted(tmp_path.iterdir()) == [second, first]

@@ -83,18 +83,6 @@ def write_bytes(target, data):
         part.write_bytes(data)
 
 
-def write_together(contents):
-    """Write several files (dict of target -> bytes), all of them to the disk before the first takes its place.
-
-    A full disk therefore leaves all the old files as they were. The last one takes its place first.
-    """
-    with contextlib.ExitStack() as stack:
-        parts = [stack.enter_context(atomic_path(target)) for target in contents]
-        for part, data in zip(parts, contents.values(), strict=True):
-            part.write_bytes(data)
-            _flush(part)
-
-
 def write_text(target, text):
     """Write `text` (str, UTF-8) to `target`, whole or not at all."""
     write_bytes(target, text.encode("utf-8"))
@@ -102,12 +90,7 @@ def write_text(target, text):
 
 def write_json(target, value):
     """Write `value` as indented JSON, whole or not at all; NaN and infinity are refused (they are not JSON)."""
-    write_bytes(target, json_bytes(value))
-
-
-def json_bytes(value):
-    """`value` as the bytes that :func:`write_json` writes."""
-    return (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8")
+    write_text(target, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def write_arrays(target, arrays):
