@@ -199,6 +199,7 @@ def test_tools_are_compared_on_the_same_photos(reference):
         ("float32", "converter"), ("float16", "quantizer"), ("float16", "converter")
     ]  # fmt: skip
     assert list(table["serves"]) == [True, True, False]
+    assert (table["conversion_s"] > 0).all()
     assert (table["accuracy"] == 1).all()
     assert (table["largest_change"] < 0.01).all()
 
