@@ -20,9 +20,7 @@ import warnings
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
 
-import numpy as np
 import pandas as pd
-import tensorflow as tf
 
 from utils import datasets, environment
 from utils.datasets import pipeline
@@ -106,7 +104,7 @@ def main():
     data = datasets.load(options.data)
     frame = data.part("train").sample(min(options.photos, len(data.part("train"))), random_state=0)
     # the first use of any operation costs a second once in a process: not what is compared here
-    tf.nest.map_structure(np.asarray, pipeline.augment_batch(np.zeros((2, options.size, options.size, 3)), AUGMENT, 0))
+    one_pass(pipeline.batches(frame[:2], data.classes, options.size, training=True, augment=AUGMENT, cache=None), 1)
     with tempfile.TemporaryDirectory() as cache_dir:
         table = run(frame, data.classes, options.size, 32, options.rounds, options.cache, cache_dir)
     result = summary(table)

@@ -2,7 +2,7 @@
 
     python tests/killed_work.py --kills 160
 
-kinds: a results write, a download, a conversion, a notebook run (training has `tests/interruptions.py`). After every
+kinds: a results write, a conversion, a notebook run (training has `tests/interruptions.py`). After every
 kill the target is absent, or whole; in the end it is what an undisturbed run leaves. Prints a line a kind and one JSON
 line; exit code 1 where anything differs, or where full disks could not be tried (that needs root).
 """
@@ -10,7 +10,6 @@ line; exit code 1 where anything differs, or where full disks could not be tried
 import argparse
 import contextlib
 import hashlib
-import http.server
 import json
 import os
 import pathlib
@@ -19,14 +18,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
-BODY = random.Random(5).randbytes(400_000)
-SHARES = {"results": 4, "download": 4, "conversion": 1, "notebook": 1}
+SHARES = {"results": 8, "conversion": 1, "notebook": 1}
 
 
 def write_results(folder):
@@ -36,14 +33,6 @@ def write_results(folder):
     for number in range(60):
         rows = [{"id": str(number), "status": "measured", "accuracy": 0.5}] * 200
         results.write("01_data_and_training", {"SEED": 0}, {"rows": rows}, "quick", "clothing-10", folder)
-
-
-def download(folder):
-    """A file that comes slowly."""
-    from utils.datasets import fetch
-
-    url = os.environ["KILLED_WORK_URL"]
-    fetch.download(url, folder / "photos.bin", 10**6, hashlib.sha256(BODY).hexdigest(), progress=False)
 
 
 def convert(folder):
@@ -71,7 +60,7 @@ def run_notebook(folder):
     files.write_text(folder / "small.ipynb", nbformat.writes(run_notebooks.tidy(notebook)))
 
 
-WORK = {"results": write_results, "download": download, "conversion": convert, "notebook": run_notebook}
+WORK = {"results": write_results, "conversion": convert, "notebook": run_notebook}
 
 
 def state(kind, folder):
@@ -85,7 +74,7 @@ def state(kind, folder):
 
         path = folder / "01_data_and_training.json"
         return results.read("01_data_and_training", folder)["metrics"]["rows"][0]["id"] if path.exists() else None
-    name = {"download": "photos.bin", "conversion": "small.tflite", "notebook": "small.ipynb"}[kind]
+    name = {"conversion": "small.tflite", "notebook": "small.ipynb"}[kind]
     path = folder / name
     if not path.exists():
         return None
@@ -94,36 +83,6 @@ def state(kind, folder):
 
         TFLiteModel(path, num_threads=1)
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@contextlib.contextmanager
-def slow_server():
-    """Serves BODY in small pieces, from where the client asks for it."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked = self.headers.get("Range", "")
-            start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-            self.send_response(206 if asked else 200)
-            if asked:
-                self.send_header("Content-Range", f"bytes {start}-{len(BODY) - 1}/{len(BODY)}")
-            self.send_header("Content-Length", str(len(BODY) - start))
-            self.send_header("ETag", '"one"')
-            self.end_headers()
-            with contextlib.suppress(ConnectionError):
-                for place in range(start, len(BODY), 20_000):
-                    self.wfile.write(BODY[place : place + 20_000])
-                    time.sleep(0.02)
-
-        def log_message(self, *_):
-            """Silent."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        os.environ["KILLED_WORK_URL"] = f"http://127.0.0.1:{server.server_port}/photos.bin"
-        yield
-        server.shutdown()
 
 
 def start(kind, folder):
@@ -231,16 +190,15 @@ def main(arguments=None):
         return 0
     rng, rows, bad = random.Random(options.seed), [], 0
     whole = sum(SHARES[kind] for kind in options.kinds)
-    with slow_server():
-        for kind in options.kinds:
-            for row in (survive(kind, -(-options.kills * SHARES[kind] // whole), rng), without_room(kind)):
-                if row is None:
-                    print(f"{kind}: full and read-only disks were NOT tried: mounting needs root")
-                    bad += 1
-                    continue
-                rows.append(row)
-                bad += sum(row.get(key, 0) for key in ("different", "damaged", "unnamed", "leftovers"))
-                print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    for kind in options.kinds:
+        for row in (survive(kind, -(-options.kills * SHARES[kind] // whole), rng), without_room(kind)):
+            if row is None:
+                print(f"{kind}: full and read-only disks were NOT tried: mounting needs root")
+                bad += 1
+                continue
+            rows.append(row)
+            bad += sum(row.get(key, 0) for key in ("different", "damaged", "unnamed", "leftovers"))
+            print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     print(json.dumps({"kills": sum(row.get("kills", 0) for row in rows), "bad": bad, "rows": rows}))
     return int(bool(bad))
 

@@ -1,7 +1,6 @@
 """The index of photos and what is wrong with a folder: each defect is found, named, and costs nothing else."""
 
 import os
-import time
 
 import numpy as np
 import pandas as pd
@@ -45,23 +44,23 @@ def test_columns_may_stand_in_another_order(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", r"lacks the column\(s\) image, sender_id, label, kids"),
+        ("", "cannot be read as a table of photos"),
         (HEADER, "has no rows"),
-        ("image,label,kids\na,Hat,True\n", r"lacks the column\(s\) sender_id; its columns are image, label, kids"),
-        (HEADER.replace(",", ";") + "a;7;Hat;True\n", "is it separated by commas"),
-        (HEADER + "a,7,Hat\n", "line 2 has 3 fields, the header 4"),
-        (HEADER + "a,7,Hat,True\na,8,Hat,True\n", r"lists 1 id\(s\) twice \(first a\)"),
-        (HEADER + "../a,7,Hat,True\n", "'../a' is no plain image id"),
-        (HEADER + "a..b,7,Hat,True\n", "no plain image id"),
-        (HEADER + "/etc/passwd,7,Hat,True\n", "no plain image id"),
-        (HEADER + ",7,Hat,True\n", "'' is no plain image id"),
-        (HEADER + "a,7,,True\n", "line 2: the label is empty"),
-        (HEADER + "a,,Hat,True\n", "line 2: the sender is empty"),
-        (HEADER + "a,7,Hat,maybe\n", "kids is 'maybe'"),
-        (HEADER + 'a,7,"Hat,True\n', "is not CSV|fields"),
-        (HEADER.encode() + b"a,7,\xff\xfe,True\n", "is not UTF-8 text"),
-        (HEADER.encode("utf-16"), "is not UTF-8 text"),
-        (b"\x00" * 100, r"lacks the column|is not CSV"),
+        ("image,label,kids\na,Hat,True\n", "has no column sender_id; expected commas .*, got 'image, label, kids'"),
+        (HEADER.replace(",", ";") + "a;7;Hat;True\n", "has no column image, .* got 'image;sender_id"),
+        (HEADER + "b,7,Hat,True\na,7,Hat,True,8,9\n", "cannot be read as a table"),
+        (HEADER + "a,7,Hat,True\na,8,Hat,True\n", "row 2: expected an id that no other row has"),
+        (HEADER + "../a,7,Hat,True\n", "row 1: expected an id of letters.*, got '../a,7,Hat,True'"),
+        (HEADER + "a..b,7,Hat,True\n", "expected an id of letters"),
+        (HEADER + "/etc/passwd,7,Hat,True\n", "expected an id of letters"),
+        (HEADER + ",7,Hat,True\n", "expected an id of letters"),
+        (HEADER + "a,7,,True\n", "row 1: expected a label and a sender"),
+        (HEADER + "a,,Hat,True\n", "row 1: expected a label and a sender"),
+        (HEADER + "a,7,Hat,maybe\n", "expected True or False as kids"),
+        (HEADER + 'a,7,"Hat,True\n', "cannot be read as a table"),
+        (HEADER.encode() + b"a,7,\xff\xfe,True\n", "expected UTF-8 CSV"),
+        (HEADER.encode("utf-16"), "expected UTF-8 CSV"),
+        (b"\x00" * 100, "has no column image"),
     ],
 )
 def test_a_bad_index_is_named(tmp_path, text, reason):
@@ -74,7 +73,7 @@ def test_a_bad_index_is_named(tmp_path, text, reason):
 def test_an_index_that_is_not_there_or_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no index"):
         audit.read_index(tmp_path / "images.csv")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"cannot be read as a table of photos \(.*directory"):
         audit.read_index(tmp_path)
 
 
@@ -88,28 +87,25 @@ def test_any_bytes_give_a_frame_or_one_clear_error(tmp_path_factory, noise, wher
     except ValueError as error:
         assert str(path) in str(error)
     else:
-        assert frame["id"].is_unique and not frame["id"].str.contains("/|\\.\\.", regex=True).any()
+        assert frame["id"].is_unique and not frame["id"].str.contains(r"/|\.\.", regex=True).any()
 
 
 def test_missing_images_both_ways(tmp_path):
     for name in ("a.jpg", "b.jpg", "stray.jpg", ".hidden"):
         (tmp_path / name).touch()
     frame = pd.DataFrame({"id": ["a", "b", "gone"], "label": ["Hat", "Hat", "Skip"]})
-    missing = audit.missing_images(audit.paths_from_ids(frame, tmp_path), tmp_path)
-    assert missing.rows["id"].tolist() == ["gone"]
-    assert missing.files == ("stray.jpg",)
-    assert repr(missing) == "1 rows have no file (Skip 1); 1 files have no row"
+    rows, strays = audit.missing_images(audit.paths_from_ids(frame, tmp_path), tmp_path)
+    assert rows["id"].tolist() == ["gone"]
+    assert strays == ["stray.jpg"]
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         audit.missing_images(audit.paths_from_ids(frame, tmp_path), tmp_path / "nowhere")
 
 
-def test_labels_are_counted_and_dropped_whatever_their_case():
+def test_labels_are_dropped_whatever_their_case():
     frame = pd.DataFrame({"label": ["Hat", "skip", "OTHER", "Not Sure", "Hat", "another"], "sender": list("abcdea")})
     kept, dropped = audit.drop_labels(frame)
     assert kept["label"].tolist() == ["Hat", "Hat", "another"]
     assert dropped.to_dict() == {"skip": 1, "OTHER": 1, "Not Sure": 1}
-    table = audit.label_distribution(kept)
-    assert table.loc["Hat"].to_dict() == {"photos": 2, "share": 2 / 3, "senders": 2}
 
 
 def test_label_conflicts_ignore_case():
@@ -161,9 +157,7 @@ def test_photos_are_looked_at_once(tmp_path, monkeypatch):
 original = audit._look
 
 
-@pytest.mark.parametrize(
-    "damage", ["", "[]", '{"version": 1}', '{"version": 1, "photos": [1]}', '{"version": 1, "photos": {"good.jpg": 5}}']
-)
+@pytest.mark.parametrize("damage", ["", "{", '{"version": 0, "photos": {}}'])
 def test_a_damaged_memory_is_only_a_memory(tmp_path, damage):
     paths = folder_of_photos(tmp_path / "photos")
     first = audit.check_photos(paths, tmp_path / "photos")
@@ -183,20 +177,6 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, c
 def test_a_photo_that_is_gone_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no photo"):
         audit.check_photos([tmp_path / "gone.jpg"], tmp_path)
-
-
-def test_the_second_look_at_two_thousand_photos_is_quick(tmp_path, monkeypatch):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
-    paths = [folder / f"{i}.png" for i in range(2000)]
-    for path in paths:
-        os.link(tmp_path / "one.png", path)
-    monkeypatch.setattr(audit.photo, "check_photo", lambda path: dict.fromkeys(audit._FACTS, ""))
-    audit.check_photos(paths, folder, progress=False)
-    begin = time.process_time()
-    audit.check_photos(paths, folder, progress=False)
-    assert time.process_time() - begin < 0.8
 
 
 def test_a_report_prints_itself():

@@ -4,10 +4,7 @@ import gc
 import io
 import logging
 import pathlib
-import struct
-import time
 import weakref
-import zlib
 
 import numpy as np
 import pandas as pd
@@ -18,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from utils.classify import photo
-from utils.datasets import audit, augment, pipeline, splits
+from utils.datasets import audit, pipeline, splits
 
 RNG = np.random.default_rng(0)
 
@@ -54,164 +51,6 @@ def frame(tmp_path):
         path.write_bytes(encoded(smooth(40, 30, number), quality=95))
         rows.append((str(path), "ab"[number % 2], str(number)))
     return pd.DataFrame(rows, columns=["path", "label", "id"])
-
-
-# one photo
-
-
-@pytest.mark.parametrize("size", [(400, 533), (711, 400), (60, 50), (224, 224)])
-def test_decode_and_resize_agree_with_tensorflow(size):
-    data = encoded(smooth(*size), quality=95)
-    ours = photo.read_photo(data, 224).astype(int)
-    decoded = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
-    theirs = np.rint(tf.image.resize(decoded, (224, 224), antialias=True).numpy()).astype(int)
-    assert np.abs(ours - theirs).max() <= 3
-    assert np.abs(ours - theirs).mean() < 0.6
-
-
-def test_the_resize_is_antialiased_and_squashes():
-    stripes = np.zeros((400, 200, 3), np.uint8)
-    stripes[::2] = 255
-    assert np.abs(photo.read_photo(encoded(stripes, "PNG"), 50).astype(int) - 128).max() <= 5
-    half = np.zeros((400, 200, 3), np.uint8)
-    half[:, 100:] = 255
-    out = photo.read_photo(encoded(half, "PNG"), 20)
-    assert (out[:, :9] == 0).all() and (out[:, 11:] == 255).all()
-
-
-def test_large_jpegs_are_decoded_small_and_look_the_same():
-    data = encoded(smooth(2000, 3000), quality=90)
-    whole = np.asarray(Image.open(io.BytesIO(data)).resize((64, 64), Image.Resampling.BILINEAR)).astype(int)
-    assert np.abs(photo.read_photo(data, 64) - whole).max() <= 4
-
-
-@pytest.mark.parametrize("turn", range(1, 9))
-def test_the_orientation_is_obeyed(turn):
-    upright = Image.fromarray(smooth(60, 40))
-    upright.paste((255, 0, 0), (0, 0, 12, 12))  # a mark at the top left
-    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the Pillow transpose that undoes each orientation
-    stored = upright if turn == 1 else upright.transpose(Image.Transpose(undo[turn]))
-    exif = Image.Exif()
-    exif[0x0112] = turn
-    data = encoded(stored, quality=100, exif=exif, subsampling=0)
-    mark = photo.read_photo(data, 40)[:5, :5].reshape(-1, 3).mean(0)
-    assert mark[0] > 200 and mark[1] < 60 and mark[2] < 60
-    assert photo.check_photo(data)["orientation"] == turn
-
-
-def test_unusual_kinds_become_rgb():
-    base = Image.fromarray(smooth(40, 40))
-    cases = {
-        "grey": encoded(base.convert("L"), "PNG"),
-        "palette": encoded(base.quantize(64), "PNG"),
-        "cmyk": encoded(base.convert("CMYK"), quality=95),
-        "one bit": encoded(base.convert("1"), "PNG"),
-        "webp": encoded(base, "WEBP"),
-        "gif": encoded(base, "GIF"),
-        "bmp": encoded(base, "BMP"),
-        "grey with alpha": encoded(base.convert("LA"), "PNG"),
-    }
-    for name, data in cases.items():
-        out = photo.read_photo(data, 16)
-        assert out.shape == (16, 16, 3) and out.dtype == np.uint8, name
-        assert photo.check_photo(data)["problem"] == "", name
-    near = photo.read_photo(cases["cmyk"], 16).astype(int) - photo.read_photo(encoded(base, "PNG"), 16)
-    assert np.abs(near).mean() < 6
-
-
-def test_sixteen_bits_keep_their_upper_eight():
-    grey = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
-    out = photo.read_photo(encoded(Image.fromarray(grey), "PNG"), 64)
-    assert np.abs(out[..., 0].astype(int) - (grey >> 8)).max() <= 1
-
-
-def test_transparency_is_laid_over_white():
-    clear = np.zeros((10, 10, 4), np.uint8)
-    assert (photo.read_photo(encoded(clear, "PNG"), 8) == 255).all()
-    palette = Image.new("P", (10, 10), 1)
-    palette.putpalette([0, 0, 0, 10, 20, 30])
-    assert (photo.read_photo(encoded(palette, "PNG", transparency=1), 8) == 255).all()
-    assert (photo.read_photo(encoded(palette, "PNG", transparency=0), 8) == [10, 20, 30]).all()
-
-
-def test_the_first_frame_of_an_animation_counts():
-    red, blue = Image.new("RGB", (8, 8), (255, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 255))
-    for kind in ("GIF", "WEBP", "PNG"):
-        out = photo.read_photo(encoded(red, kind, save_all=True, append_images=[blue], lossless=True), 8)
-        assert out[..., 0].min() > 200 and out[..., 2].max() < 60, kind
-
-
-def test_one_pixel_fills_the_square_and_the_name_does_not_matter(tmp_path):
-    path = tmp_path / "photo.jpg"
-    path.write_bytes(encoded(Image.new("RGB", (1, 1), (9, 8, 7)), "PNG"))
-    assert (photo.read_photo(path, 5) == [9, 8, 7]).all()
-
-
-def test_absurdly_large_images_are_refused_by_their_header():
-    for side in (8_000, 30_000, 2_000_000):
-        head = struct.pack(">II5B", side, side, 8, 2, 0, 0, 0)
-        bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(10**6)))
-        begin = time.process_time()
-        with pytest.raises(ValueError, match="more than 50 megapixels"):
-            photo.read_photo(bomb, 224)
-        assert "megapixels" in photo.check_photo(bomb)["problem"]
-        assert time.process_time() - begin < 1
-
-
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def test_endless_scans_and_endless_files_are_refused(tmp_path, monkeypatch):
-    data = encoded(smooth(16, 16), progressive=True)
-    scan = data.index(b"\xff\xda")
-    with pytest.raises(ValueError, match="more than 100 scans"):
-        photo.read_photo(data[:-2] + data[scan:-2] * 60, 16)
-    monkeypatch.setattr(photo, "MAX_BYTES", 100)
-    (tmp_path / "a.jpg").write_bytes(data)
-    for source in (data, tmp_path / "a.jpg"):
-        with pytest.raises(ValueError, match="more than 100"):
-            photo.read_photo(source, 16)
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"no photo at all", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF-3.0"]
-)
-def test_what_is_no_photo_is_named(tmp_path, data):
-    path = tmp_path / "bad.jpg"
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"bad\.jpg cannot be decoded as a photo \(.+\); replace it, or leave it out"):
-        photo.read_photo(path, 16)
-    assert photo.check_photo(path)["problem"]
-
-
-def test_missing_photos_and_folders_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no photo .*gone"):
-        pipeline.decode(tmp_path / "gone.jpg", 16)
-    with pytest.raises(ValueError, match="cannot be read"):
-        pipeline.decode(tmp_path, 16)
-
-
-SEEDS = {
-    kind: encoded(smooth(24, 20), kind, **options)
-    for kind, options in (("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {}), ("GIF", {}), ("BMP", {}))
-}
-
-
-@settings(max_examples=150)
-@given(st.sampled_from(sorted(SEEDS)), st.integers(0, 2**32), st.integers(1, 8), st.floats(0.01, 1))
-def test_mutated_photos_decode_or_are_named(kind, seed, flips, keep):
-    data, rng = bytearray(SEEDS[kind]), np.random.default_rng(seed)
-    for _ in range(flips):
-        data[rng.integers(len(data))] = rng.integers(256)
-    data = bytes(data[: max(1, int(keep * len(data)))])
-    try:
-        out = photo.read_photo(data, 16)
-    except ValueError as error:
-        assert str(error).startswith("the photo cannot be decoded")
-    else:
-        assert out.shape == (16, 16, 3)
-    photo.check_photo(data)
 
 
 # many photos
@@ -306,21 +145,13 @@ def test_training_shuffles_and_evaluation_does_not(frame):
     assert (np.concatenate(collected(ignored)[0]) == pipeline.load_images(frame, 16)).all()
 
 
-def test_drop_remainder_gives_static_shapes(frame):
-    data = pipeline.batches(frame, ["a", "b"], 16, batch_size=8, drop_remainder=True, training=True, augment="light")
-    assert len(data) == 2 == len(collected(data)[0])
-    assert data.element_spec[0].shape == (8, 16, 16, 3)
-    assert data.element_spec[1].shape == (8, 2)
-
-
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"classes": ["a"]}, "the label 'b' is not among the classes a"),
-        ({"cache": "tape"}, "there is no cache 'tape'"),
-        ({"augment": "wild", "training": True}, "there is no augmentation 'wild'"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"batch_size": 64, "drop_remainder": True}, "22 photos make no full batch of 64"),
+        ({"classes": ["a"]}, "labels must be among the classes a, got 'b'"),
+        ({"cache": "tape"}, "cache must be .*, got 'tape'"),
+        ({"augment": "wild", "training": True}, "augment must be .*, got 'wild'"),
+        ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
     ],
 )
 def test_bad_options_are_named(frame, options, reason):
@@ -329,9 +160,9 @@ def test_bad_options_are_named(frame, options, reason):
 
 
 def test_empty_frames_and_missing_columns_are_named(frame):
-    with pytest.raises(ValueError, match="a frame to make batches of has no rows"):
+    with pytest.raises(ValueError, match="a frame to make batches of needs rows"):
         pipeline.batches(frame[:0], ["a", "b"], 16)
-    with pytest.raises(ValueError, match="lacks the column path"):
+    with pytest.raises(ValueError, match="needs the column path"):
         pipeline.batches(frame.drop(columns="path"), ["a", "b"], 16)
 
 
@@ -430,15 +261,19 @@ def test_memory_is_given_back(frame):
 # random transforms
 
 
+def transformed(images, augment, seed):
+    keys = [(seed, number) for number in range(len(images))]
+    return pipeline.apply_transforms(images, *pipeline.random_transforms(augment, keys, images.shape[1]))
+
+
 def test_no_range_is_no_transform():
     images = RNG.integers(0, 255, (3, 20, 20, 3), np.uint8)
-    assert np.abs(pipeline.augment_batch(images, pipeline.Augment(), 0).numpy() - images).max() < 1e-3
-    assert (pipeline.augment_batch(images, None, 0).numpy() == images).all()
+    assert np.abs(transformed(images, pipeline.Augment(), 0).numpy() - images).max() < 1e-3
 
 
 def test_flip_mirrors_about_half_of_the_photos_exactly():
     images = RNG.integers(0, 255, (64, 9, 9, 3), np.uint8)
-    out = pipeline.augment_batch(images, pipeline.Augment(flip=True), 1).numpy()
+    out = transformed(images, pipeline.Augment(flip=True), 1).numpy()
     same = np.isclose(out, images).all((1, 2, 3))
     mirrored = np.isclose(out, images[:, :, ::-1]).all((1, 2, 3))
     assert (same ^ mirrored).all() and 20 < mirrored.sum() < 44
@@ -455,13 +290,13 @@ def test_ranges_are_filled_and_kept(setting, measure, low, high):
     images = np.full((200, 61, 61, 3), 100.0 if "brightness" in setting else 0.0, np.float32)
     if "shift" in setting:
         images[:, :, 30] = 255  # a line, whose place tells the shift
-    values = measure(pipeline.augment_batch(images, pipeline.Augment(**setting), 2).numpy())
+    values = measure(transformed(images, pipeline.Augment(**setting), 2).numpy())
     assert values.min() >= low - 0.01 and values.max() <= high + 0.01
     assert values.max() - values.min() > 0.85 * (high - low)
 
 
 def test_rotation_and_zoom_are_what_they_say():
-    matrices, _ = augment.random_transforms(pipeline.Augment(rotation=20, zoom=0.3), [(i,) for i in range(500)], 64)
+    matrices, _ = pipeline.random_transforms(pipeline.Augment(rotation=20, zoom=0.3), [(i,) for i in range(500)], 64)
     linear = matrices[:, [0, 1, 3, 4]].reshape(-1, 2, 2)
     scale = 1 / np.sqrt(np.abs(np.linalg.det(linear)))
     angle = np.rad2deg(np.arctan2(linear[:, 1, 0], linear[:, 1, 1]))
@@ -477,19 +312,19 @@ def test_a_quarter_turn_is_numpys_quarter_turn():
     angle = np.pi / 2
     a, b, c, d = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
     matrix = np.array([[a, b, 3.5 - 3.5 * (a + b), c, d, 3.5 - 3.5 * (c + d), 0, 0]], np.float32)
-    out = augment.apply_transforms(image, matrix, np.ones((1, 2), np.float32)).numpy()
+    out = pipeline.apply_transforms(image, matrix, np.ones((1, 2), np.float32)).numpy()
     assert np.allclose(out[0], np.rot90(image[0]), atol=0.1) or np.allclose(out[0], np.rot90(image[0], -1), atol=0.1)
 
 
 def test_the_edge_is_repeated_outside_the_photo():
     plain = np.full((30, 16, 16, 3), 90, np.uint8)
-    moved = pipeline.augment_batch(plain, pipeline.Augment(rotation=90, zoom=0.5, shift=0.5), 0).numpy()
+    moved = transformed(plain, pipeline.Augment(rotation=90, zoom=0.5, shift=0.5), 0).numpy()
     assert np.abs(moved - 90).max() < 1e-3
 
 
 def test_contrast_keeps_the_mean():
     images = RNG.integers(100, 150, (20, 16, 16, 3)).astype(np.float32)
-    out = pipeline.augment_batch(images, pipeline.Augment(contrast=0.3), 0).numpy()
+    out = transformed(images, pipeline.Augment(contrast=0.3), 0).numpy()
     assert np.allclose(out.mean((1, 2, 3)), images.mean((1, 2, 3)), atol=0.1)
     spread = out.std((1, 2, 3)) / images.std((1, 2, 3))
     assert 0.69 < spread.min() < 0.8 and 1.2 < spread.max() < 1.31
@@ -498,9 +333,9 @@ def test_contrast_keeps_the_mean():
 def test_a_photos_transform_does_not_depend_on_its_company():
     images = RNG.integers(0, 255, (6, 16, 16, 3), np.uint8)
     keys = [(5, 1, row) for row in range(6)]
-    whole = augment.apply_transforms(images, *augment.random_transforms(pipeline.Augment.strong(), keys, 16)).numpy()
-    alone = augment.apply_transforms(
-        images[4:5], *augment.random_transforms(pipeline.Augment.strong(), keys[4:5], 16)
+    whole = pipeline.apply_transforms(images, *pipeline.random_transforms(pipeline.Augment.strong(), keys, 16)).numpy()
+    alone = pipeline.apply_transforms(
+        images[4:5], *pipeline.random_transforms(pipeline.Augment.strong(), keys[4:5], 16)
     ).numpy()
     assert (whole[4] == alone[0]).all()
 
@@ -509,18 +344,13 @@ def test_a_photos_transform_does_not_depend_on_its_company():
 @settings(max_examples=20)
 def test_pixels_stay_pixels(seed, dtype):
     images = np.random.default_rng(seed).integers(0, 256, (4, 12, 12, 3)).astype(dtype)
-    out = pipeline.augment_batch(images, "strong", seed).numpy()
+    out = transformed(images, pipeline.Augment.strong(), seed).numpy()
     assert out.dtype == np.float32 and out.min() >= 0 and out.max() <= 255
-    assert (out == pipeline.augment_batch(images, "strong", seed).numpy()).all()
+    assert (out == transformed(images, pipeline.Augment.strong(), seed).numpy()).all()
 
 
 @pytest.mark.parametrize("setting", [{"rotation": -1}, {"zoom": 0.95}, {"shift": 2}, {"brightness": 1.5}])
 def test_ranges_that_make_no_sense_are_refused(setting):
     (name,) = setting
-    with pytest.raises(ValueError, match=f"{name} is {setting[name]}"):
+    with pytest.raises(ValueError, match=f"{name} must be a number from 0 to .*, got {setting[name]}"):
         pipeline.Augment(**setting)
-
-
-def test_images_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match=r"images have the shape \(2, 8, 9, 3\)"):
-        pipeline.augment_batch(np.zeros((2, 8, 9, 3)), "light", 0)

@@ -29,9 +29,11 @@ RUN_BY = {
     "python tests/interruptions.py --kills 80": (
         "tests/training/test_training.py", '"interruptions.py"), "--kills", "1"',
     ),
-    "python -m utils.datasets.fetch clothing-10": (__file__, "def test_fetch"),
-    "python -m utils.datasets.fetch clothing-10 FILE": ("tests/datasets/test_fetch.py", "archive="),
-    "python -m utils.datasets.published DIR": ("tests/datasets/test_datasets.py", "published.write_manifests("),
+    "python -m utils.datasets clothing-10": (__file__, "def test_fetch"),
+    "python -m utils.datasets clothing-10 ARCHIVE": (
+        "tests/datasets/test_published.py", "def test_the_command_takes_an_archive"
+    ),
+    "python -m utils.datasets.published DIR": ("tests/datasets/test_published.py", "published.write_manifests("),
     "cd data/clothing-dataset-small && gzip -dc ../../utils/datasets/manifests/clothing-dataset-small.sha256.gz"
     " | sha256sum -c --quiet": (__file__, "def test_manifest"),
 }  # fmt: skip
@@ -96,12 +98,13 @@ def test_drawings_go_into_no_record(capsys):
 
 @pytest.mark.photos
 def test_fetch_takes_what_is_there(photos_dir):
-    assert "clothing-dataset-small" in run("-m", "utils.datasets.fetch", "clothing-10")
+    assert "clothing-dataset-small" in run("-m", "utils.datasets", "clothing-10")
 
 
 @pytest.mark.photos
 def test_manifest_is_in_the_format_that_sha256sum_checks(photos_dir):
-    sums = gzip.decompress((ROOT / "utils" / "manifests" / "clothing-dataset-small.sha256.gz").read_bytes())
+    manifest = ROOT / "utils" / "datasets" / "manifests" / "clothing-dataset-small.sha256.gz"
+    sums = gzip.decompress(manifest.read_bytes())
     folder = photos_dir / "clothing-dataset-small"
     done = subprocess.run(["sha256sum", "-c", "--quiet"], input=sums, cwd=folder, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout.decode()[-500:]

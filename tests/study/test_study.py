@@ -246,7 +246,7 @@ def test_a_trial_that_is_not_at_hand_keeps_its_line(tmp_path, monkeypatch):
 def test_the_command_keeps_what_a_finished_run_predicted(monkeypatch, capsys):
     from utils.training import loop as training
 
-    datasets = importlib.import_module("utils.datasets.load")
+    datasets = importlib.import_module("utils.datasets")
 
     kept = []
     monkeypatch.setattr(datasets, "load", lambda name, split=None: types.SimpleNamespace(name=name, fingerprint="0"))

@@ -1,11 +1,12 @@
 """Photos to batches: decode, resize, cache, shuffle, augment, batch, prefetch.
 
 Decoding is `utils.classify.photo.read_photo` (Pillow) in threads, so that training, evaluation and the shipped
-classifier see
-the same pixels; everything after it is tf.data. Decoded photos are kept, in memory where they fit and on disk where
-they do not, so each is decoded once.
+classifier see the same pixels; everything after it is tf.data. Decoded photos are kept, in memory where they fit and on
+disk where they do not, so each is decoded once. Which transform a photo gets depends on nothing but a seed, the epoch
+and the photo's number, so that an interrupted training that goes on sees what an undisturbed one would have seen.
 """
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -15,27 +16,79 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import tensorflow as tf
 
 from utils import files
 from utils.classify import photo
-from utils.datasets import splits
-from utils.datasets.augment import Augment, apply_transforms, augment_batch, random_transforms
 from utils.environment import describe
 
-__all__ = ["Augment", "augment_batch", "batches", "decode", "load_images"]
+from . import splits
 
 MEMORY_SHARE = 0.25  # of the memory that is free now: what "auto" lets decoded photos take
-COPY_TRANSFORM = Augment.light()  # of the copies that balancing makes
 _DECODED_VERSION = 1  # of decoded pixels: raise it when a change alters them
 _CHUNK = 256  # photos that are decoded at a time on their way to the disk
 _log = logging.getLogger(__name__)
 _in_memory = weakref.WeakValueDictionary()  # decoded photos that some dataset still uses, by key
 
 
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """How far photos are transformed; each photo draws its own transform, uniformly within these ranges.
+
+    Attributes:
+        flip: mirror left and right, every second photo.
+        rotation: up to so many degrees either way.
+        zoom: size times 1 - zoom to 1 + zoom.
+        shift: up to this share of the side, down or up and left or right.
+        brightness: pixels times 1 - brightness to 1 + brightness.
+        contrast: distance from the photo's mean times 1 - contrast to 1 + contrast.
+
+    What comes in from outside the photo repeats its edge, as in Keras' ImageDataGenerator.
+
+    Raises:
+        ValueError: a range that makes no sense.
+
+    Example:
+        >>> Augment(flip=True, rotation=15)
+        Augment(flip=True, rotation=15, zoom=0.0, shift=0.0, brightness=0.0, contrast=0.0)
+    """
+
+    flip: bool = False
+    rotation: float = 0.0
+    zoom: float = 0.0
+    shift: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+
+    def __post_init__(self):
+        limits = {"rotation": 180, "zoom": 0.9, "shift": 1, "brightness": 1, "contrast": 1}
+        for name, limit in limits.items():
+            value = getattr(self, name)
+            if not 0 <= value <= limit:
+                raise ValueError(f"{name} must be a number from 0 to {limit}, got {value}")
+
+    @classmethod
+    def light(cls):
+        """What a photo of the same garment could look like: small turns and shifts, a little light."""
+        return cls(flip=True, rotation=10.0, zoom=0.1, shift=0.05, brightness=0.1, contrast=0.1)
+
+    @classmethod
+    def strong(cls):
+        """More of everything, for long training."""
+        return cls(flip=True, rotation=25.0, zoom=0.2, shift=0.15, brightness=0.25, contrast=0.25)
+
+    @classmethod
+    def named(cls, value):
+        """An Augment from "light", "strong", None (no transform: None) or an Augment."""
+        if value is None or isinstance(value, cls):
+            return value
+        if value not in ("light", "strong"):
+            raise ValueError(f"augment must be 'light', 'strong', None or an Augment, got {value!r}")
+        return getattr(cls, value)()
+
+
 def batches(
     frame, classes, input_size=224, batch_size=32, training=False, augment=None, seed=0, cache="auto", cache_dir=None,
-    drop_remainder=False, first_epoch=0,
+    first_epoch=0,
 ):  # fmt: skip
     """Batches of photos and one-hot labels for Keras.
 
@@ -46,14 +99,13 @@ def batches(
         frame: DataFrame with `path` and `label`, and `copy` where it was balanced.
         classes: sequence of labels; the column of each in the one-hot labels.
         input_size: side in pixels; photos are squashed to a square, antialiased.
-        batch_size: photos a batch.
+        batch_size: photos per batch.
         training: shuffle, and augment if `augment` says how.
         augment: Augment, "light", "strong" or None; only in training.
         seed: of order and transforms.
         cache: "memory", "disk", "auto" (memory if the decoded photos take at most a quarter of what is free, else
             disk; the log says which), or None (decode in every pass).
         cache_dir: folder for the disk cache; default `data/.cache`.
-        drop_remainder: leave out a last batch that is not full.
         first_epoch: number of the first pass; or a callable that says the number of the pass that begins, which is the
             safe way with Keras' `fit`: it takes one pass more at its start where it still has to build the model, and
             under every distribution strategy.
@@ -73,43 +125,42 @@ def batches(
         >>> images.shape, labels.shape
         (TensorShape([8, 32, 32, 3]), TensorShape([8, 10]))
     """
+    import tensorflow as tf
+
     classes = list(classes)
     splits.require(frame, ["path", "label"], "a frame to make batches of")
     if strange := sorted(set(frame["label"]) - set(classes)):
-        raise ValueError(f"the label {strange[0]!r} is not among the classes {', '.join(map(str, classes))}")
+        raise ValueError(f"labels must be among the classes {', '.join(map(str, classes))}, got {strange[0]!r}")
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; give at least 1")
+        raise ValueError(f"batch_size must be a positive integer, got {batch_size}")
     augment = Augment.named(augment) if training else None
-    n, count = len(frame), len(frame) // batch_size if drop_remainder else -(-len(frame) // batch_size)
-    if count == 0:
-        raise ValueError(f"{n} photos make no full batch of {batch_size}; use a smaller batch or keep the remainder")
+    n = len(frame)
     read = _reader(frame, input_size, cache, cache_dir)
     columns = {label: column for column, label in enumerate(classes)}
     targets = tf.constant([columns[label] for label in frame["label"]], tf.int32)
     passes = itertools.count(first_epoch) if not callable(first_epoch) else iter(first_epoch, object())
-    size = batch_size if drop_remainder else None
 
     def rows_of_next_pass():
         epoch = next(passes)
         rows = np.random.default_rng([seed, epoch, 20]).permutation(n) if training else np.arange(n)
-        for start in range(0, count * batch_size, batch_size):
+        for start in range(0, n, batch_size):
             yield np.int64(epoch), rows[start : start + batch_size]
 
     def draw(epoch, rows):
         return random_transforms(augment, [(seed, int(epoch), int(row), 21) for row in rows], input_size)
 
     def batch(epoch, rows):
-        images = tf.ensure_shape(read(rows), [size, input_size, input_size, 3])
+        images = tf.ensure_shape(read(rows), [None, input_size, input_size, 3])
         labels = tf.one_hot(tf.gather(targets, rows), len(classes))
         if augment is None:
             return tf.cast(images, tf.float32), labels
         matrices, light = tf.numpy_function(draw, [epoch, rows], [tf.float32, tf.float32], stateful=False)
-        images = apply_transforms(images, tf.ensure_shape(matrices, [size, 8]), tf.ensure_shape(light, [size, 2]))
-        return tf.ensure_shape(images, [size, input_size, input_size, 3]), labels
+        images = apply_transforms(images, tf.ensure_shape(matrices, [None, 8]), tf.ensure_shape(light, [None, 2]))
+        return tf.ensure_shape(images, [None, input_size, input_size, 3]), labels
 
-    signature = (tf.TensorSpec([], tf.int64), tf.TensorSpec([size], tf.int64))
+    signature = (tf.TensorSpec([], tf.int64), tf.TensorSpec([None], tf.int64))
     stream = tf.data.Dataset.from_generator(rows_of_next_pass, output_signature=signature)
-    stream = stream.apply(tf.data.experimental.assert_cardinality(count))
+    stream = stream.apply(tf.data.experimental.assert_cardinality(-(-n // batch_size)))
     return stream.map(batch, num_parallel_calls=describe()["cores"], deterministic=True).prefetch(2)
 
 
@@ -132,7 +183,7 @@ def decode(path, input_size, copy=0):
         return image
     # the key is the file's name, not its folder: the same copies on every machine
     name = int.from_bytes(hashlib.sha256(pathlib.Path(path).name.encode()).digest()[:8], "big")
-    drawn = random_transforms(COPY_TRANSFORM, [(name, int(copy), 22)], input_size)
+    drawn = random_transforms(Augment.light(), [(name, int(copy), 22)], input_size)
     return np.rint(apply_transforms(image[None], *drawn)[0].numpy()).astype(np.uint8)
 
 
@@ -164,10 +215,67 @@ def load_images(frame, input_size, out=None):
     return out
 
 
+def random_transforms(augment, keys, side):
+    """Draw a transform for each key.
+
+    Args:
+        augment: Augment.
+        keys: sequence of tuples of non-negative ints, one per photo, e.g. (seed, epoch, photo); the same key draws the
+            same transform, in any company.
+        side: of the photos, in pixels.
+
+    Returns:
+        (n, 8) float32 projective transforms, output (x, y) to input (x, y) as `tf.raw_ops.ImageProjectiveTransformV3`
+        takes them, and (n, 2) float32 factors of brightness and contrast.
+    """
+    draws = np.stack([np.random.default_rng(key).random(7) for key in keys]) if len(keys) else np.zeros((0, 7))
+    spread = 2 * draws - 1
+    mirror = np.where(augment.flip & (draws[:, 0] < 0.5), -1.0, 1.0)
+    angle = np.deg2rad(augment.rotation) * spread[:, 1]
+    scale = 1 / (1 + augment.zoom * spread[:, 2])
+    # about the centre: first the shift, then turn and zoom, then the mirror
+    a, b = mirror * scale * np.cos(angle), -mirror * scale * np.sin(angle)
+    c, d = scale * np.sin(angle), scale * np.cos(angle)
+    centre = (side - 1) / 2
+    x, y = -centre - augment.shift * side * spread[:, 3], -centre - augment.shift * side * spread[:, 4]
+    zero = np.zeros_like(a)
+    matrices = np.stack([a, b, a * x + b * y + centre, c, d, c * x + d * y + centre, zero, zero], axis=1)
+    light = 1 + np.stack([augment.brightness * spread[:, 5], augment.contrast * spread[:, 6]], axis=1)
+    return matrices.astype(np.float32), light.astype(np.float32)
+
+
+def apply_transforms(images, matrices, light):
+    """Apply drawn transforms to a batch; works eagerly and inside `tf.function`.
+
+    Args:
+        images: (b, s, s, 3), uint8 or float in 0..255.
+        matrices, light: as `random_transforms` returns them.
+
+    Returns:
+        float32 tensor (b, s, s, 3) in 0..255.
+    """
+    import tensorflow as tf
+
+    shape = tf.shape(images)
+    images = tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,  # uint8 stays uint8 here, which halves the work
+        transforms=matrices,
+        output_shape=shape[1:3],
+        interpolation="BILINEAR",
+        fill_mode="NEAREST",
+        fill_value=0.0,
+    )
+    images = tf.cast(images, tf.float32)
+    # brightness b, then contrast c about the mean m: m b + (x b - m b) c = x (b c) + m b (1 - c), in fewer passes
+    bright, contrast = light[:, None, None, :1], light[:, None, None, 1:]
+    mean = tf.reduce_mean(images, axis=(1, 2, 3), keepdims=True)
+    return tf.clip_by_value(images * (bright * contrast) + mean * bright * (1 - contrast), 0.0, 255.0)
+
+
 def _reader(frame, input_size, cache, cache_dir):
     """A function from rows (int64 tensor) to uint8 photos (tensor), out of the chosen cache."""
     if cache not in ("memory", "disk", "auto", None):
-        raise ValueError(f"there is no cache {cache!r}; use 'memory', 'disk', 'auto' or None")
+        raise ValueError(f"cache must be 'memory', 'disk', 'auto' or None, got {cache!r}")
     if cache is None:
         small = frame[[column for column in ("path", "copy") if column in frame]].reset_index(drop=True)
         return _by_numpy(lambda rows: load_images(small.iloc[rows], input_size))
@@ -182,6 +290,8 @@ def _reader(frame, input_size, cache, cache_dir):
     _log.info("%d photos at %d px are cached %s%s", len(frame), input_size, where, why)
     if cache == "memory":
         # a tensor and not a NumPy function: TensorFlow never lets go of what a NumPy function refers to
+        import tensorflow as tf
+
         images = _in_memory.get(key)
         if images is None:
             images = tf.constant(load_images(frame, input_size, _aligned((len(frame), input_size, input_size, 3))))
@@ -192,6 +302,8 @@ def _reader(frame, input_size, cache, cache_dir):
 
 
 def _by_numpy(function):
+    import tensorflow as tf
+
     return lambda rows: tf.numpy_function(function, [rows], tf.uint8, stateful=False)
 
 

@@ -1,22 +1,31 @@
-"""What was published: where, under which commit, and the SHA-256 of every file.
+"""What was published: where, under which commit, the SHA-256 of every file, and the way onto this disk.
 
-python -m utils.datasets.published DIR     # writes manifests/ again, from a folder that holds both sets
+GitHub packs an archive on demand and may pack the same files into other bytes tomorrow, so the archive has no checksum
+of its own: the commit is pinned, and every file must match the committed manifest before it reaches the data folder.
+
+    python -m utils.datasets.published DIR     # writes manifests/ again, from a folder that holds both sets
 """
 
+import argparse
 import dataclasses
 import functools
 import gzip
 import hashlib
 import pathlib
-
-import pandas as pd
+import stat
+import tarfile
+import zipfile
+import zlib
 
 from utils import files
-from utils.datasets import audit
-from utils.datasets.splits import PARTS
 
 MANIFESTS = pathlib.Path(__file__).resolve().parent / "manifests"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError)
+
+
+class BadArchive(ValueError):
+    """An archive that is damaged, hostile, or not the published one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,44 +35,162 @@ class Source:
     Attributes:
         folder: name of its folder, and of its manifest.
         repository: "owner/name" on GitHub.
-        references: commits or branches whose archive may hold the files, tried in turn. The manifest decides, so a
-            branch is safe to try.
-        max_archive_bytes, max_bytes: bounds of the archive and of what is in it.
+        commit: whose archive holds the files.
+        max_bytes: of the archive, and of what is in it.
     """
 
     folder: str
     repository: str
-    references: tuple
-    max_archive_bytes: int
+    commit: str
     max_bytes: int
 
     @property
-    def urls(self):
-        return tuple(f"https://github.com/{self.repository}/archive/{ref}.tar.gz" for ref in self.references)
+    def url(self):
+        return f"https://github.com/{self.repository}/archive/{self.commit}.tar.gz"
 
 
 SOURCES = {
     "clothing-10": Source(
         "clothing-dataset-small",
         "alexeygrigorev/clothing-dataset-small",
-        ("11961516512414bf9f6c150a832cfd21b54a6b54", "refs/heads/master"),
-        200 * 2**20,  # the photos have 106 MB
-        250 * 2**20,
+        "11961516512414bf9f6c150a832cfd21b54a6b54",
+        250 * 2**20,  # the photos have 106 MB
     ),
     "clothing-17": Source(
         "clothing-dataset",
         "alexeygrigorev/clothing-dataset",
-        ("9556dff476f7b543d423b0f961e10a285a37b28a", "refs/heads/master"),
-        300 * 2**20,  # the photos have 161 MB
-        400 * 2**20,
+        "9556dff476f7b543d423b0f961e10a285a37b28a",
+        400 * 2**20,  # the photos have 161 MB
     ),
 }
 
 
+def fetch(name, root=None, archive=None):
+    """Download a published dataset into `root`, whole or not at all; does nothing if it is there.
+
+    Args:
+        name: "clothing-10" or "clothing-17".
+        root: folder to put its folder in; default `files.data_root()`.
+        archive: path of an archive that was downloaded by other means, in place of the network.
+
+    Returns:
+        pathlib.Path of the dataset's folder.
+
+    Raises:
+        ConnectionError: the archive cannot be downloaded; says what to do.
+        BadArchive: what arrived is not what was published.
+        OSError: no such archive, or the folder cannot be written; names it.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {name!r}")
+    source, root = SOURCES[name], files.data_root(root)
+    if archive is not None and not pathlib.Path(archive).is_file():
+        raise FileNotFoundError(f"there is no archive {archive}; check the path")
+
+    def make(part):
+        packed = pathlib.Path(archive) if archive else _download(source, part / f"{source.folder}.tar.gz", root)
+        unpack(packed, part, manifest(source.folder), source.max_bytes)
+        if not archive:
+            packed.unlink()
+
+    return files.build_once(root / source.folder, make)
+
+
+def _download(source, target, root):
+    import pooch
+    import requests
+    from tqdm.auto import tqdm
+
+    class Bar(tqdm):
+        def __bool__(self):  # pooch asks before it knows the total
+            return True
+
+        def update(self, n=1):
+            if max(self.n, self.total or 0) > source.max_bytes:
+                raise BadArchive(f"{source.url} has more than {source.max_bytes:,} bytes; it is not what was published")
+            return super().update(n)
+
+    pooch.get_logger().setLevel("WARNING")
+    with Bar(desc=source.folder, unit="B", unit_scale=True, leave=False) as bar:
+        get = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=(5, 30))
+        try:
+            return pathlib.Path(pooch.retrieve(source.url, None, target.name, target.parent, downloader=get))
+        except requests.RequestException as error:
+            raise ConnectionError(
+                f"{source.url} cannot be downloaded ({str(error)[-200:]}); check the network, or put "
+                f"github.com/{source.repository} as {source.folder}/ into {root}, or set CLOTHING_DATA_DIR"
+            ) from error
+
+
+def unpack(archive, folder, listed, max_bytes):
+    """Unpack the files that a manifest lists, and nothing else, each checked against its SHA-256.
+
+    Args:
+        archive: path of a .tar.gz, .tar or .zip file whose outermost folder is dropped (GitHub names it).
+        folder: where to; on an error it holds part of the files, so use one that can be thrown away.
+        listed: dict of path below the outermost folder -> SHA-256 in hexadecimal.
+        max_bytes: of all unpacked files together.
+
+    Raises:
+        BadArchive: a path outside the folder, a link, a device, too many bytes, damage, or a file that is missing or
+            differs; names the archive and the file.
+
+    Example:
+        >>> import io, tempfile
+        >>> root = pathlib.Path(tempfile.mkdtemp())
+        >>> with tarfile.open(root / "a.tar.gz", "w:gz") as made:
+        ...     entry = tarfile.TarInfo("top/x.txt"); entry.size = 2
+        ...     made.addfile(entry, io.BytesIO(b"hi"))
+        >>> unpack(root / "a.tar.gz", root / "out", {"x.txt": hashlib.sha256(b"hi").hexdigest()}, 1000)
+        >>> (root / "out" / "x.txt").read_text()
+        'hi'
+    """
+    archive, left, size = pathlib.Path(archive), set(listed), 0
+    refused = f"{archive.name} is not the published archive"
+    try:
+        for name, plain, length, read in _members(archive):
+            if not plain:
+                raise BadArchive(f"{refused}: {name[:120]!r} is a link, a device, or leads outside the folder")
+            if (size := size + length) > max_bytes:
+                raise BadArchive(f"{refused}: it unpacks to more than {max_bytes:,} bytes")
+            if (inside := name.partition("/")[2]) in left:
+                data = read()
+                if hashlib.sha256(data).hexdigest() != listed[inside]:
+                    raise BadArchive(f"{refused}: {inside} differs from the published file (SHA-256)")
+                (folder / inside).parent.mkdir(parents=True, exist_ok=True)
+                (folder / inside).write_bytes(data)
+                left.remove(inside)
+    except _DAMAGE as error:
+        raise BadArchive(f"{archive.name} is damaged ({error}); delete it and download it again") from error
+    if left:
+        raise BadArchive(f"{refused}: {len(left)} published files are missing (first {min(left)})")
+
+
+def _members(archive):
+    """(name, whether it is harmless, size, function that reads it) of each file in an archive."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as packed:
+            for info in packed.infolist():
+                mode = stat.S_IFMT(info.external_attr >> 16)
+                inside = info.filename[:1] != "/" and ".." not in info.filename.split("/")
+                plain = inside and mode in (0, stat.S_IFREG, stat.S_IFDIR)
+                yield info.filename, plain, info.file_size, functools.partial(packed.read, info)
+        return
+    with tarfile.open(archive) as packed:
+        for info in packed:
+            try:
+                tarfile.data_filter(info, archive.parent.resolve())
+                plain = info.isreg() or info.isdir()
+            except tarfile.FilterError:
+                plain = False
+            yield info.name, plain, info.size, lambda info=info: packed.extractfile(info).read()
+
+
 @functools.cache
 def _people_table():
-    with gzip.open(MANIFESTS / "people.csv.gz", "rt", encoding="utf-8", newline="") as file:
-        frame = pd.read_csv(file, dtype=str, keep_default_na=False)
+    import pandas as pd
+
+    frame = pd.read_csv(MANIFESTS / "people.csv.gz", dtype=str, keep_default_na=False)
     frame["kids"] = frame["kids"].map({"True": True, "False": False}).astype("boolean")
     return frame
 
@@ -94,33 +221,46 @@ def write_manifests(root, target=MANIFESTS):
     """Write the manifests and the table of people from a folder that holds both sets as published.
 
     The files are the same bytes whenever and wherever they are made: sorted, and compressed without a name or a time.
+    Everything is read before the first file is written.
+
+    Raises:
+        FileNotFoundError: one of the sets is not there, or holds no photo.
     """
+    from utils.datasets import audit
+    from utils.datasets.splits import PARTS
+
     root = files.data_root(root)
     small, full = root / "clothing-dataset-small", root / "clothing-dataset"
-    listed = {
-        "clothing-dataset-small": [path for part in PARTS for path in photos_below(small / part)],
-        "clothing-dataset": [full / "images.csv", *photos_below(full / "images")],
-    }
-    for folder, found in listed.items():
-        lines = sorted(
-            f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(root / folder).as_posix()}" for p in found
-        )
-        _write_gz(target / f"{folder}.sha256.gz", sorted(lines, key=lambda line: line.split("  ", 1)[1]))
     index = audit.read_index(full / "images.csv")
-    index = index[index["id"].isin({path.stem for path in listed["clothing-dataset-small"]})].sort_values("id")
+    listed = {small: [p for part in PARTS for p in photos_below(small / part)], full: photos_below(full / "images")}
+    if empty := [str(folder) for folder, paths in listed.items() if not paths]:
+        raise FileNotFoundError(f"there are no photos in {empty[0]}; expected both sets in {root}, as published")
+    listed[full].append(full / "images.csv")
+    made = {}
+    for folder, paths in listed.items():
+        names = sorted(path.relative_to(folder).as_posix() for path in paths)
+        lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}" for name in names]
+        made[f"{folder.name}.sha256.gz"] = lines
+    index = index[index["id"].isin({path.stem for path in listed[small]})].sort_values("id")
     rows = index[["id", "sender", "label", "kids"]].itertuples(index=False, name=None)
-    _write_gz(target / "people.csv.gz", ["id,sender,label,kids", *(",".join(map(str, row)) for row in rows)])
+    made["people.csv.gz"] = ["id,sender,label,kids", *(",".join(map(str, row)) for row in rows)]
+    for name, lines in made.items():
+        files.write_bytes(target / name, gzip.compress("".join(f"{line}\n" for line in lines).encode(), 9, mtime=0))
 
 
-def _write_gz(path, lines):
-    files.write_bytes(path, gzip.compress("".join(f"{line}\n" for line in lines).encode(), 9, mtime=0))
+def main(arguments=None):
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.datasets.published", description=f"Write the manifests in {MANIFESTS.name}/ again."
+    )
+    parser.add_argument("folder", metavar="DIR", type=pathlib.Path, help="folder that holds both sets as published")
+    options = parser.parse_args(arguments)
+    try:
+        write_manifests(options.folder)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{error}\n")
+    return 0
 
 
 if __name__ == "__main__":
-    import sys
-
-    if len(sys.argv) != 2:
-        sys.exit(
-            "usage: python -m utils.datasets.published DIR   (DIR holds both sets as published; writes manifests/)"
-        )
-    write_manifests(sys.argv[1])
+    raise SystemExit(main())

@@ -39,30 +39,17 @@ def check(frame, allow=()):
     """
     allow = {allow} if isinstance(allow, str) else set(allow)
     if unknown := allow - {"sender", "file"}:
-        raise ValueError(f"allow names {sorted(unknown)}, which is no kind of leak; use 'sender' and 'file'")
+        raise ValueError(f"allow must hold 'sender' and 'file' only, got {', '.join(map(repr, sorted(unknown)))}")
     require(frame, ["split"], "a split to check")
-    kinds = (("sender", ["sender"]), ("file", ["id", "path", "sha256"]))
-    for kind, columns in kinds:
-        if kind in allow:
-            continue
-        for column in columns:
-            if column in frame and (leaks := _on_two_sides(frame, column)):
-                value, parts = next(iter(leaks.items()))
-                verb = "stands" if len(leaks) == 1 else "stand"
-                plural = "" if len(leaks) == 1 else "s"
-                raise SplitLeak(
-                    f"{len(leaks)} {kind}{plural} {verb} on two sides ({column} {value} in {' and '.join(parts)}); "
-                    f"split by sender, or allow it by name with allow={{'{kind}'}}"
-                )
-
-
-def leaks(frame):
-    """The kinds of leak in a split, as `check`'s allow takes them: a subset of ("sender", "file")."""
-    found = []
-    for kind, columns in (("sender", ["sender"]), ("file", ["id", "path", "sha256"])):
-        if any(column in frame and _on_two_sides(frame, column) for column in columns):
-            found.append(kind)
-    return tuple(found)
+    kinds = {"sender": "sender", "id": "file", "path": "file", "sha256": "file"}
+    for column, kind in kinds.items():
+        if kind not in allow and column in frame and (leaks := _on_two_sides(frame, column)):
+            value, parts = next(iter(leaks.items()))
+            stand = "s stand" if len(leaks) > 1 else " stands"
+            raise SplitLeak(
+                f"{len(leaks)} {kind}{stand} on two sides ({column} {value} in {' and '.join(parts)}); "
+                f"split by sender, or allow it by name with allow={{'{kind}'}}"
+            )
 
 
 def _on_two_sides(frame, column):
@@ -134,7 +121,9 @@ def grouped_split(frame, fractions=(0.70, 0.15, 0.15), seed=0, test_senders=(), 
     groups = _groups(frame)
     counts = pd.crosstab(groups, frame["label"])
     if len(counts) < len(PARTS):
-        raise ValueError(f"{len(counts)} senders cannot be split into {len(PARTS)} parts; use the random split")
+        raise ValueError(
+            f"a split by sender needs {len(PARTS)} senders or more, got {len(counts)}; use the random split"
+        )
     fixed = set(groups[frame["sender"].isin(set(map(str, test_senders))).to_numpy()])
     rng = np.random.default_rng([seed, 2])
     order = np.lexsort((rng.permutation(len(counts)), -counts.sum(axis=1).to_numpy()))
@@ -200,7 +189,7 @@ def grouped_folds(frame, k=5, seed=0):
     require(frame, ["label", "sender"], "a frame to fold by sender")
     groups = _groups(frame)
     if len(set(groups)) < k:
-        raise ValueError(f"{len(set(groups))} senders cannot make {k} folds; use fewer folds")
+        raise ValueError(f"{k} folds need {k} senders or more, got {len(set(groups))}; use fewer folds")
     labels = pd.factorize(frame["label"], sort=True)[0]
     with warnings.catch_warnings():  # a class with fewer photos than folds is reported by the audit, not here
         warnings.simplefilter("ignore", UserWarning)
@@ -216,7 +205,7 @@ def balance(frame, at_most=500, seed=0, before_split=False):
 
     Args:
         frame: DataFrame with `label` and `split`.
-        at_most: photos a class afterwards.
+        at_most: photos per class afterwards.
         seed: of the sampling.
         before_split: the wrong order, on purpose: balance everything, then split the result at random, so that copies
             of one photo fall on both sides. `check` refuses it unless {"sender", "file"} is allowed.
@@ -233,11 +222,11 @@ def balance(frame, at_most=500, seed=0, before_split=False):
         {('hat', 0): 2, ('shoes', 0): 1, ('shoes', 1): 1}
     """
     if at_most < 1:
-        raise ValueError(f"at_most is {at_most}; give at least 1 photo a class")
+        raise ValueError(f"at_most must be 1 photo per class or more, got {at_most}")
     require(frame, ["label", "split"], "a frame to balance")
     chosen = frame if before_split else frame[frame["split"] == "train"]
     if chosen.empty:
-        raise ValueError("there is no training photo to balance; check the split")
+        raise ValueError("balancing needs training photos, got none; check the split")
     rng = np.random.default_rng([seed, 3])
     rows, copies = [], []
     labels = chosen["label"].to_numpy()
@@ -256,11 +245,10 @@ def balance(frame, at_most=500, seed=0, before_split=False):
 
 def require(frame, columns, what):
     """Raise ValueError unless `frame` has rows and `columns`; `what` names it in the message."""
-    missing = [column for column in columns if column not in frame]
-    if missing:
-        raise ValueError(f"{what} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; add them")
+    if missing := [column for column in columns if column not in frame]:
+        raise ValueError(f"{what} needs the column {' and '.join(missing)}, got {', '.join(map(str, frame.columns))}")
     if len(frame) == 0:
-        raise ValueError(f"{what} has no rows; check what it was filtered by")
+        raise ValueError(f"{what} needs rows, got none; check what it was filtered by")
 
 
 def _groups(frame):
@@ -286,4 +274,4 @@ def _groups(frame):
 
 def _check_fractions(fractions):
     if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
-        raise ValueError(f"fractions {tuple(fractions)} are no shares of train, validation and test; they sum to 1")
+        raise ValueError(f"fractions must be three positive shares that sum to 1, got {tuple(fractions)}")

@@ -180,7 +180,7 @@ def _compute(extractor, frame, input_size, augment, draws, verbose):
     from tqdm import tqdm
 
     from utils.datasets import pipeline
-    from utils.datasets.augment import apply_transforms, random_transforms
+    from utils.datasets.pipeline import apply_transforms, random_transforms
 
     with tqdm(total=len(frame), unit="photo", desc="features", disable=not verbose, file=sys.stdout) as bar:
         for start in range(0, len(frame), FLUSH_EVERY):

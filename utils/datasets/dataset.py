@@ -12,20 +12,19 @@ and `sketches`, drawn by the program, for where there is no network.
 import dataclasses
 import functools
 import hashlib
-import logging
 import pathlib
 import warnings
 
 import pandas as pd
 
 from utils import files
-from utils.datasets import audit, published, sketches, splits
+
+from . import audit, published, sketches, splits
 
 NAMES = ("clothing-10", "clothing-17", "sketches", "auto")
 OFFICIAL_TEST_SENDERS = ("46", "204", "227", "309", "310")  # all photos of the small set's test part are theirs
 FRACTIONS = (0.70, 0.15, 0.15)
 _COLUMNS = ["path", "label", "split", "sender", "kids", "id", "sha256"]
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +34,7 @@ class Dataset:
     Attributes:
         name: "clothing-10", "clothing-17" or "sketches".
         root: folder of the photos.
-        frame: DataFrame, one row a photo: `path` (absolute), `label`, `split` (train / validation / test), `sender`
+        frame: DataFrame, one row per photo: `path` (absolute), `label`, `split` (train / validation / test), `sender`
             (str), `kids` (boolean or <NA>), `id`, `sha256`.
         classes: tuple of the labels, sorted.
         split: the protocol: "official", "grouped" or "random".
@@ -59,7 +58,7 @@ class Dataset:
     def part(self, name):
         """The rows of one part, "train", "validation" or "test", with a fresh index."""
         if name not in splits.PARTS:
-            raise ValueError(f"there is no part {name!r}; the parts are {', '.join(splits.PARTS)}")
+            raise ValueError(f"part must be one of {', '.join(splits.PARTS)}, got {name!r}")
         return self.frame[self.frame["split"] == name].reset_index(drop=True)
 
     def distribution(self):
@@ -100,7 +99,7 @@ def load(name, root=None, download=True, split=None, seed=0, **options):
             only), "grouped" (no sender on two sides; the official test people stay in test), "random" (study A's:
             blind to senders).
         seed: of a split that is made here, and of drawings.
-        options: for sketches: `per_class`, `size`.
+        options: `per_class` and `size` of drawings; for "sketches" only.
 
     Returns:
         Dataset.
@@ -108,7 +107,7 @@ def load(name, root=None, download=True, split=None, seed=0, **options):
     Raises:
         ValueError: unknown name, split or option, or nothing usable in the folder.
         FileNotFoundError: not on disk, and `download` is False.
-        ConnectionError, OSError: fetching failed; what has been downloaded is kept for the next attempt.
+        ConnectionError, OSError: fetching failed; nothing is left behind.
 
     Example:
         >>> drawn = load("sketches", root=__import__("tempfile").mkdtemp(), per_class=6, size=32)
@@ -116,11 +115,11 @@ def load(name, root=None, download=True, split=None, seed=0, **options):
         (True, 60, ('dress', 'hat', 'longsleeve'))
     """
     if name not in NAMES:
-        raise ValueError(f"there is no dataset {name!r}; the datasets are {', '.join(NAMES)}")
+        raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
     if split not in (None, "official", "grouped", "random"):
-        raise ValueError(f"there is no split {split!r}; the splits are official, grouped and random")
+        raise ValueError(f"split must be 'official', 'grouped', 'random' or None, got {split!r}")
     if options and name not in ("sketches", "auto"):
-        raise ValueError(f"{name} takes no option {', '.join(options)}; only sketches take per_class and size")
+        raise ValueError(f"only sketches take options, got {', '.join(options)} for {name}; load 'sketches' by name")
     if name == "auto":
         name = _choose(files.data_root(root), download)
     if name == "sketches":
@@ -130,23 +129,16 @@ def load(name, root=None, download=True, split=None, seed=0, **options):
 
 
 def _choose(root, download):
-    if (root / published.SOURCES["clothing-10"].folder).is_dir():
+    try:
+        _folder("clothing-10", root, download)
         return "clothing-10"
-    reason = "it is not on disk and download is off"
-    if download:
-        from utils.datasets import fetch
-
-        try:
-            fetch.fetch("clothing-10", root, patient=False)
-            return "clothing-10"
-        except (OSError, ValueError) as error:
-            reason = str(error)
-    warnings.warn(
-        f"using drawn garments instead of photos, because clothing-10 cannot be had: {reason}. "
-        "Every number from here on is about drawings.",
-        stacklevel=3,
-    )
-    return "sketches"
+    except (OSError, ValueError) as error:
+        warnings.warn(
+            f"synthetic drawings take the place of photos, because clothing-10 cannot be loaded: {error}. "
+            "Every number from here on is about drawings.",
+            stacklevel=3,
+        )
+        return "sketches"
 
 
 def _folder(name, root, download):
@@ -155,9 +147,7 @@ def _folder(name, root, download):
         return folder
     if not download:
         raise FileNotFoundError(f"{name} is not in {root}; set CLOTHING_DATA_DIR to the folder with {folder.name}/")
-    from utils.datasets import fetch
-
-    return fetch.fetch(name, root)
+    return published.fetch(name, root)
 
 
 def _load_small(folder, split, seed):
@@ -168,7 +158,7 @@ def _load_small(folder, split, seed):
         if path.parent.parent == folder / part
     ]
     if not rows:
-        raise ValueError(f"{folder} holds no train/<class>/<photo>; lay the small set out as published")
+        raise ValueError(f"there is no photo in {folder}; expected train/<class>/<photo> and so on, as published")
     frame = pd.DataFrame(rows, columns=["path", "label", "split", "id"])
     index, source = _people(folder.parent)
     frame = frame.merge(index[["id", "sender", "kids"]], on="id", how="left")
@@ -181,7 +171,7 @@ def _load_small(folder, split, seed):
     steps.append(("photos whose sender is unknown", unknown, "each counts as a sender of its own", source))
     frame = _clean(frame, folder, steps, details)
     conflicts = audit.label_conflicts(frame, index)
-    where = ", ".join(f"{part} {n}" for part, n in conflicts["split"].value_counts().items())
+    where = _counted(conflicts["split"])
     steps.append(("labels that differ from the full set's", len(conflicts), "kept as they are", where))
     details["conflicts"] = conflicts
     split = split or "official"
@@ -192,25 +182,21 @@ def _load_small(folder, split, seed):
 
 def _load_full(folder, split, seed):
     if split == "official":
-        raise ValueError("clothing-17 has no official split; use 'grouped' or 'random'")
+        raise ValueError("split of clothing-17 must be 'grouped' or 'random', got 'official'")
     frame = audit.paths_from_ids(audit.read_index(folder / "images.csv"), folder / "images")
-    missing = audit.missing_images(frame, folder / "images")
-    labels = ", ".join(f"{label} {n}" for label, n in missing.rows["label"].value_counts().items())
+    gone, strays = audit.missing_images(frame, folder / "images")
+    labels = _counted(gone["label"])
     steps = [
         ("rows in images.csv", len(frame), "", f"{frame['label'].nunique()} labels"),
-        ("rows without a file", len(missing.rows), "dropped", labels),
-        ("files without a row", len(missing.files), "not used", ""),
+        ("rows without a file", len(gone), "dropped", labels),
+        ("files without a row", len(strays), "not used", ""),
     ]
-    details = {"rows without a file": missing.rows, "files without a row": pd.DataFrame({"file": missing.files})}
-    frame = frame[~frame.index.isin(missing.rows.index)]
+    details = {"rows without a file": gone, "files without a row": pd.DataFrame({"file": strays})}
+    frame = frame[~frame.index.isin(gone.index)]
     frame, dropped = audit.drop_labels(frame)
     named = ", ".join(f"{label} {n}" for label, n in dropped.items())
     steps.append(("photos with unimportant labels", int(dropped.sum()), "dropped", named))
-    unused = [
-        folder / "images" / file
-        for file in missing.files
-        if pathlib.PurePath(file).suffix.lower() in published.SUFFIXES
-    ]
+    unused = [path for path in published.photos_below(folder / "images") if path.name in set(strays)]
     frame = _clean(frame.reset_index(drop=True), folder, steps, details, unused)
     split = split or "grouped"
     if split == "grouped":
@@ -220,7 +206,7 @@ def _load_full(folder, split, seed):
 
 def _load_sketches(root, split, seed, options):
     if split == "official":
-        raise ValueError("sketches have no official split; use 'grouped' or 'random'")
+        raise ValueError("split of sketches must be 'grouped' or 'random', got 'official'")
     folder = sketches.build(files.drawings_root(root), seed=seed, **options)
     frame = sketches.index(folder)
     steps, details = [("drawings", len(frame), "", "a stand-in for photos")], {}
@@ -232,12 +218,17 @@ def _load_sketches(root, split, seed, options):
     return _finish("sketches", folder, frame, split, seed, steps, details)
 
 
+def _counted(values):
+    """ "hat 3, shoes 1": how often each value occurs, the most frequent first."""
+    return ", ".join(f"{value} {n}" for value, n in values.value_counts().items())
+
+
 def _finish(name, folder, frame, split, seed, steps, details):
     if split == "random":
         frame["split"] = splits.random_split(frame, FRACTIONS, seed)
     classes = tuple(sorted(frame["label"].unique()))
     if len(classes) < 2:
-        raise ValueError(f"{folder} holds photos of one class only ({classes[0]}); a classifier needs two or more")
+        raise ValueError(f"a classifier needs two classes or more, got photos of {classes[0]} only in {folder}")
     for part in splits.PARTS:
         here = set(frame.loc[frame["split"] == part, "label"])
         if absent := [label for label in classes if label not in here]:
@@ -251,7 +242,7 @@ def _finish(name, folder, frame, split, seed, steps, details):
 
 
 def _clean(frame, folder, steps, details, unused=()):
-    """The steps that need the files themselves: readable, RGB, published bytes, twins. Drops what cannot be decoded."""
+    """What only the files themselves tell: readable, RGB, published bytes, twins. Drops what cannot be decoded."""
     facts = audit.check_photos(frame["path"], folder)
     frame = pd.concat([frame.reset_index(drop=True), facts], axis=1)
     bad = frame["problem"].ne("")
@@ -262,9 +253,9 @@ def _clean(frame, folder, steps, details, unused=()):
         warnings.warn(f"{int(bad.sum())} photos in {folder} cannot be decoded and are left out ({first})", stacklevel=5)
         frame = frame[~bad].reset_index(drop=True)
     if frame.empty:
-        raise ValueError(f"{folder} holds no photo that can be decoded; lay the set out as published")
+        raise ValueError(f"no photo in {folder} can be decoded; expected the set as published")
     other = frame["mode"].ne("RGB")
-    modes = ", ".join(f"{mode} {n}" for mode, n in frame.loc[other, "mode"].value_counts().items())
+    modes = _counted(frame.loc[other, "mode"])
     steps.append(("photos that are not RGB", int(other.sum()), "converted when read", modes))
     turned = frame["orientation"].ne(1)
     steps.append(("photos that lie on their side by EXIF", int(turned.sum()), "turned when read", ""))

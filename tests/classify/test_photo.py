@@ -1,0 +1,182 @@
+"""One photo: the same pixels everywhere, odd files handled or named."""
+
+import io
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from utils.classify import photo
+
+
+def smooth(height, width, seed=0):
+    """A picture without sharp edges, so that filters of different makers agree."""
+    small = np.random.default_rng(seed).integers(0, 255, (5, 5, 3), np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encoded(image, kind="JPEG", **options):
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("size", [(400, 533), (711, 400), (60, 50), (224, 224)])
+def test_decode_and_resize_agree_with_tensorflow(size):
+    data = encoded(smooth(*size), quality=95)
+    ours = photo.read_photo(data, 224).astype(int)
+    decoded = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
+    theirs = np.rint(tf.image.resize(decoded, (224, 224), antialias=True).numpy()).astype(int)
+    assert np.abs(ours - theirs).max() <= 3
+    assert np.abs(ours - theirs).mean() < 0.6
+
+
+def test_the_resize_is_antialiased_and_squashes():
+    stripes = np.zeros((400, 200, 3), np.uint8)
+    stripes[::2] = 255
+    assert np.abs(photo.read_photo(encoded(stripes, "PNG"), 50).astype(int) - 128).max() <= 5
+    half = np.zeros((400, 200, 3), np.uint8)
+    half[:, 100:] = 255
+    out = photo.read_photo(encoded(half, "PNG"), 20)
+    assert (out[:, :9] == 0).all() and (out[:, 11:] == 255).all()
+
+
+def test_large_jpegs_are_decoded_small_and_look_the_same():
+    data = encoded(smooth(2000, 3000), quality=90)
+    whole = np.asarray(Image.open(io.BytesIO(data)).resize((64, 64), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(photo.read_photo(data, 64) - whole).max() <= 4
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_the_orientation_is_obeyed(turn):
+    upright = Image.fromarray(smooth(60, 40))
+    upright.paste((255, 0, 0), (0, 0, 12, 12))  # a mark at the top left
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the Pillow transpose that undoes each orientation
+    stored = upright if turn == 1 else upright.transpose(Image.Transpose(undo[turn]))
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = encoded(stored, quality=100, exif=exif, subsampling=0)
+    mark = photo.read_photo(data, 40)[:5, :5].reshape(-1, 3).mean(0)
+    assert mark[0] > 200 and mark[1] < 60 and mark[2] < 60
+    assert photo.check_photo(data)["orientation"] == turn
+
+
+def test_unusual_kinds_become_rgb():
+    base = Image.fromarray(smooth(40, 40))
+    cases = {
+        "grey": encoded(base.convert("L"), "PNG"),
+        "palette": encoded(base.quantize(64), "PNG"),
+        "cmyk": encoded(base.convert("CMYK"), quality=95),
+        "one bit": encoded(base.convert("1"), "PNG"),
+        "webp": encoded(base, "WEBP"),
+        "gif": encoded(base, "GIF"),
+        "bmp": encoded(base, "BMP"),
+        "grey with alpha": encoded(base.convert("LA"), "PNG"),
+    }
+    for name, data in cases.items():
+        out = photo.read_photo(data, 16)
+        assert out.shape == (16, 16, 3) and out.dtype == np.uint8, name
+        assert photo.check_photo(data)["problem"] == "", name
+    near = photo.read_photo(cases["cmyk"], 16).astype(int) - photo.read_photo(encoded(base, "PNG"), 16)
+    assert np.abs(near).mean() < 6
+
+
+def test_sixteen_bits_keep_their_upper_eight():
+    grey = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    out = photo.read_photo(encoded(Image.fromarray(grey), "PNG"), 64)
+    assert np.abs(out[..., 0].astype(int) - (grey >> 8)).max() <= 1
+
+
+def test_transparency_is_laid_over_white():
+    clear = np.zeros((10, 10, 4), np.uint8)
+    assert (photo.read_photo(encoded(clear, "PNG"), 8) == 255).all()
+    palette = Image.new("P", (10, 10), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    assert (photo.read_photo(encoded(palette, "PNG", transparency=1), 8) == 255).all()
+    assert (photo.read_photo(encoded(palette, "PNG", transparency=0), 8) == [10, 20, 30]).all()
+
+
+def test_the_first_frame_of_an_animation_counts():
+    red, blue = Image.new("RGB", (8, 8), (255, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 255))
+    for kind in ("GIF", "WEBP", "PNG"):
+        out = photo.read_photo(encoded(red, kind, save_all=True, append_images=[blue], lossless=True), 8)
+        assert out[..., 0].min() > 200 and out[..., 2].max() < 60, kind
+
+
+def test_one_pixel_fills_the_square_and_the_name_does_not_matter(tmp_path):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(encoded(Image.new("RGB", (1, 1), (9, 8, 7)), "PNG"))
+    assert (photo.read_photo(path, 5) == [9, 8, 7]).all()
+
+
+def test_absurdly_large_images_are_refused_by_their_header():
+    for side in (8_000, 30_000, 2_000_000):
+        head = struct.pack(">II5B", side, side, 8, 2, 0, 0, 0)
+        bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(10**6)))
+        begin = time.process_time()
+        with pytest.raises(ValueError, match="more than 50 megapixels"):
+            photo.read_photo(bomb, 224)
+        assert "megapixels" in photo.check_photo(bomb)["problem"]
+        assert time.process_time() - begin < 1
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def test_endless_scans_and_endless_files_are_refused(tmp_path, monkeypatch):
+    data = encoded(smooth(16, 16), progressive=True)
+    scan = data.index(b"\xff\xda")
+    with pytest.raises(ValueError, match="more than 100 scans"):
+        photo.read_photo(data[:-2] + data[scan:-2] * 60, 16)
+    monkeypatch.setattr(photo, "MAX_BYTES", 100)
+    (tmp_path / "a.jpg").write_bytes(data)
+    for source in (data, tmp_path / "a.jpg"):
+        with pytest.raises(ValueError, match="more than 100"):
+            photo.read_photo(source, 16)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"no photo at all", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF-3.0"]
+)
+def test_what_is_no_photo_is_named(tmp_path, data):
+    path = tmp_path / "bad.jpg"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"bad\.jpg cannot be decoded as a photo \(.+\); replace it, or leave it out"):
+        photo.read_photo(path, 16)
+    assert photo.check_photo(path)["problem"]
+
+
+def test_missing_photos_and_folders_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no photo .*gone"):
+        photo.read_photo(tmp_path / "gone.jpg", 16)
+    with pytest.raises(ValueError, match="cannot be read"):
+        photo.read_photo(tmp_path, 16)
+
+
+SEEDS = {
+    kind: encoded(smooth(24, 20), kind, **options)
+    for kind, options in (("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {}), ("GIF", {}), ("BMP", {}))
+}
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(sorted(SEEDS)), st.integers(0, 2**32), st.integers(1, 8), st.floats(0.01, 1))
+def test_mutated_photos_decode_or_are_named(kind, seed, flips, keep):
+    data, rng = bytearray(SEEDS[kind]), np.random.default_rng(seed)
+    for _ in range(flips):
+        data[rng.integers(len(data))] = rng.integers(256)
+    data = bytes(data[: max(1, int(keep * len(data)))])
+    try:
+        out = photo.read_photo(data, 16)
+    except ValueError as error:
+        assert str(error).startswith("the photo cannot be decoded")
+    else:
+        assert out.shape == (16, 16, 3)
+    photo.check_photo(data)
