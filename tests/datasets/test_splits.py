@@ -86,6 +86,24 @@ def test_grouped_split_needs_three_senders():
         splits.grouped_split(people(2))
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_too_few_senders_beside_the_named_ones_are_refused(closed):
+    frame = people(4)
+    for named in (["s0", "s1", "s2", "s3"], ["s0", "s1", "s2"]):
+        with pytest.raises(ValueError, match=f"2 senders or more beside those of the test part, got {4 - len(named)}"):
+            splits.grouped_split(frame, test_senders=named, closed_test=closed)
+    assert set(splits.grouped_split(frame, test_senders=["s0", "s1"], closed_test=closed)) == set(splits.PARTS)
+    with pytest.raises(ValueError, match="closed_test needs test_senders who are in the frame"):
+        splits.grouped_split(frame, test_senders=["nobody"], closed_test=True)
+
+
+@settings(max_examples=25)
+@given(st.integers(3, 6), st.integers(1, 3), st.integers(0, 10**6), st.booleans())
+def test_no_part_is_empty_however_few_senders_there_are(senders, classes, seed, named):
+    frame = people(senders, classes, seed)
+    assert set(splits.grouped_split(frame, seed=seed, test_senders=["s0"] * named)) == set(splits.PARTS)
+
+
 @settings(max_examples=25)
 @given(st.integers(1, 400), st.integers(0, 10**6))
 def test_random_split_is_stratified(n, seed):

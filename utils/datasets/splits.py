@@ -108,7 +108,7 @@ def grouped_split(frame, fractions=(0.70, 0.15, 0.15), seed=0, test_senders=(), 
         Series of "train" / "validation" / "test", index of `frame`.
 
     Raises:
-        ValueError: fewer than three senders, missing columns, fractions that do not sum to 1.
+        ValueError: fewer than three senders, or than two beside `test_senders`; missing columns; wrong fractions.
 
     Example:
         >>> photos = pd.DataFrame({"label": ["hat", "shoes"] * 30, "sender": [str(i // 4) for i in range(60)]})
@@ -130,6 +130,13 @@ def grouped_split(frame, fractions=(0.70, 0.15, 0.15), seed=0, test_senders=(), 
     table = np.column_stack([counts.to_numpy(), counts.sum(axis=1).to_numpy()]).astype(float)
     table /= table.sum(axis=0)  # shares of each class, and of all photos, that each group brings
     movable = [i for i in order if counts.index[i] not in fixed]
+    if closed_test and not fixed:
+        raise ValueError("closed_test needs test_senders who are in the frame, got none")
+    if fixed and len(movable) < 2:
+        raise ValueError(
+            f"a split by sender needs 2 senders or more beside those of the test part, got {len(movable)}; "
+            "use the random split"
+        )
     place = np.where(counts.index.isin(fixed), 2, -1)
     shares = np.zeros((3, table.shape[1]))
     shares[2] = table[place == 2].sum(axis=0)
@@ -157,7 +164,8 @@ def grouped_split(frame, fractions=(0.70, 0.15, 0.15), seed=0, test_senders=(), 
             break
     for part in range(2 if closed_test else 3):
         if part not in place:  # only with a handful of senders: the smallest one of the best filled part moves
-            most = np.bincount(place[movable], minlength=3).argmax()
+            spare = np.where(np.bincount(place, minlength=3) > 1, np.bincount(place[movable], minlength=3), 0)
+            most = spare.argmax()
             place[[i for i in movable if place[i] == most][-1]] = part
     by_group = dict(zip(counts.index, place, strict=True))
     return pd.Series([PARTS[by_group[g]] for g in groups], index=frame.index, name="split")
