@@ -164,6 +164,7 @@ def test_random_and_grouped_splits_by_name(little):
         ("clothing-10", {"split": "fair"}, "split must be .*, got 'fair'"),
         ("clothing-17", {"split": "official"}, "got 'official'"),
         ("sketches", {"split": "official"}, "got 'official'"),
+        ("auto", {"per_class": 5}, "only sketches take options, got per_class for auto; load 'sketches' by name"),
         ("clothing-10", {"per_class": 5}, "only sketches take options, got per_class for clothing-10"),
     ],
 )

@@ -118,7 +118,7 @@ def load(name, root=None, download=True, split=None, seed=0, **options):
         raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
     if split not in (None, "official", "grouped", "random"):
         raise ValueError(f"split must be 'official', 'grouped', 'random' or None, got {split!r}")
-    if options and name not in ("sketches", "auto"):
+    if options and name != "sketches":
         raise ValueError(f"only sketches take options, got {', '.join(options)} for {name}; load 'sketches' by name")
     if name == "auto":
         name = _choose(files.data_root(root), download)
