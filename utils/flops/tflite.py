@@ -8,8 +8,11 @@ quantized convolution reports for the whole network.
 """
 
 import collections
+import json
 import pathlib
 import struct
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -83,17 +86,20 @@ def count_tflite(path_or_bytes, unsupported="warn"):
     Returns:
         :class:`utils.flops.report.CostReport` with one row an operator. `path` is the name of its output, `params` and
         `weight_bytes` are the constants that it reads (stored size, each constant once), `activation_bytes` what it
-        gives. Counted for the batch that the file is made for. Weights that a DEQUANTIZE expands when the file is
-        loaded (float16 files) are counted with the operator that uses them.
+        gives. Counted for the batch that the file is made for, or for a batch of 1 where that is open (the converter's
+        default): a process of its own then asks LiteRT for every shape, and what it cannot tell is named. Weights that
+        a DEQUANTIZE expands when the file is loaded (float16 files) are counted with the operator that uses them.
 
     Raises:
         ValueError: not a TensorFlow Lite model, damaged, or (with unsupported="raise") an operator without a rule.
         FileNotFoundError: there is no such file.
     """
     if unsupported not in ("warn", "raise", "ignore"):
-        raise ValueError(f'unsupported={unsupported!r} is unknown; choose "warn", "raise" or "ignore"')
+        raise ValueError(f'unsupported must be "warn", "raise" or "ignore", got {unsupported!r}')
     name, data = _contents(path_or_bytes)
     graph = File(data, name)
+    if any(None in tensor.shape for tensor in graph.tensors):
+        graph.tensors = _resolved(graph)
     try:
         rows, problems = _rows(graph)
     except DAMAGED as error:
@@ -112,13 +118,54 @@ def _contents(path_or_bytes):
         return "the model given as bytes", bytes(path_or_bytes)
     path = pathlib.Path(path_or_bytes)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there (or is no file); give the path of a .tflite file, or its bytes")
+        raise FileNotFoundError(f"there is no file {path}; pass the path of a .tflite file, or its bytes")
     return path.name, path.read_bytes()
+
+
+# Runs where native code may end the process: twice, on other inputs, so that shapes which depend on the data differ.
+_ASK = """
+import json, sys
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+interpreter = Interpreter(
+    model_content=sys.stdin.buffer.read(), experimental_op_resolver_type=kernels, experimental_preserve_all_tensors=True
+)
+for detail, shape in zip(interpreter.get_input_details(), json.loads(sys.argv[1])):
+    interpreter.resize_tensor_input(detail["index"], shape)
+interpreter.allocate_tensors()
+found = []
+for high in (0, 2):
+    for detail in interpreter.get_input_details():
+        values = np.random.default_rng(0).uniform(0, high, detail["shape"]).astype(detail["dtype"])
+        interpreter.set_tensor(detail["index"], values)
+    interpreter.invoke()
+    found.append({detail["index"]: detail["shape"].tolist() for detail in interpreter.get_tensor_details()})
+print(json.dumps({at: shape for at, shape in found[0].items() if shape == found[1][at]}))
+"""
+
+
+def _resolved(graph):
+    """The tensors with their open dimensions as they are at a batch of 1; what LiteRT cannot tell stays open."""
+    given = [graph.tensors[at].shape for at in graph.inputs]
+    if any(None in shape[1:] for shape in given):
+        return graph.tensors
+    sides = json.dumps([[dim or 1 for dim in shape] for shape in given])
+    asked = subprocess.run(
+        [sys.executable, "-c", _ASK, sides], input=bytes(graph.content), capture_output=True, check=False
+    )
+    if asked.returncode:
+        return graph.tensors
+    shapes = json.loads(asked.stdout)
+    return [
+        tensor._replace(shape=tuple(shapes.get(str(at), tensor.shape))) if None in tensor.shape else tensor
+        for at, tensor in enumerate(graph.tensors)
+    ]
 
 
 def _batch(graph):
     shape = graph.tensors[graph.inputs[0]].shape
-    return shape[0] if shape and shape[0] else 1
+    return (shape[0] if shape else None) or 1
 
 
 class File:
@@ -129,7 +176,7 @@ class File:
 
     Attributes:
         model: the schema's object (`ModelT`); graph: its main graph.
-        tensors: of the main graph: name, shape (None where the size depends on the data), dtype ("INT8"), buffer.
+        tensors: of the main graph: name, shape (None where a dimension is open), dtype ("INT8"), buffer.
         operators: of the main graph, in order: type ("CONV_2D"), inputs and outputs (positions of tensors, None for an
             input that is left out), options (the schema's object, or None).
         inputs, outputs: positions of the main graph's tensors.
@@ -172,7 +219,7 @@ class File:
         return np.empty(0, np.uint8) if buffer.data is None else buffer.data
 
     def _tensor(self, tensor, types):
-        shape = tuple(int(dim) if dim >= 0 else None for dim in _list(tensor.shape))
+        shape = tuple(dim if dim >= 0 else None for dim in _list(tensor.shapeSignature) or _list(tensor.shape))
         _within(tensor.buffer, self.buffers, "buffer")
         return _Tensor((tensor.name or b"").decode("utf-8", "replace"), shape, types[tensor.type], tensor.buffer)
 
@@ -312,11 +359,13 @@ def _cost(graph, operator):
     kind, options = operator.type, operator.options
     if kind not in RULES:
         return None, "there is no rule for this operator"
+    if kind in FREE:
+        return Cost(), None
     given = [graph.tensors[at].shape if at is not None else None for at in operator.inputs]
     gives = [graph.tensors[at].shape for at in operator.outputs]
     unknown = [shape for shape in (*given, *gives) if shape is not None and None in shape]
     if unknown:
-        return None, f"its shape {unknown[0]} depends on the data"
+        return None, f"its shape {unknown[0]} is open or depends on the data; convert the model for a fixed input shape"
     cost = RULES[kind](given, gives, options)
     if hasattr(options, "fusedActivationFunction"):
         cost += Cost(0, FUSED[options.fusedActivationFunction] * elements(gives[0]))
@@ -374,7 +423,7 @@ def _sequence_rnn(given, gives, options):
 
 
 RULES = {
-    **{kind: lambda given, gives, options: Cost() for kind in FREE},
+    **dict.fromkeys(FREE),
     **{kind: lambda given, gives, options, n=n: Cost(0, n * elements(gives[0])) for kind, n in EACH.items()},
     **{kind: lambda given, gives, options: Cost(0, elements(given[0])) for kind in REDUCE},
     "ADD_N": lambda given, gives, options: Cost(0, (len(given) - 1) * elements(gives[0])),
