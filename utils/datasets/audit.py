@@ -156,7 +156,7 @@ def check_photos(paths, folder, progress=True):
             todo.append((name, stamp))
     if todo:
         quiet = not progress or len(todo) < 500
-        with ThreadPoolExecutor(describe()["cores"]) as pool:
+        with ThreadPoolExecutor(2 * describe()["cores"]) as pool:
             facts = pool.map(_look, [folder / name for name, _ in todo])
             bar = tqdm(facts, f"checking {folder.name}", len(todo), disable=quiet, unit=" photos", mininterval=1)
             for (name, stamp), fact in zip(todo, bar, strict=True):

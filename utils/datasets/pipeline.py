@@ -209,7 +209,8 @@ def load_images(frame, input_size, out=None):
     def place(row):
         out[row] = decode(paths[row], input_size, copies[row])
 
-    with ThreadPoolExecutor(describe()["cores"]) as pool:
+    # two threads per core: one reads its file or waits for the interpreter while the other decodes
+    with ThreadPoolExecutor(2 * describe()["cores"]) as pool:
         for _ in pool.map(place, range(len(paths))):
             pass
     return out
