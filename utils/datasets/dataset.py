@@ -1,12 +1,9 @@
-"""Which photos there are: fetch, verify, index, clean, split.
+"""The two published sets and the drawings, loaded: fetched, verified, cleaned, split.
 
-Two published sets (CC0), collected by Alexey Grigorev from people who photographed their clothes:
+Both sets (CC0) were collected by Alexey Grigorev from people who photographed their clothes:
 
 - clothing-10, github.com/alexeygrigorev/clothing-dataset-small: 3,781 photos, ten classes, its own split.
-- clothing-17, github.com/alexeygrigorev/clothing-dataset: `images.csv` and 5,756 files; 5,096 photos of 17 classes
-  after study A's cleaning.
-
-and `sketches`, drawn by the program, for where there is no network.
+- clothing-17, github.com/alexeygrigorev/clothing-dataset: 5,096 photos of 17 classes after study A's cleaning.
 """
 
 import dataclasses
@@ -95,9 +92,8 @@ def load(name, root=None, download=True, split=None, seed=0, **options):
         root: folder that holds `clothing-dataset-small/` and `clothing-dataset/`; default CLOTHING_DATA_DIR, else
             `data/`. Drawings go to `root` if it is given, else to `data/`.
         download: fetch what is not on disk.
-        split: None (the set's honest split: "official" for clothing-10, else "grouped"), "official" (clothing-10
-            only), "grouped" (no sender on two sides; the official test people stay in test), "random" (study A's:
-            blind to senders).
+        split: "official" (clothing-10 only), "grouped" (no sender on two sides; the official test people stay in
+            test), "random" (study A's: blind to senders), or None: "official" for clothing-10, else "grouped".
         seed: of a split that is made here, and of drawings.
         options: `per_class` and `size` of drawings; for "sketches" only.
 
@@ -143,9 +139,7 @@ def _choose(root, download):
 
 def _folder(name, root, download):
     folder = root / published.SOURCES[name].folder
-    if folder.is_dir():
-        return folder
-    if not download:
+    if not folder.is_dir() and not download:
         raise FileNotFoundError(f"{name} is not in {root}; set CLOTHING_DATA_DIR to the folder with {folder.name}/")
     return published.fetch(name, root)
 
@@ -160,15 +154,19 @@ def _load_small(folder, split, seed):
     if not rows:
         raise ValueError(f"there is no photo in {folder}; expected train/<class>/<photo> and so on, as published")
     frame = pd.DataFrame(rows, columns=["path", "label", "split", "id"])
-    index, source = _people(folder.parent)
+    full, source = folder.parent / "clothing-dataset" / "images.csv", "senders from the committed table"
+    index = published.people()
+    if full.is_file():
+        index, source = audit.read_index(full), "senders from the full set's images.csv"
     frame = frame.merge(index[["id", "sender", "kids"]], on="id", how="left")
     steps, details = [("photos found", len(frame), "", f"{frame['label'].nunique()} classes")], {}
     expected = set(published.manifest("clothing-dataset-small"))
     there = {pathlib.Path(path).relative_to(folder).as_posix() for path in frame["path"]}
     steps.append(("published photos that are missing", len(expected - there), "not used", ""))
     details["missing"] = pd.DataFrame({"file": sorted(expected - there)})
-    frame, unknown = _fill_senders(frame)
-    steps.append(("photos whose sender is unknown", unknown, "each counts as a sender of its own", source))
+    unknown = frame["sender"].isna()
+    frame["sender"] = frame["sender"].where(~unknown, "unknown-" + frame["id"])
+    steps.append(("photos whose sender is unknown", int(unknown.sum()), "each counts as a sender of its own", source))
     frame = _clean(frame, folder, steps, details)
     conflicts = audit.label_conflicts(frame, index)
     where = _counted(conflicts["split"])
@@ -279,17 +277,3 @@ def _report_twins(frame, unused, steps, details):
     lone = int(same["label"].isna().sum())
     notes = [f"{odd} pairs with two labels"] * bool(odd) + [f"{lone} without a row"] * bool(lone)
     steps.append(("files with a byte-identical twin", len(same), "kept on one side", ", ".join(notes)))
-
-
-def _people(root):
-    """(id, sender, label, kids) of the full set from its `images.csv`, if it lies beside, else the committed table."""
-    path = root / "clothing-dataset" / "images.csv"
-    if path.is_file():
-        return audit.read_index(path), "senders from the full set's images.csv"
-    return published.people(), "senders from the committed table"
-
-
-def _fill_senders(frame):
-    unknown = frame["sender"].isna()
-    frame["sender"] = frame["sender"].where(~unknown, "unknown-" + frame["id"])
-    return frame, int(unknown.sum())

@@ -7,7 +7,6 @@ and the photo's number, so that an interrupted training that goes on sees what a
 """
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 import logging
@@ -34,6 +33,8 @@ _in_memory = weakref.WeakValueDictionary()  # decoded photos that some dataset s
 class Augment:
     """How far photos are transformed; each photo draws its own transform, uniformly within these ranges.
 
+    What comes in from outside the photo repeats its edge, as in Keras' ImageDataGenerator.
+
     Attributes:
         flip: mirror left and right, every second photo.
         rotation: up to so many degrees either way.
@@ -41,11 +42,6 @@ class Augment:
         shift: up to this share of the side, down or up and left or right.
         brightness: pixels times 1 - brightness to 1 + brightness.
         contrast: distance from the photo's mean times 1 - contrast to 1 + contrast.
-
-    What comes in from outside the photo repeats its edge, as in Keras' ImageDataGenerator.
-
-    Raises:
-        ValueError: a range that makes no sense.
 
     Example:
         >>> Augment(flip=True, rotation=15)
@@ -103,8 +99,8 @@ def batches(
         training: shuffle, and augment if `augment` says how.
         augment: Augment, "light", "strong" or None; only in training.
         seed: of order and transforms.
-        cache: "memory", "disk", "auto" (memory if the decoded photos take at most a quarter of what is free, else
-            disk; the log says which), or None (decode in every pass).
+        cache: where decoded photos are kept: "memory", "disk", or "auto" (memory if they take at most a quarter of what
+            is free, else disk; the log says which).
         cache_dir: folder for the disk cache; default `data/.cache`.
         first_epoch: number of the first pass; or a callable that says the number of the pass that begins, which is the
             safe way with Keras' `fit`: it takes one pass more at its start where it still has to build the model, and
@@ -114,8 +110,7 @@ def batches(
         tf.data.Dataset of (float32 (b, s, s, 3) in 0..255, float32 (b, C)), with known cardinality.
 
     Raises:
-        ValueError: no rows, an unknown label or cache, or (here, or in the first pass with cache None) a photo that
-            cannot be decoded, by name.
+        ValueError: no rows, an unknown label or cache, or a photo that cannot be decoded, by name.
         FileNotFoundError: a photo is not there.
 
     Example:
@@ -165,19 +160,7 @@ def batches(
 
 
 def decode(path, input_size, copy=0):
-    """One photo as the models see it.
-
-    Args:
-        path: of the photo.
-        input_size: side in pixels.
-        copy: 0 the photo itself; k > 0 its k-th random transform, the same every time (for balancing).
-
-    Returns:
-        uint8 array (input_size, input_size, 3); what is done with unusual photos is said at `photo.read_photo`.
-
-    Raises:
-        FileNotFoundError, ValueError: as `photo.read_photo`; the message names the file.
-    """
+    """One photo as the models see it: uint8 (input_size, input_size, 3); copy k > 0 is its k-th random transform."""
     image = photo.read_photo(path, input_size)
     if copy == 0:
         return image
@@ -221,13 +204,12 @@ def random_transforms(augment, keys, side):
 
     Args:
         augment: Augment.
-        keys: sequence of tuples of non-negative ints, one per photo, e.g. (seed, epoch, photo); the same key draws the
-            same transform, in any company.
+        keys: tuples of non-negative ints, one per photo: the same key draws the same transform, in any company.
         side: of the photos, in pixels.
 
     Returns:
-        (n, 8) float32 projective transforms, output (x, y) to input (x, y) as `tf.raw_ops.ImageProjectiveTransformV3`
-        takes them, and (n, 2) float32 factors of brightness and contrast.
+        (n, 8) float32, output (x, y) to input (x, y) as `tf.raw_ops.ImageProjectiveTransformV3` takes it, and (n, 2)
+        float32 factors of brightness and contrast.
     """
     draws = np.stack([np.random.default_rng(key).random(7) for key in keys]) if len(keys) else np.zeros((0, 7))
     spread = 2 * draws - 1
@@ -246,15 +228,7 @@ def random_transforms(augment, keys, side):
 
 
 def apply_transforms(images, matrices, light):
-    """Apply drawn transforms to a batch; works eagerly and inside `tf.function`.
-
-    Args:
-        images: (b, s, s, 3), uint8 or float in 0..255.
-        matrices, light: as `random_transforms` returns them.
-
-    Returns:
-        float32 tensor (b, s, s, 3) in 0..255.
-    """
+    """Apply what `random_transforms` drew to photos (b, s, s, 3) in 0..255: float32 tensor of that shape and range."""
     import tensorflow as tf
 
     shape = tf.shape(images)
@@ -275,44 +249,27 @@ def apply_transforms(images, matrices, light):
 
 def _reader(frame, input_size, cache, cache_dir):
     """A function from rows (int64 tensor) to uint8 photos (tensor), out of the chosen cache."""
-    if cache not in ("memory", "disk", "auto", None):
-        raise ValueError(f"cache must be 'memory', 'disk', 'auto' or None, got {cache!r}")
-    if cache is None:
-        small = frame[[column for column in ("path", "copy") if column in frame]].reset_index(drop=True)
-        return _by_numpy(lambda rows: load_images(small.iloc[rows], input_size))
+    import tensorflow as tf
+
+    if cache not in ("memory", "disk", "auto"):
+        raise ValueError(f"cache must be 'memory', 'disk' or 'auto', got {cache!r}")
     key, size = _key(frame, input_size), len(frame) * input_size * input_size * 3
     if cache == "auto":
         free = _free_memory()
         cache = "memory" if key in _in_memory or size <= MEMORY_SHARE * free else "disk"
-        why = f": {size / 2**20:.0f} MiB decoded, {free / 2**20:.0f} MiB of memory free"
-    else:
-        why = ""
-    where = {"memory": "in memory", "disk": "on disk"}[cache]
-    _log.info("%d photos at %d px are cached %s%s", len(frame), input_size, where, why)
-    if cache == "memory":
-        # a tensor and not a NumPy function: TensorFlow never lets go of what a NumPy function refers to
-        import tensorflow as tf
-
-        images = _in_memory.get(key)
-        if images is None:
-            images = tf.constant(load_images(frame, input_size, _aligned((len(frame), input_size, input_size, 3))))
-            _in_memory[key] = images
-        return lambda rows: tf.gather(images, rows)
-    images = _on_disk(frame, input_size, files.cache_dir(cache_dir) / f"photos-{key}.npy")
-    return _by_numpy(lambda rows: images[rows])
-
-
-def _by_numpy(function):
-    import tensorflow as tf
-
-    return lambda rows: tf.numpy_function(function, [rows], tf.uint8, stateful=False)
-
-
-def _aligned(shape):
-    """An uninitialised uint8 array that TensorFlow can take over without a copy (it wants 64-byte alignment)."""
-    raw = np.empty(int(np.prod(shape)) + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + raw.size - 64].reshape(shape)
+        _log.info("%d photos at %d px go to the %s cache: %d MiB decoded, %d MiB of memory free",
+                  len(frame), input_size, cache, size // 2**20, free // 2**20)  # fmt: skip
+    if cache == "disk":
+        kept = _on_disk(frame, input_size, files.cache_dir(cache_dir) / f"photos-{key}.npy")
+        return lambda rows: tf.numpy_function(lambda chosen: kept[chosen], [rows], tf.uint8, stateful=False)
+    # a tensor and not a NumPy function: TensorFlow never lets go of what a NumPy function refers to
+    images = _in_memory.get(key)
+    if images is None:
+        raw = np.empty(size + 64, np.uint8)  # TensorFlow takes over without a copy what is aligned to 64 bytes
+        start = -raw.ctypes.data % 64
+        raw = raw[start : start + size].reshape(len(frame), input_size, input_size, 3)
+        images = _in_memory[key] = tf.constant(load_images(frame, input_size, raw))
+    return lambda rows: tf.gather(images, rows)
 
 
 def _on_disk(frame, input_size, path):
@@ -335,9 +292,8 @@ def _on_disk(frame, input_size, path):
 def _key(frame, input_size):
     """Names the decoded photos by content: bytes (by SHA-256, else size and time), copies, size, order."""
     digest = hashlib.sha256(f"{_DECODED_VERSION} {input_size}".encode())
-    hashes = frame["sha256"] if "sha256" in frame else itertools.repeat("")
-    copies = frame["copy"] if "copy" in frame else itertools.repeat(0)
-    for path, sha, copy in zip(frame["path"], hashes, copies, strict=False):
+    known = frame.assign(**{name: value for name, value in (("sha256", ""), ("copy", 0)) if name not in frame})
+    for path, sha, copy in known[["path", "sha256", "copy"]].itertuples(index=False, name=None):
         path = pathlib.Path(path)
         if not sha:
             try:
@@ -349,17 +305,10 @@ def _key(frame, input_size):
     return digest.hexdigest()[:24]
 
 
-@functools.cache
-def _meminfo_path():
-    return pathlib.Path("/proc/meminfo")
-
-
 def _free_memory():
     """Bytes of memory that are free now; half of all memory, or 2 GiB, where the system does not say."""
     try:
-        for line in _meminfo_path().read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return int((describe()["memory_gib"] or 4) / 2 * 2**30)
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return int((describe()["memory_gib"] or 4) / 2 * 2**30)

@@ -30,38 +30,23 @@ class BadArchive(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a dataset is published.
-
-    Attributes:
-        folder: name of its folder, and of its manifest.
-        repository: "owner/name" on GitHub.
-        commit: whose archive holds the files.
-        max_bytes: of the archive, and of what is in it.
-    """
+    """Where a dataset is published: its folder's name, "owner/name" on GitHub, a commit, and a bound of its bytes."""
 
     folder: str
     repository: str
     commit: str
-    max_bytes: int
+    max_bytes: int  # of the archive, and of what is in it
 
     @property
     def url(self):
         return f"https://github.com/{self.repository}/archive/{self.commit}.tar.gz"
 
 
-SOURCES = {
-    "clothing-10": Source(
-        "clothing-dataset-small",
-        "alexeygrigorev/clothing-dataset-small",
-        "11961516512414bf9f6c150a832cfd21b54a6b54",
-        250 * 2**20,  # the photos have 106 MB
-    ),
-    "clothing-17": Source(
-        "clothing-dataset",
-        "alexeygrigorev/clothing-dataset",
-        "9556dff476f7b543d423b0f961e10a285a37b28a",
-        400 * 2**20,  # the photos have 161 MB
-    ),
+_SMALL, _FULL = "clothing-dataset-small", "clothing-dataset"
+_OWNER = "alexeygrigorev"
+SOURCES = {  # the photos have 106 and 161 MB
+    "clothing-10": Source(_SMALL, f"{_OWNER}/{_SMALL}", "11961516512414bf9f6c150a832cfd21b54a6b54", 250 * 2**20),
+    "clothing-17": Source(_FULL, f"{_OWNER}/{_FULL}", "9556dff476f7b543d423b0f961e10a285a37b28a", 400 * 2**20),
 }
 
 
@@ -132,18 +117,7 @@ def unpack(archive, folder, listed, max_bytes):
         max_bytes: of all unpacked files together.
 
     Raises:
-        BadArchive: a path outside the folder, a link, a device, too many bytes, damage, or a file that is missing or
-            differs; names the archive and the file.
-
-    Example:
-        >>> import io, tempfile
-        >>> root = pathlib.Path(tempfile.mkdtemp())
-        >>> with tarfile.open(root / "a.tar.gz", "w:gz") as made:
-        ...     entry = tarfile.TarInfo("top/x.txt"); entry.size = 2
-        ...     made.addfile(entry, io.BytesIO(b"hi"))
-        >>> unpack(root / "a.tar.gz", root / "out", {"x.txt": hashlib.sha256(b"hi").hexdigest()}, 1000)
-        >>> (root / "out" / "x.txt").read_text()
-        'hi'
+        BadArchive: a path outside the folder, a link, too many bytes, damage, a file that is missing or differs.
     """
     archive, left, size = pathlib.Path(archive), set(listed), 0
     refused = f"{archive.name} is not the published archive"
@@ -186,26 +160,17 @@ def _members(archive):
             yield info.name, plain, info.size, lambda info=info: packed.extractfile(info).read()
 
 
-@functools.cache
-def _people_table():
+def people():
+    """What the full set says of the small set's photos, from a committed table: DataFrame id, sender, label, kids."""
     import pandas as pd
 
     frame = pd.read_csv(MANIFESTS / "people.csv.gz", dtype=str, keep_default_na=False)
-    frame["kids"] = frame["kids"].map({"True": True, "False": False}).astype("boolean")
-    return frame
-
-
-def people():
-    """What the full set says of the small set's photos, from a committed table: DataFrame id, sender, label, kids."""
-    return _people_table().copy()
+    return frame.assign(kids=frame["kids"].map({"True": True, "False": False}).astype("boolean"))
 
 
 @functools.cache
 def manifest(folder):
-    """SHA-256 of every published file: dict of path below `folder` ("train/hat/….jpg") -> hexadecimal digest.
-
-    Made by `python -m utils.datasets.published DIR`, from a folder laid out as published; `sha256sum -c` reads it too.
-    """
+    """SHA-256 of every published file: dict of path below `folder` ("train/hat/….jpg") -> hexadecimal digest."""
     with gzip.open(MANIFESTS / f"{folder}.sha256.gz", "rt", encoding="utf-8") as file:
         return {name: digest for digest, name in (line.rstrip("\n").split("  ", 1) for line in file)}
 
@@ -220,17 +185,14 @@ def photos_below(folder):
 def write_manifests(root, target=MANIFESTS):
     """Write the manifests and the table of people from a folder that holds both sets as published.
 
-    The files are the same bytes whenever and wherever they are made: sorted, and compressed without a name or a time.
-    Everything is read before the first file is written.
-
-    Raises:
-        FileNotFoundError: one of the sets is not there, or holds no photo.
+    The files are the same bytes whenever they are made: sorted, and compressed without a name or a time. Everything is
+    read before the first file is written.
     """
     from utils.datasets import audit
     from utils.datasets.splits import PARTS
 
     root = files.data_root(root)
-    small, full = root / "clothing-dataset-small", root / "clothing-dataset"
+    small, full = root / _SMALL, root / _FULL
     index = audit.read_index(full / "images.csv")
     listed = {small: [p for part in PARTS for p in photos_below(small / part)], full: photos_below(full / "images")}
     if empty := [str(folder) for folder, paths in listed.items() if not paths]:
