@@ -1,0 +1,151 @@
+"""How old runtimes are timed: arguments, and a record from raw sittings. The old wheels themselves are not in CI."""
+
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from benchmarks import bench_old_runtimes as bench
+from study import results
+
+
+def sitting(number, float32, dynamic_range, int8, runtime="2.4.4"):
+    """A raw sitting with these CPU times; the wall time of each call is twice as long."""
+    times = {"float32": float32, "dynamic_range": dynamic_range, "int8": int8}
+    return {
+        "sitting": number, "runtime": runtime, "version": runtime, "load": float(number), "cpu": "a processor",
+        "times": {scheme: [[2 * spent, spent] for spent in spents] for scheme, spents in times.items()},
+    }  # fmt: skip
+
+
+THREE = [
+    sitting(0, [90, 100, 200], [1000, 1000, 1000], [1200, 1100, 1300]),  # medians 100, 1000, 1200
+    sitting(1, [50, 50, 50], [600, 600, 900], [500, 500, 500]),  # 50, 600, 500
+    sitting(2, [80, 80, 80], [640, 640, 640], [1600, 1600, 0]),  # 80, 640, 1600
+]
+
+
+def rows_of(lines):
+    return {(row["version"], row["scheme"]): row for row in bench.summarize(lines)}
+
+
+def test_a_row_is_the_median_sitting_and_its_spread_reaches_over_sittings():
+    row = rows_of(THREE)["2.4.4", "int8"]
+    assert row["cpu_ms"] == [1200, 500, 1600]
+    assert (row["median_cpu_ms"], row["cpu_ms_low"], row["cpu_ms_high"]) == (1200, 500, 1600)
+    assert row["median_wall_ms"] == 2400
+    assert (row["calls"], row["sittings"]) == (9, 3)
+
+
+def test_a_ratio_refers_to_float32_of_the_same_sitting():
+    rows = rows_of(THREE)
+    int8, hybrid = rows["2.4.4", "int8"], rows["2.4.4", "dynamic_range"]
+    assert (int8["ratio_to_float32"], int8["ratio_low"], int8["ratio_high"]) == (12, 10, 20)  # 12, 10, 20
+    assert (hybrid["ratio_to_float32"], hybrid["ratio_low"], hybrid["ratio_high"]) == (10, 8, 12)  # 10, 12, 8
+    float32 = rows["2.4.4", "float32"]
+    assert float32["ratio_to_float32"] == float32["ratio_low"] == float32["ratio_high"] == 1
+
+
+def test_rows_stand_in_the_order_of_the_years_with_todays_runtime_last():
+    lines = [sitting(0, [1], [1], [1], runtime) for runtime in (bench.LITERT, "2.12.0", "2.3.4")]
+    lines[0]["version"] = "2.1.1"
+    names = [(row["runtime"], row["version"]) for row in bench.summarize(lines)[::3]]
+    assert names == [("TensorFlow", "2.3.4"), ("TensorFlow", "2.12.0"), ("LiteRT", "2.1.1")]
+
+
+def test_the_record_names_processor_load_pins_and_who_made_the_file(tmp_path):
+    metrics = bench.metrics_of(THREE, "TensorFlow 2.4.4")
+    results.write("old_runtimes", {"sittings": 3}, metrics, "full", "none", tmp_path)
+    kept = results.read("old_runtimes", tmp_path)["metrics"]
+    assert kept["load"] == {"median": 1, "low": 0, "high": 2}
+    assert kept["pins"] == {"2.4.4": {"numpy": "1.19.5", "protobuf": "3.19.6"}}
+    assert (kept["cpu"], kept["file_made_by"], kept["weights"]) == ("a processor", "TensorFlow 2.4.4", "random")
+    assert len(kept["runtimes"]) == 3
+    assert "TensorFlow 2.4.4  int8" in bench.text_of(kept)
+
+
+def test_a_runtime_with_several_threads_is_refused():
+    line = sitting(0, [100], [100], [100])
+    bench.check_threads(line)
+    line["times"]["int8"] = [[100, 190]]
+    with pytest.raises(RuntimeError, match=r"2.4.4 int8: expected one thread, got 1.9 busy at once"):
+        bench.check_threads(line)
+
+
+def test_an_interrupted_measurement_continues_with_the_runtimes_that_are_missing(tmp_path, monkeypatch):
+    (tmp_path / "files").mkdir()
+    for name in (*(f"{scheme}.tflite" for scheme in bench.SCHEMES), "made.json"):
+        (tmp_path / "files" / name).write_text("{}")
+    asked, versions = [], ["2.4.4", "2.12.0"]
+
+    def run(python, *_):
+        asked.append(python)
+        if len(asked) == 3:
+            raise RuntimeError("interrupted")
+        return {"version": python, "times": sitting(0, [1], [2], [3])["times"]}
+
+    monkeypatch.setattr(bench, "environment_of", lambda version, *_: version)
+    monkeypatch.setattr(bench, "run", run)
+    with pytest.raises(RuntimeError):
+        bench.measure(tmp_path, versions, 2, 1)
+    lines = bench.measure(tmp_path, versions, 2, 1)
+    assert sorted((line["sitting"], line["runtime"]) for line in lines) == [
+        (0, "2.12.0"), (0, "2.4.4"), (1, "2.12.0"), (1, "2.4.4")
+    ]  # fmt: skip
+    assert len(asked) == 5, "four, and the one that was interrupted"
+    assert len(bench.measure(tmp_path, versions, 2, 2)) == 4, "another number of calls is another measurement"
+    assert len(asked) == 9
+
+
+def test_an_old_environment_needs_python_3_8(tmp_path):
+    with pytest.raises(ValueError, match=r"expected a Python 3.8 .* pass --python"):
+        bench.find_python(sys.executable)
+    with pytest.raises(ValueError, match=r"expected a Python 3.8 .* pass --python"):
+        bench.find_python(str(tmp_path / "python3.8"))
+
+
+def test_an_environment_with_the_same_pins_is_not_made_again(tmp_path):
+    (tmp_path / "2.4.4").mkdir()
+    (tmp_path / "2.4.4" / ".ready").write_text("tensorflow-cpu==2.4.4 numpy==1.19.5 protobuf==3.19.6")
+    assert bench.environment_of("2.4.4", tmp_path, "no python") == str(tmp_path / "2.4.4" / "bin" / "python")
+    (tmp_path / "2.4.4" / ".ready").write_text("tensorflow-cpu==2.4.4 numpy==1.18.5 protobuf==3.19.6")
+    with pytest.raises(ValueError, match="no python"):
+        bench.environment_of("2.4.4", tmp_path, "no python")
+
+
+def test_todays_runtime_times_a_file_in_a_process_of_its_own(tmp_path):
+    for scheme in bench.SCHEMES:
+        shutil.copy(ROOT / "models" / "clothing-10-int8.tflite", tmp_path / f"{scheme}.tflite")
+    found = bench.run(sys.executable, "--time", tmp_path, "--calls", 2)
+    assert {scheme: len(times) for scheme, times in found["times"].items()} == dict.fromkeys(bench.SCHEMES, 2)
+    assert all(spent > 0 for times in found["times"].values() for both in times for spent in both)
+    with pytest.raises(RuntimeError, match="failed"):
+        bench.run(sys.executable, "--time", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sittings", "0"], "--sittings must be a positive integer, got 0"),
+        (["--calls", "-1"], "--calls must be a positive integer, got -1"),
+        (["--versions", "2.2.0"], "2.2.0"),
+        (["--record", "--sittings", "2"], "--record needs all versions and at least 3 sittings"),
+        (["--record", "--versions", "2.4.4"], "--record needs all versions and at least 3 sittings"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        bench.parse(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_help_comes_in_under_a_second():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "benchmarks.bench_old_runtimes", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+    assert "--sittings" in done.stdout
