@@ -213,7 +213,7 @@ def figure(grown):
         counts = [row["layers"] for row in grown["layers"]]
         layers.plot(counts, [row[key] for row in grown["layers"]], marker=marker, color=colour, label=key[:-3])
     macs, spent = ([row[key] for row in grown["sides"]] for key in ("macs", "photo_ms"))
-    sides.plot([value / 1e6 for value in macs], spent, "o-", color=style.BLUE)
+    sides.plot([value / 1e6 for value in macs], spent, "o-", color=style.GREY)
     for row in grown["sides"]:
         sides.annotate(f"{row['side']} px", (row["macs"] / 1e6, row["photo_ms"]), xytext=(6, -12),
                        textcoords="offset points", fontsize=style.TEXT - 1)  # fmt: skip

@@ -20,8 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import numpy as np
 import pandas as pd
 
-from utils import latency, models, quantization
-from utils.plots import deploy as plots_deploy
+from utils import latency, models, plots, quantization
 from utils.quantization import operators as operator_times
 from utils.quantization import runtimes
 
@@ -82,12 +81,14 @@ def main():
             print(f"\n{models.BACKBONES[name].title}, {count} photo(s) a call\n{timings}")
             if count == 1:
                 print(claims(timings.to_frame()).to_string(index=False))
-            save(arguments.figures, f"latency-{name}-{count}", plots_deploy.latency_ratios(timings.to_frame()))
+            save(arguments.figures, f"latency-{name}-{count}", plots.latency_bars(timings.to_frame()))
         if arguments.operators:
             for scheme in ("float32", "int8"):
                 times = operator_times.per_operator_times(files[scheme], arguments.threads, rounds=arguments.rounds)
                 print(f"\n{name} {scheme}: {times}\n{times.by_operator()}\n{times.slow_for_arithmetic()}")
-                save(arguments.figures, f"operators-{name}-{scheme}", plots_deploy.operator_times(times.frame))
+                columns = {"operator": "kind", "name": "path", "time_ms": "median_ms"}
+                points = times.frame[times.frame["macs"] > 0].rename(columns=columns)
+                save(arguments.figures, f"operators-{name}-{scheme}", plots.macs_against_time(points))
 
 
 def save(folder, name, figure):

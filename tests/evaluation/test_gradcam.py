@@ -135,4 +135,4 @@ def test_a_frame_of_mistakes_brings_its_captions(tmp_path, images):
     model = keras.Model(image, keras.layers.Dense(2, "softmax")(keras.layers.GlobalAveragePooling2D()(maps)))
     found = evaluation.gradcam(model, frame)
     assert found.captions[0].startswith("hat, called shirt (")
-    assert plots.gradcam_overlay(found, title="Figure").get_size_inches()[0] > 2
+    assert plots.gradcam_overlay(found).get_size_inches()[0] > 2

@@ -1,29 +1,27 @@
-"""Figures of notebook 1: photos, labels, senders, training, and (from the two modules beside it) judgements."""
+"""Figures: every function takes data and returns a matplotlib Figure; a notebook says `plots.X(...)`.
 
-from .data import (  # noqa: F401
-    PARTS,
-    accuracy_against_cost,
-    balancing_order,
-    class_f1,
-    confusion_matrix,
-    dataset_cover,
-    gradcam_overlay,
-    label_distribution,
-    mistakes,
-    photo_grid,
-    random_against_grouped,
-    reliability_diagram,
-    sender_accuracy,
-    sender_sizes,
-    training_curves,
+None computes a result. Colours have one meaning everywhere (:mod:`utils.plots.style`), photos keep their true colours,
+and captions belong into Markdown below the figure. A notebook shows a figure by itself at the end of its cell.
+"""
+# ruff: noqa: F401
+# isort: skip_file
+# fmt: off
+
+from . import style
+from .cost import (
+    effective_maps, field_by_depth, macs_against_time, macs_by_resolution, macs_by_type, regions_on_photo, zoo,
 )
-from .drawings import (  # noqa: F401
-    convolution_by_hand,
-    int8_levels,
-    kinds_of_convolution,
-    macs_by_resolution,
-    pruning_drawing,
-    receptive_field_steps,
-    splits_drawing,
-    transfer_drawing,
+from .data import (
+    augmentation_sheet, dataset_cover, label_distribution, predictions, sender_sizes, training_curves, wardrobe,
+)
+from .deploy import (
+    changed_answers, file_bars, latency_bars, pruning_curves, quantization_error, top_predictions, value_range,
+)
+from .drawings import (
+    clipped_bias, convolution_by_hand, int8_levels, kinds_of_convolution, pruning_drawing, receptive_field_steps,
+    splits_drawing, transfer_drawing,
+)
+from .judging import (
+    accuracy_against_cost, balancing_order, class_f1, confusion_matrices, confusion_matrix, gradcam_overlay,
+    random_against_grouped, reliability_diagram, sender_accuracy,
 )

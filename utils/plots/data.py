@@ -1,48 +1,138 @@
-"""Figures of notebook 1: photos, labels, senders, training, and (from the two modules beside it) judgements.
-
-Every function takes data and returns a matplotlib Figure at 100 dpi; none computes a result or shows anything.
-Photos are in `plots_photos`, judgements in `plots_judging`, what they share in `plots_style`; all names are here too.
-"""
+"""Figures of the photos: what they show, who took them, how they are split and varied, and how training went."""
 
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from utils.plots import style
-from utils.plots.judging import (
-    accuracy_against_cost,
-    balancing_order,
-    class_f1,
-    confusion_matrix,
-    random_against_grouped,
-    reliability_diagram,
-    sender_accuracy,
-)
-from utils.plots.photos import dataset_cover, gradcam_overlay, mistakes, photo_grid
-from utils.plots.style import BLUE, COLOURS, GREEN, GREY, ORANGE, TEXT
-
-__all__ = [
-    "accuracy_against_cost", "balancing_order", "class_f1", "confusion_matrix", "dataset_cover", "gradcam_overlay",
-    "label_distribution", "mistakes", "photo_grid", "random_against_grouped", "reliability_diagram", "sender_accuracy",
-    "sender_sizes", "training_curves",
-]  # fmt: skip
-
-PARTS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
+from utils.plots.style import GREY, LABEL, PARTS, TEXT
 
 
-def label_distribution(frames, title=None):
-    """Photos a class as bars, stacked by part of the split, commonest class first.
+def dataset_cover(frame, classes, seed=0, per_class=4, side=112):
+    """A contact sheet: a few photos of each class, drawn at random, the classes in two columns.
+
+    Args:
+        frame: DataFrame with `path` and `label`.
+        classes: in the order in which to show them; one without photos says so in its place.
+        seed: another seed, other photos.
+        per_class: photos per class; side: of a photo, in pixels.
+
+    Returns:
+        Figure.
+
+    Raises:
+        ValueError: no photos, missing columns, or a file that is no image (named).
+
+    Example:
+        >>> cover = dataset_cover(dataset.part("train"), dataset.classes)  # doctest: +SKIP
+    """
+    style.need(frame, "path", "label")
+    rows = -(-len(classes) // 2)
+    page, axes = style.sheet(2 * per_class * rows, 2 * per_class, side, head=24)
+    for index, label in enumerate(classes):  # down the first column, then the next
+        start = (index % rows) * 2 * per_class + (index // rows) * per_class
+        photos = frame.loc[frame["label"] == label, "path"]
+        count = f"{label} ({len(photos):,})" if len(photos) else f"{label} (no photo here)"
+        style.note(axes[start], count, (0, 1), (0, 4), fontsize=LABEL)
+        for axis, path in zip(
+            axes[start:], photos.sample(min(per_class, len(photos)), random_state=seed), strict=False
+        ):
+            style.show_photo(axis, path, side)
+    return page
+
+
+def predictions(table, columns=6, side=140):
+    """Photos with their true class, what the model called them and how surely; mistakes are framed.
+
+    Args:
+        table: DataFrame, one row per photo: path, true, predicted, confidence (0..1), as `worst_mistakes` gives it.
+        columns: photos per row; side: of a photo, in pixels.
+
+    Returns:
+        Figure.
+
+    Example:
+        >>> sheet = predictions(evaluation.worst_mistakes(judged, frame, n=12))  # doctest: +SKIP
+    """
+    style.need(table, "path", "true", "predicted", "confidence")
+    page, axes = style.sheet(len(table), columns, side, foot=40)
+    for axis, row in zip(axes, table.to_dict("records"), strict=True):
+        wrong = row["true"] != row["predicted"]
+        said = f"{row['true']}\n{'called ' + row['predicted'] if wrong else 'correct'}, {row['confidence']:.0%}"
+        colour = style.WRONG if wrong else "black"
+        style.show_photo(axis, row["path"], side, said, colour, frame=style.WRONG if wrong else None)
+    return page
+
+
+def wardrobe(frame, sender=None, count=8, side=110, seed=0):
+    """A strip of photos by one photographer, with their labels: the same floor, the same clothes.
+
+    Args:
+        frame: DataFrame with `path`, `label` and `sender`.
+        sender: whose photos; None: of the photographer with most photos.
+        count: photos at most; side: of a photo, in pixels; seed: another seed, other photos.
+
+    Returns:
+        Figure, one row.
+
+    Example:
+        >>> strip = wardrobe(dataset.frame)  # doctest: +SKIP
+    """
+    style.need(frame, "path", "label", "sender")
+    senders = frame["sender"].astype(str)
+    photos = frame[senders == (senders.value_counts().index[0] if sender is None else str(sender))]
+    if len(photos) == 0:
+        raise ValueError(f"expected a sender of the frame, got {sender!r}, who has no photo there")
+    photos = photos.sample(min(count, len(photos)), random_state=seed)
+    page, axes = style.sheet(len(photos), len(photos), side, foot=22)
+    for axis, row in zip(axes, photos.to_dict("records"), strict=True):
+        style.show_photo(axis, row["path"], side, row["label"])
+    return page
+
+
+def augmentation_sheet(sheets, side=120):
+    """Random variants of one photo, four per row; several recipes stand below each other.
+
+    Args:
+        sheets: array (n, h, w, 3) in 0..255 whose first image is the photo as it is, or title -> such an array.
+        side: of an image, in pixels.
+
+    Returns:
+        Figure.
+
+    Example:
+        >>> page = augmentation_sheet({"flips": np.zeros((8, 32, 32, 3)), "flips and turns": np.zeros((8, 32, 32, 3))})
+        >>> len(page.axes)
+        16
+    """
+    sheets = sheets if isinstance(sheets, dict) else {"": sheets}
+    rows = [-(-len(images) // 4) for images in sheets.values()]
+    head = [
+        22 if title and line == 0 else 0 for title, lines in zip(sheets, rows, strict=True) for line in range(lines)
+    ]
+    page, axes = style.sheet(4 * sum(rows), 4, side, head=head)
+    unused, start = set(axes), 0
+    for (title, images), lines in zip(sheets.items(), rows, strict=True):
+        for place, image in enumerate(images):
+            style.show_photo(axes[start + place], image, side, frame=GREY if place == 0 else None)
+            unused.discard(axes[start + place])
+        words = f"{title}; the first is the photo itself" if title else ""
+        style.note(axes[start], words, (0, 1), (0, 4))
+        start += 4 * lines
+    for axis in unused:
+        axis.remove()
+    return page
+
+
+def label_distribution(frames):
+    """Photos per class as bars, stacked by part of the split, most frequent class first.
 
     Args:
         frames: DataFrame with `label` (and `split`), or title -> such a frame for panels side by side, such as
-            {"random split": ..., "grouped by sender": ...}.
-        title: above the figure.
+            {"random split": ..., "grouped by photographer": ...}.
 
     Returns:
-        Figure. The number behind each bar is the class's photos in all parts.
-
-    Raises:
-        ValueError: no photos or no column `label`.
+        Figure. The number behind each bar is the class's photos in all parts, and how many times fewer that is.
 
     Example:
         >>> photos = pd.DataFrame({"label": ["hat", "hat", "shirt"], "split": ["train", "test", "train"]})
@@ -54,136 +144,122 @@ def label_distribution(frames, title=None):
     order = next(iter(frames.values()))["label"].value_counts().index
     width = 8.4 if len(frames) == 1 else 5.4 * len(frames)
     page, axes = style.figure(width, max(3.2, 1.4 + 0.31 * len(order)), 1, len(frames), sharey=True, sharex=True)
+    keys = {}  # a part may be missing from the first panel
     for axis, (name, frame) in zip(axes[0], frames.items(), strict=True):
         parts = frame["split"] if "split" in frame else pd.Series("all photos", index=frame.index)
         counts = pd.crosstab(frame["label"], parts).reindex(order, fill_value=0)
-        shown = [part for part in PARTS if part in counts] + [part for part in counts if part not in PARTS]
         left = np.zeros(len(order))
-        for part in shown:
-            axis.barh(order, counts[part], left=left, color=PARTS.get(part, BLUE), label=part, height=0.72)
+        for part in [part for part in PARTS if part in counts] + [part for part in counts if part not in PARTS]:
+            colour = PARTS.get(part, GREY)
+            keys[part] = axis.barh(order, counts[part], left=left, color=colour, label=part, height=0.72)
             left = left + counts[part].to_numpy()
         for place, total in enumerate(left):
-            axis.text(total, place, f" {int(total):,}", va="center", fontsize=TEXT)
+            times = left.max() / total if total else 0
+            axis.text(
+                total,
+                place,
+                f" {int(total):,}{f' ({times:.0f}× fewer)' if times >= 10 else ''}",
+                va="center",
+                fontsize=TEXT,
+            )
         axis.margins(x=0.14)
         style.labels(axis, "photos", title=name)
     axes[0, 0].invert_yaxis()
-    keys = {}  # a part may be missing from the first panel
-    for axis in axes[0]:
-        keys |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
     shown = [part for part in PARTS if part in keys] + [part for part in keys if part not in PARTS]
-    page.legend(
-        [keys[part] for part in shown], shown, loc="outside lower center", ncols=3, frameon=False, fontsize=TEXT
-    )
-    return style.titled(page, title)
+    if len(shown) > 1:
+        handles = [keys[part] for part in shown]
+        page.legend(handles, shown, loc="outside lower center", ncols=3, frameon=False, fontsize=TEXT)
+    return page
 
 
-def sender_sizes(frame, title=None, top=10):
-    """Who took the photos: photos of each sender, largest first, and the share that the largest took together.
+def sender_sizes(frame, top=10):
+    """The share of all photos that the busiest photographers took together.
 
     Args:
         frame: DataFrame with `sender`.
-        title: above the figure.
-        top: senders to mark.
+        top: photographers to mark.
 
     Returns:
-        Figure of two panels.
-
-    Raises:
-        ValueError: no photos or no column `sender`.
+        Figure.
 
     Example:
         >>> page = sender_sizes(pd.DataFrame({"sender": ["1", "1", "2"]}))
     """
     style.need(frame, "sender")
     sizes = frame["sender"].astype(str).value_counts()
-    ranks = np.arange(1, len(sizes) + 1)
-    share = sizes.cumsum() / sizes.sum()
-    page, axes = style.figure(9, 3.8, 1, 2)
-    left, right = axes[0]
-    left.bar(ranks, sizes, width=1.0, color=np.where(ranks <= top, ORANGE, BLUE), linewidth=0)
-    left.set_yscale("log")
-    left.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    style.labels(left, "sender, busiest first", "photos (logarithmic)")
-    right.plot(ranks, share, color=BLUE, linewidth=2)
-    marked = min(top, len(sizes))
-    right.plot(marked, share.iloc[marked - 1], "o", color=ORANGE, markersize=9, markeredgecolor="black")
-    right.annotate(
-        f"the {marked} busiest of {len(sizes)}\ntook {share.iloc[marked - 1]:.0%} of {sizes.sum():,} photos",
-        (marked, share.iloc[marked - 1]), (14, -6), textcoords="offset points", va="top", fontsize=TEXT,
-    )  # fmt: skip
-    right.set_ylim(0, 1.03)
-    right.set_xlim(left=0)
-    style.percent_axis(right)
-    style.labels(right, "senders, busiest first", "share of all photos")
-    return style.titled(page, title)
+    share = np.concatenate([[0], sizes.cumsum() / sizes.sum()])
+    page, ((axis,),) = style.figure(7, 4)
+    axis.plot(range(len(share)), share, color=GREY, linewidth=2.5)
+    top = min(top, len(sizes))
+    axis.plot(top, share[top], "o", color="black", markersize=9)
+    style.note(
+        axis,
+        f"the {top} busiest of {len(sizes)} photographers\ntook {share[top]:.0%} of {sizes.sum():,} photos",
+        (top, share[top]),
+        (16, -4),
+        va="top",
+        fontsize=LABEL,
+    )
+    axis.set(xlim=(0, None), ylim=(0, 1.03))
+    style.grid(axis)
+    style.percent_axis(axis)
+    style.labels(axis, "photographers, busiest first", "share of all photos")
+    return page
 
 
-def training_curves(runs, title=None):
-    """Loss and accuracy by epoch: validation solid, training dashed, the kept epoch marked.
+def training_curves(runs, measures=("accuracy", "loss")):
+    """Accuracy and loss by epoch, one column per model: validation solid, training dashed, the kept epoch marked.
 
     Args:
-        runs: one Run, several in a list, or name -> history DataFrame with the columns epoch, loss, accuracy, val_loss,
-            val_accuracy (any of the last four may be missing).
-        title: above the figure.
+        runs: title -> Run, or title -> history DataFrame with the columns epoch, loss, accuracy, val_loss,
+            val_accuracy (any of the last four may be missing); one Run alone; or a list of Runs.
+        measures: rows of panels.
 
     Returns:
-        Figure of two panels.
-
-    Raises:
-        ValueError: no run, or a history without an epoch.
+        Figure; panels of a row share their y axis, each model has its own epochs.
 
     Example:
         >>> page = training_curves({"a": pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.0], "val_loss": [2.1, 1.5]})})
     """
-    named = _histories(runs)
-    if not named:
-        raise ValueError("there is no run to draw; train one first")
-    page, axes = style.figure(8.4, 4.6, 1, 2)
-    for colour, (name, (history, best)) in zip(COLOURS * (1 + len(named) // len(COLOURS)), named.items(), strict=False):
+    if not isinstance(runs, dict):
+        runs = {run.config.name: run for run in (runs if isinstance(runs, (list, tuple)) else [runs])}
+    if not runs:
+        raise ValueError("expected at least one run to draw, got none; train one first")
+    width = 3.1 if len(runs) > 1 else 5
+    page, axes = style.figure(
+        0.8 + width * len(runs), 0.9 + 2.3 * len(measures), len(measures), len(runs), sharey="row"
+    )
+    for column, (title, run) in enumerate(runs.items()):
+        history = getattr(run, "history", run)
         style.need(history, "epoch")
-        for axis, measure in zip(axes[0], ("accuracy", "loss"), strict=True):
+        colour = style.MODES.get(getattr(getattr(run, "config", None), "mode", None), GREY)
+        for axis, measure in zip(axes[:, column], measures, strict=True):
             dots = "o" if len(history) == 1 else None
             if measure in history:
-                axis.plot(
-                    history["epoch"], history[measure], "--", color=colour, linewidth=1.3, alpha=0.75, marker=dots
-                )
+                axis.plot(history["epoch"], history[measure], "--", color=colour, linewidth=1.6, marker=dots)
             if f"val_{measure}" in history:
                 line = history.set_index("epoch")[f"val_{measure}"]
-                axis.plot(line.index, line, color=colour, linewidth=2.2, label=name, marker=dots)
+                axis.plot(line.index, line, color=colour, linewidth=2.4, marker=dots)
+                best = getattr(run, "best_epoch", None)
                 if best in line.index:
                     axis.plot(best, line[best], "o", color=colour, markersize=9, markeredgecolor="black")
-    lengths = [int(history["epoch"].max()) for history, _ in named.values()]
-    far_apart = max(lengths) > 8 * min(lengths)  # on one linear axis a run of 8 epochs beside one of 200 is a stroke
-    for axis, measure in zip(axes[0], ("accuracy", "loss (cross-entropy, nats)"), strict=True):
-        if far_apart:
-            ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if tick <= max(lengths)]
-            axis.set_xscale("log")
-            axis.set_xticks(ticks, ticks)
-            axis.minorticks_off()
-        else:
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        style.labels(axis, "epoch (logarithmic)" if far_apart else "epoch", measure)
-    style.percent_axis(axes[0, 0])
-    axes[0, 1].set_ylim(bottom=0)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    handles += [
-        axes[0, 0].plot([], [], color=GREY, linewidth=2.2)[0],
-        axes[0, 0].plot([], [], "--", color=GREY, linewidth=1.3)[0],
-        axes[0, 0].plot([], [], "o", color=GREY, markeredgecolor="black", markersize=8)[0],
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            style.grid(axis)
+            if measure == "accuracy":
+                style.percent_axis(axis)
+                axis.set_ylim(0, 1.03)
+            else:
+                axis.set_ylim(bottom=0)
+        axes[0, column].set_title(title, fontsize=LABEL)
+        style.labels(axes[-1, column], "epoch")
+    for axis, measure in zip(axes[:, 0], measures, strict=True):
+        style.labels(axis, y={"loss": "loss (cross-entropy, nats)"}.get(measure, measure))
+    axis = axes[0, 0]
+    handles = [
+        axis.plot([], [], color=GREY, linewidth=2.4)[0],
+        axis.plot([], [], "--", color=GREY, linewidth=1.6)[0],
+        axis.plot([], [], "o", color=GREY, markeredgecolor="black", markersize=8)[0],
     ]
-    page.legend(
-        handles, [*names, "validation", "training", "epoch kept"], loc="outside lower center", ncols=3, frameon=False,
-        fontsize=TEXT,
-    )  # fmt: skip
-    return style.titled(page, title)
-
-
-def _histories(runs):
-    """name -> (history, best epoch or None)."""
-    if isinstance(runs, dict):
-        return {
-            str(name): (run.history, run.best_epoch) if hasattr(run, "history") else (run, None)
-            for name, run in runs.items()
-        }
-    runs = runs if isinstance(runs, (list, tuple)) else [runs]
-    return {run.config.name: (run.history, run.best_epoch) for run in runs}
+    names = ["validation", "training", "epoch kept"]
+    page.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=TEXT)
+    return page

@@ -1,274 +1,282 @@
-"""Figures about deployment: accuracy against bytes, where quantization errs, what calls cost, what pruning buys.
-
-Every function takes data and returns a matplotlib Figure; none computes or shows anything.
-"""
+"""Figures about deployment: bytes, levels of an integer, changed answers, noise by layer, time, pruning, one answer."""
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
-from utils.plots import style as plots_style
-from utils.plots.style import BLUE, COLOURS, GREEN, GREY, MARKERS, RED
+from utils.plots import style
+from utils.plots.style import FLOAT, GREY, INT8, LABEL, LIGHT, TEXT, WRONG
 
 
-def accuracy_against_size(table, reference=None, title=None):
-    """Accuracy with its interval against the bytes of the file, one marker a scheme; the legend gives both numbers.
+def file_bars(table):
+    """Files as bars of megabytes, largest on top, with their accuracy as text behind the bar.
 
     Args:
-        table: DataFrame with the columns scheme, size_bytes, accuracy, accuracy_low, accuracy_high; with a column
-            model, markers tell schemes and colours models apart.
-        reference: accuracy of a horizontal line (the Keras model), or None.
-        title: of the figure.
+        table: DataFrame of `quantization.evaluate_schemes`, one row per file: scheme (column or index), size_bytes,
+            accuracy (0..1); with `agreement` (0..1, same answer as float32) that is written too.
 
     Returns:
         Figure.
 
-    Raises:
-        ValueError: a column is missing, or there is no row.
+    Example:
+        >>> import pandas as pd
+        >>> rows = [("float32", 13.5e6, 0.933), ("int8", 4e6, 0.931)]
+        >>> page = file_bars(pd.DataFrame(rows, columns=["scheme", "size_bytes", "accuracy"]))
     """
-    plots_style.need(table, "scheme", "size_bytes", "accuracy", "accuracy_low", "accuracy_high")
-    figure, axis = _figure(11, 5.4)
-    schemes = list(dict.fromkeys(table["scheme"]))
-    models = list(dict.fromkeys(table["model"])) if "model" in table else []
-    for row in table.to_dict("records"):
-        colour = (models.index(row["model"]) if models else schemes.index(row["scheme"])) % len(COLOURS)
-        value, size = row["accuracy"], row["size_bytes"] / 1e6
-        owner = f"{row['model']}, " if models else ""
-        axis.errorbar(
-            size, value, [[abs(value - row["accuracy_low"])], [abs(row["accuracy_high"] - value)]],
-            fmt=MARKERS[schemes.index(row["scheme"]) % len(MARKERS)], color=COLOURS[colour], markersize=10, capsize=4,
-            elinewidth=1.2, alpha=0.9, label=f"{owner}{row['scheme']}: {size:.2f} MB, {value:.1%}",
-        )  # fmt: skip
-    if reference is not None:
-        axis.axhline(reference, color=GREY, linestyle="--", linewidth=1.2, label=f"Keras model: {reference:.1%}")
-    axis.set_xlim(left=0)
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=11.5)
-    return _finish(figure, axis, title, "size of the .tflite file (MB)", "test accuracy (bars: 95 % interval)")
+    table = table if "scheme" in table else table.reset_index(names="scheme")
+    style.need(table, "scheme", "size_bytes", "accuracy")
+    rows = table.sort_values("size_bytes", kind="stable")
+    page, ((axis,),) = style.figure(8.6, 1.1 + 0.42 * len(rows))
+    sizes = rows["size_bytes"].to_numpy(float) / 1e6
+    colours = [INT8 if "int8" in name else FLOAT if "float" in name else GREY for name in rows["scheme"]]
+    axis.barh(range(len(rows)), sizes, color=colours, height=0.7)
+    for place, row in enumerate(rows.to_dict("records")):
+        said = f"{sizes[place]:.1f} MB, {row['accuracy']:.1%} accurate"
+        if "agreement" in row and row["scheme"] != "float32":
+            said += f", {row['agreement']:.1%} as float32"
+        inside = sizes[place] > 0.6 * sizes.max()
+        style.note(
+            axis,
+            said,
+            (sizes[place], place),
+            (-8 if inside else 8, 0),
+            ha="right" if inside else "left",
+            color="white" if inside else "black",
+        )
+    axis.set_yticks(range(len(rows)), rows["scheme"], fontsize=LABEL)
+    style.labels(axis, "size of the .tflite file (MB)")
+    return page
 
 
-def quantization_error(errors, worst=5, value="SQNR (dB)", lower_is_worse=True, title=None):
-    """Error of every layer in the order of computation; the worst are marked and named.
+def value_range(values, ranges):
+    """A histogram of a layer's values, with the ranges that int8 could be spread over.
 
     Args:
-        errors: DataFrame in execution order with the columns layer and `value`.
+        values: array of any shape, a sample of activations.
+        ranges: name -> (low, high), such as {"smallest to largest": ..., "99.9% of the values": ...}.
+
+    Returns:
+        Figure; counts are logarithmic, the number says how far apart two of the 256 levels are.
+
+    Example:
+        >>> page = value_range(np.random.default_rng(0).normal(size=2000), {"all": (-4, 4), "99%": (-2.6, 2.6)})
+    """
+    values = np.asarray(values, float).ravel()
+    page, ((axis,),) = style.figure(8.6, 3.2 + 0.35 * len(ranges))
+    axis.hist(values, bins=150, color=FLOAT, log=True)
+    top = axis.get_ylim()[1]
+    for place, (name, (low, high)) in enumerate(ranges.items()):
+        y = top * 6.0 ** (len(ranges) - place - 0.5)
+        axis.plot([low, high], [y, y], "|-", color=INT8, linewidth=3, markersize=14)
+        said = f"{name}: one step is {(high - low) / 255:.2g}"
+        style.note(axis, said, (high, y), (8, 0), color=INT8)
+    axis.set_ylim(0.6, top * 6.0 ** len(ranges))
+    ticks = [10**power for power in range(9) if 10**power <= top]
+    axis.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
+    axis.minorticks_off()
+    style.labels(axis, "value", "how often (logarithmic)")
+    return page
+
+
+def changed_answers(table, columns=3, side=150):
+    """Photos whose answer changed: beside each, the probabilities of float32 and int8 for the classes in question.
+
+    Args:
+        table: DataFrame, one row per photo: path, true, and two columns of dicts class -> probability, `float32` and
+            `int8`; the two or three most probable classes are drawn.
+        columns: photos per row; side: of a photo, in pixels.
+
+    Returns:
+        Figure.
+
+    Example:
+        >>> page = changed_answers(table)  # doctest: +SKIP
+    """
+    style.need(table, "path", "true", "float32", "int8")
+    columns = min(columns, len(table))
+    rows = -(-len(table) // columns)
+    page, axes = style.figure(3.9 * columns, 0.5 + 1.95 * rows, rows, 2 * columns, photos=True,
+                              width_ratios=[side, 1.25 * side] * columns)  # fmt: skip
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for place, row in enumerate(table.to_dict("records")):
+        photo, bars = axes[place // columns, 2 * (place % columns) :][:2]
+        photo.imshow(style.thumbnail(row["path"], side))
+        photo.set_title(f"true: {row['true']}", fontsize=LABEL)
+        classes = sorted(row["float32"], key=lambda name: -(row["float32"][name] + row["int8"].get(name, 0)))[:3]
+        for number, name in enumerate(classes):
+            for shift, kind, colour in ((0.19, "float32", FLOAT), (-0.19, "int8", INT8)):
+                share = row[kind].get(name, 0.0)
+                bars.barh(-1.4 * number + shift, share, color=colour, height=0.34)
+                bars.text(share, -1.4 * number + shift, f" {share:.0%}", va="center", fontsize=TEXT - 1)
+            ink = "black" if name == row["true"] else WRONG
+            bars.text(0, -1.4 * number + 0.4, name, va="bottom", fontsize=TEXT, color=ink)
+        bars.set(xlim=(0, 1.3), ylim=(-3.3, 1))
+    handles = [axes[0, 1].barh([0], [0], color=colour) for colour in (FLOAT, INT8)]
+    page.legend(handles, ["float32", "int8"], loc="outside lower center", ncols=2, frameon=False, fontsize=TEXT)
+    return page
+
+
+def quantization_error(errors, worst=5, value="SQNR (dB)"):
+    """Signal-to-noise ratio of every layer in the order of computation; the worst are named beside their points.
+
+    Args:
+        errors: DataFrame in the order of execution with the columns layer and `value`.
         worst: how many to name.
-        value: column to show.
-        lower_is_worse: for a signal-to-noise ratio; False for an error.
-        title: of the figure.
+        value: column to show; low is bad.
 
     Returns:
         Figure.
 
-    Raises:
-        ValueError: a column is missing, or there is no row.
+    Example:
+        >>> import pandas as pd
+        >>> page = quantization_error(pd.DataFrame({"layer": list("abc"), "SQNR (dB)": [30.0, 12.0, 33.0]}), worst=1)
     """
-    plots_style.need(errors, "layer", value)
-    figure, axis = _figure(10, 5.2)
-    values = errors[value].to_numpy(float)
+    style.need(errors, "layer", value)
+    page, ((axis,),) = style.figure(8.6, 4.6)
+    values, names = errors[value].to_numpy(float), errors["layer"].astype(str)
     places = np.arange(len(values))
-    order = np.argsort(values if lower_is_worse else -values, kind="stable")[:worst]
-    chosen = np.isin(places, order)
-    axis.plot(places, values, color=BLUE, linewidth=1, alpha=0.5)
-    axis.plot(places[~chosen], values[~chosen], "o", color=BLUE, markersize=5)
-    axis.plot(places[chosen], values[chosen], "D", color=RED, markersize=9)
-    names = [f"{rank}. {errors['layer'].iloc[place]}: {values[place]:.3g}" for rank, place in enumerate(order, start=1)]
-    for rank, place in enumerate(order, start=1):
-        axis.annotate(
-            str(rank), (place, values[place]), (0, -17 if lower_is_worse else 9), textcoords="offset points",
-            ha="center", color=RED, fontsize=12,
-        )  # fmt: skip
-    axis.margins(y=0.09)
-    figure.legend(
-        handles=[axis.plot([], [], "D", color=RED, label=name)[0] for name in names], title="worst layers",
-        loc="outside right upper", frameon=False, fontsize=11, title_fontsize=12,
-    )  # fmt: skip
-    return _finish(figure, axis, title, "operator, in the order of computation", value)
+    blocks = names.str.extract(r"(^[a-zA-Z_]*\d+)")[0].fillna("")
+    for number, start in enumerate(np.flatnonzero(blocks != blocks.shift())):
+        end = (
+            start + (blocks[start:] == blocks[start]).argmin()
+            if (blocks[start:] != blocks[start]).any()
+            else len(values)
+        )
+        if number % 2:
+            axis.axvspan(start - 0.5, end - 0.5, color=LIGHT, alpha=0.5, linewidth=0)
+    chosen = np.isin(places, np.argsort(values, kind="stable")[:worst])
+    axis.plot(places, values, color=INT8, linewidth=1, alpha=0.4)
+    axis.plot(places[~chosen], values[~chosen], "o", color=INT8, markersize=5)
+    axis.plot(places[chosen], values[chosen], "D", color=WRONG, markersize=8)
+    axis.margins(x=0.02, y=0.12)
+    style.labels(axis, "layer, in the order of computation (blocks shaded by turns)", value)
+    ends = [(place, values[place], f"{names[place]}: {values[place]:.1f}", "black") for place in places[chosen]]
+    axis.set_xlim(axis.get_xlim())
+    style.names_at_ends(axis, ends, leaders=True)
+    return page
 
 
-def latency_ratios(table, title=None):
-    """Ratio to the baseline with its interval on a logarithmic axis, one labelled row a candidate.
-
-    Args:
-        table: DataFrame of `latency.compare`: name, threads, ratio, ratio_low, ratio_high, perhaps note; candidates
-            without a ratio are shown with their note.
-        title: of the figure.
-
-    Returns:
-        Figure; the caption of the measurement (`table.attrs["caption"]`) belongs under it.
-
-    Raises:
-        ValueError: a column is missing, or there is no row.
-    """
-    plots_style.need(table, "name", "ratio", "ratio_low", "ratio_high")
-    rows = table.iloc[::-1]
-    figure, axis = _figure(10, 1.6 + 0.36 * len(rows))
-    ratio = rows["ratio"].to_numpy(float)
-    low, high = rows["ratio_low"].to_numpy(float), rows["ratio_high"].to_numpy(float)
-    places = np.arange(len(rows))
-    there = np.isfinite(ratio)
-    colours = np.where(ratio > 1.1, RED, np.where(ratio < 0.9, GREEN, BLUE))
-    for place in places[there]:
-        axis.plot([1, ratio[place]], [place, place], color=colours[place], linewidth=5, alpha=0.25)
-        axis.plot([low[place], high[place]], [place, place], color=colours[place], linewidth=2)
-        axis.plot(ratio[place], place, "o", color=colours[place], markersize=8)
-        axis.annotate(
-            f"{ratio[place]:.3g}", (max(high[place], 1), place), (8, 0), textcoords="offset points", va="center",
-            fontsize=11,
-        )  # fmt: skip
-    for place in places[~there]:
-        note = rows["note"].iloc[place] if "note" in rows else "not measured"
-        axis.annotate(str(note), (1, place), (8, 0), textcoords="offset points", va="center", fontsize=10, color=GREY)
-    axis.axvline(1, color=GREY, linewidth=1.2)
-    axis.set_xscale("log")
-    axis.set_xlim(min(np.nanmin(low), 1) * 0.85, max(np.nanmax(high), 1) * 1.8)
-    axis.set_yticks(places, rows["name"])
-    axis.set_ylim(-0.7, len(rows) - 0.3)
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    baseline = table.attrs.get("baseline", "the baseline")
-    return _finish(figure, axis, title, f"time relative to {baseline} (log scale; bars: 95 % interval)", None)
-
-
-def pruning_curves(
-    table,
-    panels=(("accuracy", "accuracy"), ("gzip_mb", "gzip (MB)"), ("macs_m", "MACs (millions)"), ("ratio", "time ratio")),
-):
-    """What pruning costs and buys against the share removed, one line a kind, one panel a quantity.
+def latency_bars(table, marks=None):
+    """Milliseconds per photo of every way to run a network, fastest on top, on a logarithmic axis.
 
     Args:
-        table: DataFrame with the columns kind (a phrase such as "weights" or "channels, int8"), removed (share) and
-            those of `panels`; for a panel's column C, columns C_low and C_high become error bars. NaN is left out.
-        panels: (column, axis label) pairs; columns that the table lacks are left out.
+        table: DataFrame of `latency.compare`: name, median_ms, lower_quartile_ms, upper_quartile_ms; rows without a
+            time are left out; "int8" or "float" in a name decides the colour.
+        marks: words -> milliseconds, vertical lines such as {"published": 3200}.
 
     Returns:
-        Figure.
+        Figure; `table.attrs["caption"]` belongs into its caption.
 
-    Raises:
-        ValueError: kind or removed is missing, no panel is there, or there is no row.
+    Example:
+        >>> import pandas as pd
+        >>> columns = ["name", "median_ms", "lower_quartile_ms", "upper_quartile_ms"]
+        >>> page = latency_bars(pd.DataFrame([("int8", 11.0, 10.8, 11.4)], columns=columns), {"published": 3200})
     """
-    plots_style.need(table, "kind", "removed")
-    panels = [(column, label) for column, label in panels if column in table]
-    if not panels:
-        raise ValueError("the pruning table has no column to draw; name some in panels=((column, label), ...)")
-    columns = min(2, len(panels))
-    lines = -(-len(panels) // columns)
-    figure, axes = _figure(5.6 * columns, 3.9 * lines, lines, columns)
-    axes = np.atleast_1d(axes).ravel()
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    for axis, (column, label) in zip(axes, panels, strict=False):
-        for (kind, rows), colour, marker in zip(table.groupby("kind", sort=False), COLOURS, MARKERS, strict=False):
+    style.need(table, "name", "median_ms", "lower_quartile_ms", "upper_quartile_ms")
+    rows = table.dropna(subset=["median_ms"]).sort_values("median_ms", ascending=False, kind="stable")
+    page, ((axis,),) = style.figure(8.8, 1.3 + 0.4 * len(rows))
+    times, marks = rows["median_ms"].to_numpy(float), marks or {}
+    names = rows["name"].astype(str)
+    low = 0.5 * times.min()
+    colours = [INT8 if "int8" in name else GREY if "int16" in name or "dynamic" in name else FLOAT for name in names]
+    axis.barh(range(len(rows)), times - low, left=low, color=colours, height=0.68)
+    spread = np.stack([times - rows["lower_quartile_ms"], rows["upper_quartile_ms"] - times])
+    axis.errorbar(times, range(len(rows)), xerr=np.abs(spread), fmt="none", ecolor=GREY, capsize=3)
+    for place, value in enumerate(times):
+        x = max(value, rows["upper_quartile_ms"].iloc[place])
+        style.note(axis, _milliseconds(value), (x, place), (8, 0))
+    for words, value in marks.items():
+        axis.axvline(value, color=WRONG, linestyle="--", linewidth=1.6)
+        style.note(
+            axis,
+            f"{words}: {_milliseconds(value)}",
+            (value, 1),
+            (0, 3),
+            xycoords=("data", "axes fraction"),
+            ha="right",
+            va="bottom",
+            color=WRONG,
+        )
+    axis.set(xscale="log", xlim=(low, 2.6 * max(times.max(), *marks.values(), 0)), ylim=(-0.6, len(rows) - 0.4))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_yticks(range(len(rows)), names, fontsize=TEXT)
+    style.labels(axis, "milliseconds per photo (logarithmic; bars: quartiles)")
+    return page
+
+
+def _milliseconds(value):
+    return f"{value / 1000:.1f} s" if value >= 1000 else f"{value:.0f} ms" if value >= 10 else f"{value:.1f} ms"
+
+
+def pruning_curves(table, sizes="gzip_mb"):
+    """What pruning costs and buys: accuracy and size against the share removed, one labelled line per kind.
+
+    Args:
+        table: DataFrame with the columns kind ("weights", "channels", perhaps with ", int8" or ", one-shot"), removed
+            (share), accuracy and `sizes`; accuracy_low and accuracy_high become bars. NaN is left out.
+        sizes: column of the right panel, "gzip_mb", "file_mb" or "macs_m".
+
+    Returns:
+        Figure of two panels: the colour says what is removed, dashes say int8.
+
+    Example:
+        >>> import pandas as pd
+        >>> rows = {"kind": ["weights"] * 2, "removed": [0, 0.8], "accuracy": [0.93, 0.9], "gzip_mb": [12.5, 3.9]}
+        >>> page = pruning_curves(pd.DataFrame(rows))
+    """
+    style.need(table, "kind", "removed", "accuracy", sizes)
+    words = {"gzip_mb": "size after gzip (MB)", "file_mb": "size of the file (MB)", "macs_m": "MACs (millions)"}
+    page, (axes,) = style.figure(10.4, 4.4, 1, 2)
+    for axis, column, label in zip(axes, ("accuracy", sizes), ("accuracy", words.get(sizes, sizes)), strict=True):
+        ends = []
+        for kind, rows in table.groupby("kind", sort=False):
             rows = rows.dropna(subset=[column]).sort_values("removed")
-            value = rows[column].to_numpy(float)
-            spread = None
-            if f"{column}_low" in rows and f"{column}_high" in rows:
-                spread = np.abs(np.stack([value - rows[f"{column}_low"], rows[f"{column}_high"] - value]))
-            dashed = "--" if "int8" in str(kind) else "-"
-            axis.errorbar(
-                rows["removed"], value, spread, color=colour, marker=marker, linestyle=dashed, markersize=7, capsize=3,
-                elinewidth=1, linewidth=1.8, label=kind,
-            )  # fmt: skip
-        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        if column.startswith("accuracy"):
-            axis.yaxis.set_major_formatter(PercentFormatter(1))
+            colour = style.POINTWISE if kind.startswith("channels") else style.DENSE
+            dashes = (0, (4, 2)) if "int8" in kind else "-"
+            marker = "^" if "one-shot" in kind else "o"
+            axis.plot(
+                rows["removed"], rows[column], color=colour, marker=marker, linestyle=dashes, linewidth=2, markersize=7
+            )
+            if column == "accuracy" and {"accuracy_low", "accuracy_high"} <= set(rows):
+                axis.fill_between(
+                    rows["removed"], rows["accuracy_low"], rows["accuracy_high"], color=colour, alpha=0.08
+                )
+            ends.append((rows["removed"].iloc[-1], rows[column].iloc[-1], kind, colour))
+        style.grid(axis)
+        style.percent_axis(axis, "x")
+        if column == "accuracy":
+            style.percent_axis(axis)
         else:
             axis.set_ylim(bottom=0)
-        _finish(figure, axis, None, "removed (share of weights or channels)", label)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4), fontsize=12, frameon=False)
-    return figure
+        style.labels(axis, "share of weights or channels removed", label)
+        axis.set_xlim(axis.get_xlim()[0], 1.0)
+        style.names_at_ends(axis, ends, leaders=True)
+    return page
 
 
-def calibration_curve(table, reference=None, title=None, column="accuracy"):
-    """Accuracy (or agreement) of the int8 model against the number of calibration photos, one line a method.
+def top_predictions(photo, probabilities, top=3, true=None, side=220):
+    """A photo and, beside it, bars of its most probable classes.
 
     Args:
-        table: DataFrame with the columns photos, method, and `column`; `column`_low and _high become error bars.
-        reference: the float model's value, a dashed line, or None.
-        title: of the figure.
-        column: what is shown.
+        photo: path, or array (h, w, 3) in 0..255.
+        probabilities: class -> probability.
+        top: how many classes to show.
+        true: name of the true class, or None; a wrong first answer is coloured.
+        side: of the photo, in pixels.
 
     Returns:
         Figure.
 
-    Raises:
-        ValueError: a column is missing, or there is no row.
+    Example:
+        >>> page = top_predictions(np.zeros((8, 8, 3)), {"hat": 0.9, "shirt": 0.06, "shoes": 0.02})
     """
-    plots_style.need(table, "photos", "method", column)
-    figure, axis = _figure(8.5, 5)
-    methods = list(table.groupby("method", sort=False))
-    for number, ((method, rows), colour, marker) in enumerate(zip(methods, COLOURS, MARKERS, strict=False)):
-        rows = rows.sort_values("photos")
-        beside = 1.05 ** (number - (len(methods) - 1) / 2)  # a little apart, so that bars do not hide each other
-        value, spread = rows[column].to_numpy(float), None
-        if f"{column}_low" in rows and f"{column}_high" in rows:
-            spread = np.abs(np.stack([value - rows[f"{column}_low"], rows[f"{column}_high"] - value]))
-        axis.errorbar(
-            rows["photos"] * beside, value, spread, color=colour, marker=marker, markersize=8, capsize=3, linewidth=1.8,
-            label=method,
-        )  # fmt: skip
-    if reference is not None:
-        axis.axhline(reference, color=GREY, linestyle="--", linewidth=1.2, label="float32")
-    axis.set_xscale("log")
-    counts = sorted(table["photos"].unique())
-    axis.set_xticks(counts, [str(count) for count in counts])
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
-    axis.legend(frameon=False, fontsize=12)
-    return _finish(figure, axis, title, "calibration photos (train only, log scale)", column)
-
-
-def operator_times(frame, name_slowest=6, title=None):
-    """Time of every operator against its MACs on logarithmic axes; far above the cloud is slow for its arithmetic.
-
-    Args:
-        frame: DataFrame of `operator_times.per_operator_times`: operator, name, macs, time_ms.
-        name_slowest: how many operators to name, by time.
-        title: of the figure.
-
-    Returns:
-        Figure; operators without MACs stand in a strip of their own at the left.
-
-    Raises:
-        ValueError: a column is missing, or there is no row.
-    """
-    plots_style.need(frame, "operator", "name", "macs", "time_ms")
-    figure, axis = _figure(10, 6)
-    frame = frame[frame["time_ms"] > 0]
-    macs = frame["macs"].to_numpy(float)
-    none = macs <= 0
-    strip = macs[~none].min() / 6 / 1e6 if (~none).any() else 1.0
-    places = np.where(none, strip, macs / 1e6)
-    times = frame["time_ms"].to_numpy(float)
-    for kind, colour, marker in zip(frame["operator"].unique(), COLOURS * 3, MARKERS * 3, strict=False):
-        chosen = (frame["operator"] == kind).to_numpy()
-        axis.plot(places[chosen], times[chosen], marker, color=colour, markersize=7, alpha=0.85, label=kind.lower())
-    slowest = np.argsort(-times)[:name_slowest]
-    names = "\n".join(f"{rank}. {frame['name'].iloc[place]}" for rank, place in enumerate(slowest, start=1))
-    for rank, place in enumerate(slowest, start=1):
-        axis.annotate(str(rank), (places[place], times[place]), (7, 4), textcoords="offset points", fontsize=11)
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    if none.any() and (~none).any():
-        axis.axvline(strip * 2.4, color=GREY, linewidth=1, linestyle=":")
-        axis.annotate("no\nMACs", (strip, 1), xycoords=("data", "axes fraction"), ha="center", va="top", color=GREY)
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axis.xaxis.set_major_formatter(plain)
-    axis.yaxis.set_major_formatter(plain)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=11)
-    figure.text(0.995, 0.02, f"slowest\n{names}", ha="right", va="bottom", fontsize=10.5)
-    return _finish(figure, axis, title, "MACs (millions, log scale)", "time (ms, log scale)")
-
-
-def _figure(width, height, rows=1, columns=1):
-    """A page with a grid behind what is measured: its one axis, or the (rows, columns) array of several."""
-    figure, axes = plots_style.figure(width, height, rows, columns)
-    for axis in axes.flat:
-        axis.grid(color="#e6e6e6", linewidth=0.8)
-        axis.set_axisbelow(True)
-    return figure, axes[0, 0] if axes.size == 1 else axes
-
-
-def _finish(figure, axis, title, x, y):
-    plots_style.labels(axis, x, y, title)
-    return figure
+    page, (picture, bars) = style.drawing(0.04 * side, side / style.DPI + 0.1, 2, photos=True, width_ratios=(1, 2.4))
+    picture.imshow(style.thumbnail(photo, side))
+    best = sorted(probabilities.items(), key=lambda pair: -pair[1])[:top]
+    for place, (name, share) in enumerate(best):
+        wrong = true is not None and place == 0 and name != true
+        bars.barh(-place, share, color=WRONG if wrong else FLOAT, height=0.5)
+        bars.text(-0.02, -place, name, ha="right", va="center", fontsize=LABEL)
+        bars.text(share + 0.02, -place, f"{share:.1%}", va="center", fontsize=LABEL)
+    bars.set(xlim=(-0.35, 1.25), ylim=(-top + 0.2, 0.8))
+    return page

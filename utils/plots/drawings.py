@@ -1,45 +1,24 @@
-"""Drawings that explain: one convolution by hand, two kinds of convolution, how a receptive field grows."""
+"""Drawings that explain: convolutions, receptive fields, splits, transfer learning, int8, pruning."""
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.patches import Rectangle
+from matplotlib.patches import FancyBboxPatch, Rectangle
 
-BLUE, ORANGE, GREY, TEXT = "#0072B2", "#E69F00", "#6b6b6b", 11
-
-
-def _blank(width, height, columns=1, ratios=None):
-    figure, axes = plt.subplots(
-        1, columns, figsize=(width, height), layout="constrained", squeeze=False, width_ratios=ratios
-    )
-    figure.get_layout_engine().set(h_pad=0.08)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    return figure, axes[0]
+from utils.plots import style
+from utils.plots.style import CONV, DEPTHWISE, FLOAT, GREY, INT8, LABEL, LIGHT, POINTWISE, TEXT, WRONG
 
 
-def _grid(axis, values, corner=(0, 0), shaded=(), edge=None, size=1.0):
-    """Numbers in boxes, row by row from the top; `shaded` boxes in colour."""
+def _grid(axis, values, corner=(0, 0), shaded=(), edge=None, colour=CONV):
+    """Numbers in boxes, row by row from the top; `shaded` boxes in colour, `edge` (y, x, height, width) framed."""
     for (y, x), value in np.ndenumerate(np.asarray(values, object)):
-        place = (corner[0] + x * size, corner[1] - y * size)
-        colour = BLUE if (y, x) in shaded else "white"
-        axis.add_patch(Rectangle(place, size, -size, facecolor=colour, alpha=0.25 if (y, x) in shaded else 1, zorder=1))
-        axis.add_patch(Rectangle(place, size, -size, fill=False, edgecolor=GREY, linewidth=0.8, zorder=2))
-        axis.text(
-            place[0] + size / 2,
-            place[1] - size / 2,
-            str(value).replace("-", "−"),
-            ha="center",
-            va="center",
-            fontsize=TEXT + 1,
-        )
+        place = (corner[0] + x, corner[1] - y - 1)
+        face = (colour, 0.25) if (y, x) in shaded else "white"
+        axis.add_patch(Rectangle(place, 1, 1, facecolor=face, edgecolor=GREY, linewidth=0.8))
+        words = str(value).replace("-", "−")
+        axis.text(place[0] + 0.5, place[1] + 0.5, words, ha="center", va="center", fontsize=LABEL)
     if edge is not None:
-        (y, x), height, width = edge
-        axis.add_patch(
-            Rectangle(
-                (corner[0] + x * size, corner[1] - y * size), width * size, -height * size,
-                fill=False, edgecolor=ORANGE, linewidth=3, zorder=3,
-            )
-        )  # fmt: skip
+        y, x, height, width = edge
+        place = (corner[0] + x, corner[1] - y - height)
+        axis.add_patch(Rectangle(place, width, height, fill=False, edgecolor=colour, linewidth=3, zorder=3))
 
 
 def convolution_by_hand(image, kernel, at=(0, 0)):
@@ -62,30 +41,28 @@ def convolution_by_hand(image, kernel, at=(0, 0)):
     out_shape = image.shape[0] - rows + 1, image.shape[1] - columns + 1
     output = np.full(out_shape, "", object)
     output[y, x] = int((window * kernel).sum())
-    figure, (axis,) = _blank(8.6, 3.4)
+    page, (axis,) = style.drawing(8.6, 4)
     middle = image.shape[0] / 2
 
-    def place(values, left, title, below, **style):
+    def place(values, left, title, **marks):
         top = middle + len(values) / 2
-        _grid(axis, values, (left, top), **style)
-        axis.text(left, top + 0.25, title, fontsize=TEXT + 1, va="bottom")
-        axis.text(left, top - len(values) - 0.25, below, fontsize=TEXT, va="top", color=GREY)
+        _grid(axis, values, (left, top), **marks)
+        axis.text(left, top + 0.2, f"{title}, {len(values)} × {np.shape(values)[1]}", fontsize=LABEL, va="bottom")
         return left + np.shape(values)[1]
 
-    right = place(
-        image, 0, "input", f"{image.shape[0]} × {image.shape[1]}", edge=((y, x), rows, columns),
-        shaded={(y + i, x + j) for i in range(rows) for j in range(columns)},
-    )  # fmt: skip
+    seen = {(y + i, x + j) for i in range(rows) for j in range(columns)}
+    right = place(image, 0, "input", edge=(y, x, rows, columns), shaded=seen)
     axis.text(right + 0.6, middle, "×", fontsize=20, ha="center", va="center")
-    right = place(kernel, right + 1.2, "weights", f"{rows} × {columns}")
+    right = place(kernel, right + 1.2, "weights")
     axis.text(right + 0.6, middle, "=", fontsize=20, ha="center", va="center")
-    right = place(output, right + 1.2, "output", f"{out_shape[0]} × {out_shape[1]}", shaded={(y, x)})
-    products = " + ".join(
-        f"{a}·{b}" if b >= 0 else f"{a}·(−{-b})" for a, b in zip(window.flat, kernel.flat, strict=True)
+    right = place(output, right + 1.2, "output", shaded={(y, x)})
+    pairs = zip(window.flat, kernel.flat, strict=True)
+    products = " + ".join(f"{a}·{b}" if b >= 0 else f"{a}·(−{-b})" for a, b in pairs)
+    axis.text(
+        right / 2, -0.5, f"{products} = {output[y, x]}".replace("= -", "= −"), ha="center", va="top", fontsize=LABEL
     )
-    axis.text(right / 2, -1.1, f"{products} = {output[y, x]}", ha="center", va="top", fontsize=TEXT + 1)
-    axis.set(xlim=(-0.2, right + 0.2), ylim=(-1.9, image.shape[0] + 0.9), aspect="equal")
-    return figure
+    axis.set(xlim=(-0.2, right + 0.2), ylim=(-1.2, image.shape[0] + 0.9), aspect="equal")
+    return page
 
 
 def kinds_of_convolution(side=14, channels=(64, 64), kernel=3):
@@ -104,28 +81,30 @@ def kinds_of_convolution(side=14, channels=(64, 64), kernel=3):
     """
     before, after = channels
     kinds = (
-        ("full convolution", kernel, range(4), f"{kernel}×{kernel} window, all {before} channels",
+        ("full convolution", CONV, kernel, range(4), f"reads {kernel} × {kernel} pixels of\nall {before} channels",
          side**2 * kernel**2 * before * after),
-        ("depthwise", kernel, (0,), f"{kernel}×{kernel} window, one channel", side**2 * kernel**2 * before),
-        ("1×1 convolution", 1, range(4), f"one pixel, all {before} channels", side**2 * before * after),
+        ("depthwise convolution", DEPTHWISE, kernel, (0,), f"reads {kernel} × {kernel} pixels of\none channel",
+         side**2 * kernel**2 * before),
+        ("1×1 convolution", POINTWISE, 1, range(4), f"reads one pixel of\nall {before} channels",
+         side**2 * before * after),
     )  # fmt: skip
-    figure, axes = _blank(8.6, 3.1, columns=3)
-    for axis, (title, window, read, said, macs) in zip(axes, kinds, strict=True):
+    page, axes = style.drawing(9, 3.6, columns=3)
+    for axis, (title, colour, window, read, said, macs) in zip(axes, kinds, strict=True):
         for plane in reversed(range(4)):
-            left, top = 0.42 * plane, 5 + 0.42 * plane
-            axis.add_patch(Rectangle((left, top), 5, -5, facecolor=(1, 1, 1, 0.6), edgecolor=GREY, linewidth=0.9))
+            left, bottom = 0.42 * plane, 0.42 * plane
+            axis.add_patch(Rectangle((left, bottom), 5, 5, facecolor="white", edgecolor=GREY, linewidth=0.9))
             if plane in read:
                 start = (5 - window) / 2
                 axis.add_patch(
-                    Rectangle((left + start, top - start), window, -window, facecolor=BLUE, alpha=0.45, edgecolor=BLUE)
+                    Rectangle((left + start, bottom + start), window, window, facecolor=colour, edgecolor="white")
                 )
-        axis.add_patch(Rectangle((8.2, 3.7), 1, -1, facecolor=ORANGE, edgecolor=GREY))
-        axis.annotate("", (8.1, 3.2), (6.5, 3.2), arrowprops={"arrowstyle": "->", "color": GREY})
-        axis.text(0, 7.0, title, fontsize=TEXT + 2, va="bottom")
+        axis.add_patch(Rectangle((8.4, 2.7), 1, 1, facecolor=colour, edgecolor=GREY))
+        axis.annotate("", (8.3, 3.2), (6.6, 3.2), arrowprops={"arrowstyle": "->", "color": GREY, "linewidth": 1.5})
+        axis.text(0, 6.7, title, fontsize=LABEL, va="bottom")
         axis.text(0, -0.4, said, fontsize=TEXT, va="top", color=GREY)
-        axis.text(0, -1.3, f"{macs:,} MACs", fontsize=TEXT + 2, va="top")
-        axis.set(xlim=(-0.3, 9.4), ylim=(-2.6, 8.2), aspect="equal")
-    return figure
+        axis.text(0, -2.5, f"{macs:,} MACs", fontsize=LABEL, va="top")
+        axis.set(xlim=(-0.3, 9.6), ylim=(-3.5, 7.6), aspect="equal")
+    return page
 
 
 def receptive_field_steps(layers):
@@ -135,7 +114,7 @@ def receptive_field_steps(layers):
         layers: list of (name, kernel, stride), input first.
 
     Returns:
-        Figure.
+        Figure; r is the receptive field and j the stride, both in input pixels.
 
     Example:
         >>> figure = receptive_field_steps([("conv 3, stride 2", 3, 2), ("conv 3", 3, 1)])
@@ -145,135 +124,128 @@ def receptive_field_steps(layers):
         field += (kernel - 1) * jump
         jump *= stride
         sizes.append((field, jump))
-    figure, (axis,) = _blank(8.6, 0.9 + 0.75 * len(layers))
-    pixels, centre = np.arange(-(field // 2) - 2, field // 2 + 3), 0.0
+    page, (axis,) = style.drawing(9, 1.1 + 0.8 * len(layers))
+    pixels = np.arange(-(field // 2) - 2, field // 2 + 3)
     seen = [None] * len(sizes)
-    seen[-1] = np.array([centre])
+    seen[-1] = np.array([0.0])
     for number in range(len(layers), 0, -1):  # which features of the level below one feature reads
-        _, kernel, _ = layers[number - 1]
-        below = sizes[number - 1][1]
-        reach = (np.arange(kernel) - (kernel - 1) / 2) * below
+        reach = (np.arange(layers[number - 1][1]) - (layers[number - 1][1] - 1) / 2) * sizes[number - 1][1]
         seen[number - 1] = np.unique(np.round((seen[number][:, None] + reach).ravel(), 3))
     for level, (size, step) in enumerate(sizes):
-        offset = seen[level][0] % step
-        shown = pixels if level == 0 else np.arange(pixels[0] // step, pixels[-1] // step + 1) * step + offset
-        shown = shown[(shown >= pixels[0]) & (shown <= pixels[-1])]
-        axis.scatter(shown, np.full(len(shown), level), s=70, facecolor="white", edgecolor=GREY, zorder=2)
-        axis.scatter(seen[level], np.full(len(seen[level]), level), s=70, color=BLUE, zorder=3)
-        name = "input pixels" if level == 0 else layers[level - 1][0]
-        axis.text(pixels[0] - 1, level, name, ha="right", va="center", fontsize=TEXT)
-        axis.text(
-            pixels[-1] + 1, level, f"r = {size}, j = {step}" if level else "r = 1, j = 1", va="center", fontsize=TEXT
+        start = seen[level][0] % step
+        shown = (
+            np.arange(pixels[0] // step, pixels[-1] // step + 1) * step + start if level else pixels - seen[0][0] % 1
         )
+        shown = shown[(shown >= pixels[0]) & (shown <= pixels[-1])]
+        for x in shown:
+            mine = np.isclose(seen[level], x).any()
+            box = (x - 0.42 * step, level - 0.17)
+            face = CONV if mine else "white"
+            axis.add_patch(Rectangle(box, 0.84 * step, 0.34, facecolor=face, edgecolor=GREY, linewidth=0.8, zorder=2))
+        name = layers[level - 1][0] if level else "input pixels"
+        axis.text(pixels[0] - 1.2, level, name, ha="right", va="center", fontsize=TEXT)
+        axis.text(pixels[-1] + 1.5, level, f"r = {size}, j = {step}", va="center", fontsize=TEXT)
         if level:
             kernel, below = layers[level - 1][1], sizes[level - 1][1]
             for feature in seen[level]:
-                for end in (-(kernel - 1) / 2, (kernel - 1) / 2):
-                    axis.plot([feature, feature + end * below], [level, level - 1], color=ORANGE, linewidth=1, zorder=1)
-    axis.set(xlim=(pixels[0] - 9, pixels[-1] + 7), ylim=(-0.6, len(layers) + 0.6))
-    return figure
+                for sign in (-1, 1):
+                    ends = [feature + sign * 0.42 * step, feature + sign * (kernel * below / 2 - 0.08 * below)]
+                    axis.plot(ends, [level - 0.17, level - 0.83], color=CONV, linewidth=1, alpha=0.7, zorder=1)
+    axis.set(xlim=(pixels[0] - 0.32 * len(pixels), pixels[-1] + 0.24 * len(pixels)), ylim=(-0.4, len(layers) + 0.4))
+    return page
 
 
-def macs_by_resolution(stages):
-    """MACs at each size of the grid, one panel per network, all on one axis.
+def splits_drawing(photos=(6, 5, 4, 3, 3, 3), seed=1):
+    """A drawing of the two ways to split: photos dealt at random, and whole photographers dealt.
 
     Args:
-        stages: {network: DataFrame of `flops.count(network).by_resolution()`}.
+        photos: photos of each photographer in the drawing.
+        seed: of the deal.
 
     Returns:
         Figure.
 
     Example:
-        >>> import pandas as pd
-        >>> figure = macs_by_resolution({"Small": pd.DataFrame({"side": [8, 4], "macs": [0, 768]})})
+        >>> page = splits_drawing()
     """
-    heights = [len(frame) for frame in stages.values()]
-    figure, axes = plt.subplots(
-        len(stages), 1, figsize=(8.6, 0.7 + 0.36 * sum(heights)), sharex=True, squeeze=False, layout="constrained",
-        height_ratios=[height + 0.6 for height in heights],
-    )  # fmt: skip
-    for axis, (title, frame) in zip(axes.flat, stages.items(), strict=True):
-        macs = frame["macs"].to_numpy(float) / 1e6
-        axis.barh(range(len(frame)), macs, color=BLUE, height=0.7)
-        for row, value in enumerate(macs):
-            axis.text(value, row, f" {value:,.0f}", va="center", fontsize=TEXT, color=GREY)
-        axis.set_yticks(range(len(frame)), [f"{side}×{side}" for side in frame["side"]], fontsize=TEXT)
-        axis.invert_yaxis()
-        axis.set_title(f"{title}: {macs.sum():,.0f} M", fontsize=TEXT + 1, loc="left")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=TEXT)
-    axes[-1, 0].set_xlabel("MACs (millions) at this size of the grid", fontsize=TEXT)
-    axes[-1, 0].margins(x=0.1)
-    return figure
-
-
-def splits_drawing(photos=(7, 5, 4, 3, 3, 2), seed=0):
-    """The same photos dealt out at random and by photographer: which squares are training, which are test.
-
-    Args:
-        photos: number of photos of each photographer.
-        seed: of the random split.
-
-    Returns:
-        Figure.
-
-    Example:
-        >>> figure = splits_drawing((3, 2, 2))
-    """
-    rng, total = np.random.default_rng(seed), sum(photos)
-    at_random = rng.permutation(np.arange(total) < round(total / 3))
-    figure, axes = _blank(8.6, 0.9 + 0.42 * len(photos), columns=2)
-    by_person = np.repeat([row in (1, 4, 5) for row in range(len(photos))], photos)
-    for axis, title, test in zip(axes, ("random split", "grouped split"), (at_random, by_person), strict=True):
-        number = 0
+    rng = np.random.default_rng(seed)
+    page, axes = style.drawing(9, 3.6, 2)
+    whole = {1, len(photos) - 2}  # who goes to test
+    for axis, title in zip(axes, ("at random", "by photographer"), strict=True):
+        by_person = title == "by photographer"
         for row, count in enumerate(photos):
-            axis.text(-0.3, -row, f"photographer {row + 1}", ha="right", va="center", fontsize=TEXT)
-            for column in range(count):
-                colour = ORANGE if test[number] else BLUE
-                axis.add_patch(Rectangle((column, -row - 0.38), 0.8, 0.76, facecolor=colour, alpha=0.75))
-                number += 1
-        axis.set_title(title, fontsize=TEXT + 2, loc="left")
-        axis.set(xlim=(-3.6, max(photos) + 0.2), ylim=(-len(photos) - 0.9, 0.7))
-        for place, (colour, name) in enumerate(((BLUE, "training"), (ORANGE, "test"))):
-            axis.add_patch(Rectangle((2.8 * place, -len(photos) - 0.5), 0.6, 0.57, facecolor=colour, alpha=0.75))
-            axis.text(2.8 * place + 0.8, -len(photos) - 0.2, name, va="center", fontsize=TEXT)
-    return figure
+            test = np.full(count, row in whole) if by_person else rng.permutation(np.arange(count) < max(1, count // 4))
+            axis.text(-0.3, -row, f"photographer {chr(65 + row)}", ha="right", va="center", fontsize=TEXT)
+            seen = style.NEW_PHOTOGRAPHERS if by_person else style.SEEN_PHOTOGRAPHERS
+            for place in range(count):
+                colour = seen if test[place] else style.TRAIN
+                box = (place + 0.06, -row - 0.4)
+                axis.add_patch(
+                    FancyBboxPatch(box, 0.8, 0.8, "round,pad=0,rounding_size=0.12", facecolor=colour, linewidth=0)
+                )
+        handles = [
+            Rectangle((0, 0), 1, 1, color=style.TRAIN),
+            Rectangle((0, 0), 1, 1, color=style.NEW_PHOTOGRAPHERS if by_person else style.SEEN_PHOTOGRAPHERS),
+        ]
+        said = "test: nobody in it is in training" if by_person else "test: everybody in it is in training too"
+        axis.legend(
+            handles, ["training", said], loc="upper left", bbox_to_anchor=(-0.05, -0.0), frameon=False, fontsize=TEXT
+        )
+        axis.text(-3.2, 0.75, f"split {title}", fontsize=LABEL)
+        axis.set(xlim=(-3.3, max(photos)), ylim=(-len(photos) + 0.5, 1.3), aspect="equal")
+    return page
 
 
-def transfer_drawing():
-    """What is trained: nothing but the new head (frozen backbone), or everything (fine-tuning).
+def transfer_drawing(backbone="backbone, trained on ImageNet", head="new head", blocks=7):
+    """A drawing of transfer learning: what keeps its weights and what trains, frozen above, fine-tuned below.
+
+    Args:
+        backbone, head: words under the two parts.
+        blocks: how many blocks of the backbone to draw.
 
     Returns:
         Figure.
 
     Example:
-        >>> figure = transfer_drawing()
+        >>> page = transfer_drawing("MobileNetV2, trained on ImageNet", "10 classes")
     """
-    figure, axes = _blank(8.6, 2.9, columns=2)
-    widths = (0.35, 0.5, 0.7, 0.95, 1.2)
-    for axis, title, trained in zip(axes, ("frozen backbone", "fine-tuned"), (False, True), strict=True):
-        left = 0.0
-        for number, width in enumerate(widths):
-            height = 2.6 - 0.45 * number
-            colour = BLUE if trained else "#c9c9c9"
-            axis.add_patch(
-                Rectangle((left, -height / 2), width, height, facecolor=colour, alpha=0.75, edgecolor="white")
+    page, (axis,) = style.drawing(9, 3.9)
+    for y, title, colour, said in (
+        (2.6, "frozen", style.FROZEN, "weights stay as they are; only the head trains"),
+        (0, "fine-tuned", style.FINE_TUNED, "all weights train, the backbone's in small steps"),
+    ):
+        axis.text(0, y + 1.42, f"{title}: {said}", fontsize=LABEL, va="bottom")
+        axis.text(0.35, y + 0.6, "photo", fontsize=TEXT, ha="center", va="center")
+        for block in range(blocks):
+            height = 1.25 - 0.1 * block
+            body = (1 + 0.95 * block, y + 0.6 - height / 2)
+            style_of = {"facecolor": colour, "edgecolor": "white"} if title == "fine-tuned" else {
+                "facecolor": "white", "edgecolor": colour, "hatch": "///",
+            }  # fmt: skip
+            axis.add_patch(Rectangle(body, 0.72, height, linewidth=1.4, **style_of))
+            axis.annotate(
+                "", (body[0], y + 0.6), (body[0] - 0.24, y + 0.6), arrowprops={"arrowstyle": "->", "color": GREY}
             )
-            left += width + 0.12
-        axis.text(left / 2, 1.5, "backbone: ImageNet weights", ha="center", fontsize=TEXT)
-        left += 0.4
-        axis.add_patch(Rectangle((left, -0.6), 0.35, 1.2, facecolor=BLUE, alpha=0.95))
-        axis.text(left + 0.18, 0.85, "new head", ha="center", fontsize=TEXT)
-        axis.annotate("", (left - 0.08, 0), (left - 0.42, 0), arrowprops={"arrowstyle": "->", "color": GREY})
-        said = "all layers change, slowly" if trained else "only the head changes"
-        axis.text(0, -1.75, said, fontsize=TEXT, color=GREY)
-        axis.set_title(title, fontsize=TEXT + 2, loc="left")
-        axis.set(xlim=(-0.2, left + 1.1), ylim=(-2.1, 1.9))
-    return figure
+        right = 1 + 0.95 * blocks
+        head_colour = style.FROZEN if title == "frozen" else colour
+        axis.annotate("", (right, y + 0.6), (right - 0.24, y + 0.6), arrowprops={"arrowstyle": "->", "color": GREY})
+        axis.add_patch(Rectangle((right, y + 0.2), 0.72, 0.8, facecolor=head_colour, edgecolor="white"))
+        axis.text(right + 0.9, y + 0.6, "class", fontsize=TEXT, va="center")
+        axis.text((1 + right) / 2, y - 0.18, backbone, fontsize=TEXT, ha="center", va="top", color=GREY)
+        axis.text(right + 0.36, y - 0.18, head, fontsize=TEXT, ha="center", va="top", color=GREY)
+    axis.set(xlim=(-0.1, right + 1.7), ylim=(-0.6, 4.5))
+    keys = [
+        Rectangle((0, 0), 1, 1, facecolor="white", edgecolor=GREY, hatch="///"),
+        Rectangle((0, 0), 1, 1, facecolor=GREY),
+    ]
+    page.legend(
+        keys, ["weights stay", "weights train"], loc="outside lower center", ncols=2, frameon=False, fontsize=TEXT
+    )
+    return page
 
 
 def int8_levels(weights, numbers=5):
-    """A histogram of weights above the 256 levels that int8 can hold, and some of them rounded.
+    """A histogram of weights above the levels that int8 can hold, and some of them rounded: q = round(x / s).
 
     Args:
         weights: array of one output channel's weights (symmetric range, zero point 0).
@@ -287,31 +259,31 @@ def int8_levels(weights, numbers=5):
     """
     weights = np.sort(np.asarray(weights, float).ravel())
     scale = np.abs(weights).max() / 127
-    figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(8.6, 4.6), sharex=True, layout="constrained", height_ratios=(2, 1.5)
-    )
-    top.hist(weights, bins=64, color=BLUE, alpha=0.75)
-    top.set_ylabel("weights", fontsize=TEXT)
-    bottom.vlines(np.arange(-127, 128) * scale, 0, 1, color=ORANGE, linewidth=0.6)
+    page, axes = style.figure(8.8, 4.6, 2, 1, sharex=True, height_ratios=(2, 1.5))
+    above, below = axes[:, 0]
+    above.hist(weights, bins=64, color=FLOAT)
+    style.labels(above, y="weights")
+    below.vlines(np.arange(-127, 128) * scale, 0, 1, color=INT8, linewidth=0.6)
+    below.plot(weights, np.full(len(weights), 1.12), "|", color=FLOAT, markersize=9, alpha=0.5)
     chosen = weights[np.linspace(0, len(weights) - 1, numbers).round().astype(int)]
-    for number, value in enumerate(chosen):
-        level = round(value / scale)
-        lift = 1.15 + 0.55 * (number % 2)
-        bottom.plot([value, value], [1, lift], color=GREY, linewidth=0.8)
-        place = "left" if number == 0 else "right" if number == numbers - 1 else "center"
-        text = f"{value:.3f} → {level}".replace("-", "−")
-        bottom.text(value, lift + 0.05, text, ha=place, fontsize=TEXT)
-    bottom.set(ylim=(0, 2.3), yticks=[])
-    bottom.set_xlabel(f"weight; the orange lines are the levels −127 to 127, {scale:.5f} apart", fontsize=TEXT)
-    for axis in (top, bottom):
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=TEXT)
-    bottom.spines["left"].set_visible(False)
-    return figure
+    places = np.linspace(-115 * scale, 115 * scale, numbers)
+    for value, place in zip(chosen, places, strict=True):
+        below.plot([value, value, place], [0.95, 1.3, 1.75], color=WRONG, linewidth=1.2)
+        text = f"{value:.3f} → {round(value / scale)}".replace("-", "−")
+        below.text(place, 1.85, text, ha="center", fontsize=LABEL)
+    below.set(ylim=(0, 2.3), yticks=[])
+    below.spines["left"].set_visible(False)
+    style.labels(below, f"weight; the lines are the levels −127 to 127, {scale:.5f} apart")
+    return page
 
 
-def pruning_drawing(seed=0):
-    """Two ways to prune a layer: zeros in the same kernel, or fewer channels.
+def pruning_drawing(shape=(8, 12), share=0.6, seed=0):
+    """What pruning takes out of a kernel: single weights become zeros, or whole channels go and the kernel shrinks.
+
+    Args:
+        shape: (inputs, channels) of the drawn 1×1 kernel.
+        share: of weights and of channels that go.
+        seed: of the drawn weights.
 
     Returns:
         Figure.
@@ -319,28 +291,57 @@ def pruning_drawing(seed=0):
     Example:
         >>> figure = pruning_drawing()
     """
-    rng = np.random.default_rng(seed)
-    kernel = np.abs(rng.normal(size=(6, 8)))
-    small = kernel < np.quantile(kernel, 0.5)
-    weak = np.argsort(kernel.sum(0))[:3]
-    figure, axes = _blank(8.6, 2.7, columns=3)
-    titles = (
-        ("before", "6 × 8 weights"), ("weights pruned", "half are zero, all are stored"),
-        ("channels pruned", "6 × 5 weights"),
+    rows, columns = shape
+    weights = np.random.default_rng(seed).normal(size=shape) * np.linspace(0.5, 1.5, columns)
+    weights = weights[:, np.random.default_rng(seed + 1).permutation(columns)]
+    size = np.abs(weights) / np.abs(weights).max()
+    small = size < np.quantile(size, share)
+    gone = np.argsort(size.sum(axis=0))[: round(share * columns)]
+    kept = np.setdiff1d(np.arange(columns), gone)
+    panels = (
+        ("as trained", size, small < 0, f"{rows} × {columns} weights"),
+        ("weights pruned", size, small, f"{rows} × {columns}, {small.mean():.0%} zeros:\nsmaller when zipped, as slow"),
+        ("channels pruned", size[:, kept], small[:, kept] < 0, f"{rows} × {len(kept)} weights:\nfewer MACs"),
     )  # fmt: skip
-    for axis, (title, said) in zip(axes, titles, strict=True):
-        columns = [c for c in range(8) if title != "channels pruned" or c not in weak]
-        for x, column in enumerate(columns):
-            for y in range(6):
-                zero = title == "weights pruned" and small[y, column]
-                strength = 0.15 + 0.8 * kernel[y, column] / kernel.max()
-                axis.add_patch(
-                    Rectangle(
-                        (x, -y), 0.9, -0.9, facecolor="white" if zero else BLUE, alpha=1 if zero else strength,
-                        edgecolor=GREY, linewidth=0.6,
-                    )
-                )  # fmt: skip
-        axis.set_title(title, fontsize=TEXT + 2, loc="left")
-        axis.text(0, -6.3, said, fontsize=TEXT, va="top", color=GREY)
-        axis.set(xlim=(-0.2, 8.4), ylim=(-7.3, 0.3), aspect="equal")
-    return figure
+    page, axes = style.drawing(9, 3.1, columns=3)
+    for axis, (title, values, zero, said) in zip(axes, panels, strict=True):
+        for (y, x), value in np.ndenumerate(values):
+            face = "white" if zero[y, x] else (POINTWISE, 0.25 + 0.75 * value)
+            axis.add_patch(
+                Rectangle((x, rows - y - 1), 0.92, 0.92, facecolor=face, edgecolor=LIGHT if zero[y, x] else "none")
+            )
+        axis.text(0, rows + 0.3, title, fontsize=LABEL)
+        axis.text(0, -0.4, said, fontsize=TEXT, va="top", color=GREY)
+        axis.set(xlim=(-0.2, columns), ylim=(-2.8, rows + 1.3), aspect="equal")
+    return page
+
+
+def clipped_bias(bias, scale, stored=None, bits=32):
+    """A bias that its integer cannot hold: the number line of the integer's range, and where the bias lies.
+
+    Args:
+        bias: the real number.
+        scale: what one unit of the integer stands for (input scale times weight scale).
+        stored: the real number that the file holds instead; None: the end of the range.
+        bits: of the integer.
+
+    Returns:
+        Figure; the range and the bias are marked in units of the real number.
+
+    Example:
+        >>> figure = clipped_bias(4.0, 1e-10)
+    """
+    reach = 2 ** (bits - 1) * scale
+    kept = float(np.clip(bias, -reach, reach)) if stored is None else stored
+    page, (axis,) = style.drawing(9, 1.9)
+    span = 1.15 * max(abs(bias), reach)
+    axis.plot([-span, span], [0, 0], color=GREY, linewidth=1)
+    axis.plot([-reach, reach], [0, 0], color=INT8, linewidth=9, solid_capstyle="butt")
+    axis.plot(bias, 0, "o", color=WRONG, markersize=11)
+    axis.annotate("", (kept, 0.12), (bias, 0.12), arrowprops={"arrowstyle": "->", "color": WRONG, "linewidth": 2,
+                  "connectionstyle": "arc3,rad=0.25"})  # fmt: skip
+    axis.text(bias, -0.25, f"the bias, {bias:g}".replace("-", "−"), ha="center", va="top", fontsize=LABEL, color=WRONG)
+    said = f"what {bits} bits hold: −{reach:.2g} to {reach:.2g}"
+    axis.text(0, -0.25, said, ha="center", va="top", fontsize=LABEL, color=INT8)
+    axis.set(xlim=(-span, 1.15 * span), ylim=(-0.7, 0.9))
+    return page

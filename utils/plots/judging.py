@@ -1,20 +1,19 @@
-"""Figures about how good a classifier is: confusions, calibration, classes, senders, protocols, cost."""
+"""Figures about how good a classifier is: confusions, calibration, classes, photographers, splits, cost, attention."""
 
+import matplotlib
 import numpy as np
-import seaborn
 
 from utils.plots import style
-from utils.plots.style import BLUE, COLOURS, GREY, LABEL, MARKERS, ORANGE, RED, TEXT
+from utils.plots.style import GREY, LABEL, LIGHT, NEW_PHOTOGRAPHERS, SEEN_PHOTOGRAPHERS, TEXT
 
-PROTOCOLS = {"random": (ORANGE, "s"), "grouped": (BLUE, "o")}
+FOLDS = {"random": SEEN_PHOTOGRAPHERS, "grouped": NEW_PHOTOGRAPHERS}
 
 
-def confusion_matrix(evaluation, title=None):
-    """Counts in the cells, share of the true class as colour; rows true, columns predicted.
+def confusion_matrix(evaluation):
+    """Counts in the cells, share of the true class as colour; rows true (with their photos), columns predicted.
 
     Args:
         evaluation: Evaluation.
-        title: above the figure.
 
     Returns:
         Figure, square; 17 classes stay readable. A class without photos has a hatched row.
@@ -22,72 +21,111 @@ def confusion_matrix(evaluation, title=None):
     Example:
         >>> page = confusion_matrix(evaluation.evaluate(predict, frame, classes))  # doctest: +SKIP
     """
-    classes, counts = list(evaluation.classes), evaluation.confusion
-    side = max(5.0, 2.2 + 0.44 * len(classes))
+    side = max(5.0, 2.2 + 0.44 * len(evaluation.classes))
     page, axes = style.figure(side + 0.6, 0.94 * side)
-    axis = axes[0, 0]
-    marks = np.where(counts == 0, "", counts.astype(str))
-    seaborn.heatmap(
-        evaluation.confusion_normalised, ax=axis, cmap="Blues", vmin=0, vmax=1, square=True, linewidths=0.5,
-        linecolor="#d9d9d9", annot=marks, fmt="", annot_kws={"fontsize": TEXT - (1 if counts.max() > 99 else 0)},
-        xticklabels=classes, yticklabels=classes, cbar_kws={"label": "share of the true class", "shrink": 0.75},
-    )  # fmt: skip
-    axis.set_facecolor("white")
-    for row, label in enumerate(classes):
-        if label in evaluation.absent:
-            axis.axhspan(row, row + 1, facecolor="none", edgecolor=GREY, hatch="///", linewidth=0)
-    axis.tick_params(axis="x", labelrotation=90, labelsize=TEXT)
-    axis.tick_params(axis="y", labelrotation=0, labelsize=TEXT)
-    axis.figure.axes[-1].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axis.figure.axes[-1].tick_params(labelsize=TEXT)
-    style.labels(axis, "predicted", "true")
-    return style.titled(page, title)
+    _matrix(axes[0, 0], evaluation, evaluation.classes, lambda share, count: f"{count}" if count else "", TEXT)
+    _share_bar(page, axes)
+    return page
 
 
-def reliability_diagram(evaluation, title=None):
-    """Confidence against accuracy with Wilson intervals, above how many photos there are at each confidence.
+def confusion_matrices(evaluations, at_least=0.05):
+    """Confusion matrices side by side, classes by frequency, one colour bar; cells above 5% say their percentage.
 
     Args:
-        evaluation: Evaluation.
-        title: above the figure.
+        evaluations: title -> Evaluation, or a list of named ones; all of the same classes.
+        at_least: smallest share of the true class that is written into a cell.
 
     Returns:
         Figure.
 
     Example:
-        >>> page = reliability_diagram(evaluation.evaluate(predict, frame, classes))  # doctest: +SKIP
+        >>> page = confusion_matrices({"plain": judged, "weighted": other})  # doctest: +SKIP
     """
-    bins = evaluation.reliability
-    page, axes = style.figure(6.4, 5.8, 2, 1, height_ratios=(3, 1), sharex=True)
-    above, below = axes[:, 0]
-    above.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="as sure as right")
-    spread = np.abs(bins[["accuracy_low", "accuracy_high"]].to_numpy().T - bins["accuracy"].to_numpy())
-    above.errorbar(
-        bins["confidence"], bins["accuracy"], spread, fmt="o-", color=BLUE, capsize=3, elinewidth=1.1, label="measured",
-    )  # fmt: skip
-    above.set_ylim(-0.02, 1.02)
-    # Outside: where there are few photos, the bars fill the panel.
-    page.legend(
-        *above.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=TEXT,
-        title=f"calibration error {100 * evaluation.ece:.1f} %",
-    )  # fmt: skip
-    below.bar(bins["low"], bins["n"], width=bins["high"] - bins["low"], align="edge", color=BLUE, edgecolor="white")
-    for axis in (above, below):
-        axis.set_xlim(0, 1)
+    if not isinstance(evaluations, dict):
+        evaluations = {evaluation.name: evaluation for evaluation in evaluations}
+    first = next(iter(evaluations.values()))
+    order = list(first.per_class.sort_values("support", ascending=False, kind="stable").index)
+    side = 0.7 + 0.21 * len(order)
+    page, axes = style.figure(2.4 + side * len(evaluations), side + 1.7, 1, len(evaluations), sharey=True)
+    for axis, (title, evaluation) in zip(axes[0], evaluations.items(), strict=True):
+        _matrix(axis, evaluation, order, lambda share, count: f"{100 * share:.0f}" if share > at_least else "", 9)
+        style.labels(axis, title=title)
+    for axis in axes[0, 1:]:
+        axis.set_ylabel("")
+    _share_bar(page, axes)
+    return page
+
+
+def _matrix(axis, evaluation, order, mark, size):
+    place = [evaluation.classes.index(label) for label in order]
+    shares, counts = (
+        matrix[np.ix_(place, place)] for matrix in (evaluation.confusion_normalised, evaluation.confusion)
+    )
+    axis.imshow(shares, cmap="Greys", vmin=0, vmax=1)
+    for (row, column), share in np.ndenumerate(shares):
+        words = "" if np.isnan(share) else mark(share, counts[row, column])
+        colour = "white" if share > 0.5 else "black" if row == column else style.WRONG
+        axis.text(column, row, words, ha="center", va="center", fontsize=size, color=colour)
+    for row in np.flatnonzero(np.isnan(shares[:, 0])):
+        axis.axhspan(row - 0.5, row + 0.5, facecolor="none", edgecolor=GREY, hatch="///", linewidth=0)
+    numbers = range(len(order))
+    axis.set_xticks(numbers, order, rotation=90, fontsize=TEXT)
+    axis.set_yticks(
+        numbers, [f"{label} ({n})" for label, n in zip(order, counts.sum(axis=1), strict=True)], fontsize=TEXT
+    )
+    axis.set_xticks(np.arange(len(order) + 1) - 0.5, minor=True)
+    axis.set_yticks(np.arange(len(order) + 1) - 0.5, minor=True)
+    axis.grid(which="minor", color=LIGHT, linewidth=0.6)
+    axis.tick_params(which="minor", length=0)
+    style.labels(axis, "predicted", "true (photos)")
+
+
+def _share_bar(page, axes):
+    bar = page.colorbar(axes.flat[0].images[0], ax=list(axes.flat), shrink=0.7, pad=0.02, aspect=25)
+    bar.set_label("share of the true class", fontsize=LABEL)
+    style.percent_axis(bar.ax)
+    bar.ax.tick_params(labelsize=TEXT)
+
+
+def reliability_diagram(evaluations, least=5):
+    """Confidence against accuracy: one dot per bin with at least five photos, its area their number.
+
+    Args:
+        evaluations: Evaluation, or title -> Evaluation for panels side by side, such as before and after calibration.
+        least: bins with fewer photos are left out.
+
+    Returns:
+        Figure.
+
+    Example:
+        >>> page = reliability_diagram({"before": judged, "after": calibrated})  # doctest: +SKIP
+    """
+    evaluations = evaluations if isinstance(evaluations, dict) else {"": evaluations}
+    page, axes = style.figure(0.6 + 4.4 * len(evaluations), 4.6, 1, len(evaluations), sharex=True, sharey=True)
+    for axis, (title, evaluation) in zip(axes[0], evaluations.items(), strict=True):
+        bins = evaluation.reliability[evaluation.reliability["n"] >= least]
+        axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2)
+        axis.text(0.98, 0.86, "as sure as right", rotation=45, fontsize=TEXT, color=GREY, va="top", ha="right")
+        spread = np.abs(bins[["accuracy_low", "accuracy_high"]].to_numpy().T - bins["accuracy"].to_numpy())
+        axis.errorbar(bins["confidence"], bins["accuracy"], spread, fmt="none", ecolor=GREY, elinewidth=1.2)
+        axis.scatter(
+            bins["confidence"], bins["accuracy"], s=18 + 500 * bins["n"] / evaluation.n, color="black", zorder=3
+        )
+        said = f"calibration error {evaluation.ece:.1%}"
+        axis.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
+        style.labels(axis, "confidence", title=f"{title}\n{said}" if title else said)
         style.percent_axis(axis, "x")
-    style.percent_axis(above)
-    style.labels(above, y="accuracy")
-    style.labels(below, "confidence of the prediction", "photos")
-    return style.titled(page, title)
+    style.percent_axis(axes[0, 0])
+    style.labels(axes[0, 0], y="accuracy (bars: 95% interval)")
+    return page
 
 
-def class_f1(evaluation, published=None, title=None):
-    """F1 of each class as bars, highest on top; published values as diamonds.
+def class_f1(evaluation, published=None):
+    """F1 of each class: measured here and published, joined by a line, the largest gain on top.
 
     Args:
         evaluation: Evaluation.
-        published: class -> F1 (0..1), or None.
-        title: above the figure.
+        published: class -> F1 (0..1), or None: then measured values only, the highest on top.
 
     Returns:
         Figure.
@@ -95,126 +133,143 @@ def class_f1(evaluation, published=None, title=None):
     Example:
         >>> page = class_f1(judged, published={"hat": 0.82})  # doctest: +SKIP
     """
-    table = evaluation.per_class.sort_values("f1", na_position="first")
-    page, axes = style.figure(8, max(3.0, 1.5 + 0.36 * len(table)))
-    axis = axes[0, 0]
-    places = np.arange(len(table))
-    axis.barh(places, table["f1"].fillna(0), color=BLUE, height=0.66, label="measured here")
-    for place, (label, row) in enumerate(table.iterrows()):
-        absent = label in evaluation.absent
-        axis.text(0.012, place, "no photo here" if absent else f"{row['f1']:.2f}", va="center", fontsize=TEXT,
-                  color=GREY if absent else "white" if row["f1"] > 0.1 else "black")  # fmt: skip
-    if published:
-        shown = [(place, published[label]) for place, label in enumerate(table.index) if label in published]
-        if shown:
-            axis.plot([f1 for _, f1 in shown], [place for place, _ in shown], "D", color=ORANGE,
-                      markeredgecolor="black", markersize=9, linestyle="none", label="published")  # fmt: skip
+    table = evaluation.per_class.assign(published=evaluation.per_class.index.map(published or {}).astype(float))
+    by = (table["f1"] - table["published"]) if published else table["f1"]
+    table = table.loc[by.sort_values(na_position="first", kind="stable").index]
+    page, axes = style.figure(8, max(3.0, 1.3 + 0.36 * len(table)))
+    axis, places = axes[0, 0], np.arange(len(table))
+    axis.hlines(places, table["published"], table["f1"], color=LIGHT, linewidth=5, zorder=1)
+    axis.plot(table["published"], places, "D", markerfacecolor="white", markeredgecolor="black", markersize=8)
+    axis.plot(table["f1"], places, "o", color="black", markersize=9)
+    for place, (_, row) in enumerate(table.iterrows()):
+        absent = np.isnan(row["f1"])
+        x = 0.0 if absent else np.nanmax([row["f1"], row["published"]])
+        style.note(
+            axis,
+            "no photo here" if absent else f"{row['f1']:.2f}",
+            (x, place),
+            (10, 0),
+            color=GREY if absent else "black",
+        )
     axis.set_yticks(places, [f"{label} ({int(n)})" for label, n in zip(table.index, table["support"], strict=True)])
-    axis.set_xlim(0, 1.02)
-    page.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=TEXT)
+    low = np.nanmin(table[["f1", "published"]].to_numpy())
+    axis.set(xlim=(max(0.0, low - 0.08) if not table["f1"].isna().any() else 0, 1.06), ylim=(-0.6, len(table) - 0.4))
+    style.grid(axis, "x")
     style.labels(axis, "F1 (photos of the class in brackets)")
-    return style.titled(page, title)
+    if published:
+        dots = [axis.plot([], [], "o", color="black", markersize=9)[0],
+                axis.plot([], [], "D", markerfacecolor="white", markeredgecolor="black", markersize=8)[0]]  # fmt: skip
+        page.legend(
+            dots, ["measured here", "published"], loc="outside upper right", ncols=2, frameon=False, fontsize=TEXT
+        )
+    return page
 
 
-def sender_accuracy(evaluation, title=None, top=15):
-    """Accuracy by sender with Wilson 95 % intervals, the senders with most photos first.
+def sender_accuracy(evaluation, top=15):
+    """Accuracy by photographer with Wilson 95% intervals, those with most photos first.
 
     Args:
         evaluation: Evaluation of a frame with senders.
-        title: above the figure.
-        top: at most this many senders; the axis says how many there are.
+        top: at most this many photographers; the axis says how many there are.
 
     Returns:
         Figure.
-
-    Raises:
-        ValueError: the evaluated frame had no senders.
 
     Example:
         >>> page = sender_accuracy(judged)  # doctest: +SKIP
     """
     if evaluation.n_senders is None:
-        raise ValueError("the evaluated frame had no column 'sender'; evaluate one of datasets.load")
+        raise ValueError("expected an evaluation of a frame with a column 'sender'; evaluate one of datasets.load")
     table = evaluation.per_sender.head(top)
-    page, axes = style.figure(8, max(2.6, 1.5 + 0.32 * len(table)))
-    axis = axes[0, 0]
-    places = np.arange(len(table))[::-1]
-    axis.axvspan(evaluation.accuracy_low, evaluation.accuracy_high, color=GREY, alpha=0.18, linewidth=0)
-    axis.axvline(
-        evaluation.accuracy, color=GREY, linestyle="--", linewidth=1.3, label=f"all photos: {evaluation.accuracy:.1%}"
+    page, axes = style.figure(8, max(2.6, 1.3 + 0.34 * len(table)))
+    axis, places = axes[0, 0], np.arange(len(table))[::-1]
+    axis.axvline(evaluation.accuracy, color=GREY, linestyle="--", linewidth=1.3)
+    style.note(
+        axis,
+        f"all photos: {evaluation.accuracy:.1%}",
+        (evaluation.accuracy, 1),
+        (-5, -2),
+        color=GREY,
+        xycoords=("data", "axes fraction"),
+        ha="right",
+        va="top",
     )
     spread = np.abs(table[["accuracy_low", "accuracy_high"]].to_numpy().T - table["accuracy"].to_numpy())
-    axis.errorbar(table["accuracy"], places, xerr=spread, fmt="o", color=BLUE, capsize=3, markersize=7, elinewidth=1.3)
-    axis.set_yticks(places, [f"{sender} ({n})" for sender, n in zip(table["sender"], table["n"], strict=True)])
-    axis.set_xlim(-0.02, 1.02)
+    axis.errorbar(table["accuracy"], places, xerr=spread, fmt="o", color=NEW_PHOTOGRAPHERS, capsize=3, markersize=8)
+    names = [f"photographer {_letters(place)} ({n:,} photos)" for place, n in enumerate(table["n"])]
+    axis.set_yticks(places, names)
+    axis.set(xlim=(0, 1.02), ylim=(-0.6, len(table) + 0.2))
+    style.grid(axis, "x")
     style.percent_axis(axis, "x")
-    page.legend(*axis.get_legend_handles_labels(), loc="outside upper right", frameon=False, fontsize=TEXT)
-    left_out = "" if evaluation.n_senders <= top else f", {top} of {evaluation.n_senders} shown"
-    style.labels(axis, "accuracy, bars: 95 % interval", f"sender (photos){left_out}")
-    return style.titled(page, title)
+    shown = "" if evaluation.n_senders <= top else f"; {top} of {evaluation.n_senders} photographers shown"
+    style.labels(axis, f"accuracy (bars: 95% interval over photos{shown})")
+    return page
 
 
-def random_against_grouped(table, title=None):
-    """One model judged twice: folds that ignore senders, and folds in which no sender stands on two sides.
+def _letters(place):
+    return chr(65 + place) if place < 26 else _letters(place // 26 - 1) + chr(65 + place % 26)
+
+
+def random_against_grouped(table):
+    """One recipe judged twice: on photographers seen in training (random folds) and on new ones (grouped folds).
 
     Args:
-        table: DataFrame, one row a judgement: photos (dataset), folds ("random" or "grouped"), n, accuracy, low, high
-            (0..1).
-        title: above the figure.
+        table: DataFrame, one row per judgement: photos (title of the dataset), folds ("random" or "grouped"), n,
+            accuracy, low, high (0..1).
 
     Returns:
-        Figure, one panel row a dataset.
-
-    Raises:
-        ValueError: a column is missing, or folds of another name.
+        Figure; an arrow says what is lost in points.
 
     Example:
         >>> import pandas as pd
-        >>> rows = [("all", "random", 3781, 0.87, 0.86, 0.88), ("all", "grouped", 3781, 0.84, 0.82, 0.86)]
-        >>> table = pd.DataFrame(rows, columns=["photos", "folds", "n", "accuracy", "low", "high"])
-        >>> page = random_against_grouped(table)
+        >>> rows = [("10 classes", "random", 3781, 0.87, 0.86, 0.88), ("10 classes", "grouped", 3781, 0.84, 0.82, 0.86)]
+        >>> page = random_against_grouped(
+        ...     pd.DataFrame(rows, columns=["photos", "folds", "n", "accuracy", "low", "high"])
+        ... )
     """
     style.need(table, "photos", "folds", "n", "accuracy", "low", "high")
-    unknown = sorted({str(folds) for folds in table["folds"]} - set(PROTOCOLS))
-    if unknown:
-        raise ValueError(f"folds {', '.join(unknown)} are unknown to this figure; name them random or grouped")
+    if unknown := sorted({str(folds) for folds in table["folds"]} - set(FOLDS)):
+        raise ValueError(f"folds must be random or grouped, got {', '.join(unknown)}")
     sets = list(dict.fromkeys(table["photos"]))
-    page, axes = style.figure(8.4, 1.5 + 1.25 * len(sets))
+    page, axes = style.figure(8.6, 1.4 + 1.2 * len(sets))
     axis = axes[0, 0]
-    for row in table.to_dict("records"):
-        colour, marker = PROTOCOLS[row["folds"]]
-        place = -sets.index(row["photos"]) + (0.16 if row["folds"] == "random" else -0.16)
-        spread = [[abs(row["accuracy"] - row["low"])], [abs(row["high"] - row["accuracy"])]]
-        axis.errorbar(
-            row["accuracy"], place, xerr=spread, fmt=marker, color=colour, markersize=10, capsize=5, elinewidth=2
-        )
-        axis.annotate(
-            f"{row['accuracy']:.1%}", (row["accuracy"], place), (0, 9), textcoords="offset points", ha="center",
-            fontsize=LABEL, color="black", fontweight="bold",
-        )  # fmt: skip
+    for place, name in enumerate(sets):
+        rows = table[table["photos"] == name].set_index("folds")
+        for folds, row in rows.iterrows():
+            y = -place + (0.18 if folds == "random" else -0.18)
+            spread, look = (
+                [[row["accuracy"] - row["low"]], [row["high"] - row["accuracy"]]],
+                {"elinewidth": 2, "capsize": 5},
+            )
+            axis.errorbar(row["accuracy"], y, xerr=np.abs(spread), fmt="o", color=FOLDS[folds], markersize=10, **look)
+            style.note(axis, f"{row['accuracy']:.1%}", (row["high"], y), (8, 0), fontsize=LABEL)
+        if {"random", "grouped"} <= set(rows.index):
+            start, end = rows.loc["random", "accuracy"], rows.loc["grouped", "accuracy"]
+            arrow = {"arrowstyle": "->", "color": GREY, "shrinkA": 7, "shrinkB": 7}
+            axis.annotate("", (end, -place - 0.18), (start, -place + 0.18), arrowprops=arrow)
+            said = f"{100 * (end - start):+.1f} points".replace("-", "−")
+            style.note(axis, said, (rows["low"].min(), -place), (-8, 0), ha="right", fontsize=LABEL, color=GREY)
     n = table.groupby("photos")["n"].max()
     axis.set_yticks([-i for i in range(len(sets))], [f"{name}\n{n[name]:,} photos" for name in sets], fontsize=LABEL)
-    axis.set_ylim(-len(sets) + 0.42, 0.58)
-    axis.margins(x=0.08)
-    axis.grid(axis="x", color="#e5e5e5", linewidth=0.8)
-    axis.set_axisbelow(True)
+    axis.set_ylim(-len(sets) + 0.45, 0.55)
+    axis.margins(x=0.25)
+    style.grid(axis, "x")
     style.percent_axis(axis, "x")
-    words = {"random": "people seen before: folds at random", "grouped": "people never seen: folds by sender"}
-    handles = [
-        axis.plot([], [], marker=marker, color=colour, linestyle="none", markersize=9, label=words[name])[0]
-        for name, (colour, marker) in PROTOCOLS.items()
-    ]
-    page.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=TEXT)
-    style.labels(axis, "accuracy (bars: 95 % interval over senders)")
-    return style.titled(page, title)
+    words = {"random": "photographers seen in training", "grouped": "new photographers"}
+    handles = [axis.plot([], [], "o", color=colour, markersize=9)[0] for colour in FOLDS.values()]
+    page.legend(
+        handles, [words[name] for name in FOLDS], loc="outside lower center", ncols=2, frameon=False, fontsize=TEXT
+    )
+    style.labels(axis, "accuracy (bars: 95% interval over photographers)")
+    return page
 
 
-def balancing_order(table, title=None):
-    """What the order of balancing and splitting does to the number: bars with intervals, one a protocol.
+def balancing_order(table):
+    """What the order of balancing and splitting does to the accuracy: bars with intervals, one per protocol.
 
     Args:
-        table: DataFrame: protocol, n, accuracy, accuracy_low, accuracy_high; shared_photos is shown where it is there.
-        title: above the figure.
+        table: DataFrame: protocol, n, accuracy, accuracy_low, accuracy_high; shared_photos (test photos of which a copy
+            was trained on) is written into the bar where it is given, and colours it.
 
     Returns:
         Figure.
@@ -223,115 +278,98 @@ def balancing_order(table, title=None):
         >>> page = balancing_order(experiments.balancing_order(dataset, "mobilenet_v2"))  # doctest: +SKIP
     """
     style.need(table, "protocol", "n", "accuracy", "accuracy_low", "accuracy_high")
-    page, axes = style.figure(8.8, 1.3 + 0.85 * len(table))
+    page, axes = style.figure(8.8, 1.1 + 0.85 * len(table))
     axis = axes[0, 0]
-    colours = [BLUE] + [ORANGE] * (len(table) - 2) + [RED] * (len(table) > 1)
-    for place, (row, colour) in enumerate(zip(table.to_dict("records"), colours, strict=True)):
-        spread = [[abs(row["accuracy"] - row["accuracy_low"])], [abs(row["accuracy_high"] - row["accuracy"])]]
+    for place, row in enumerate(table.to_dict("records")):
+        copies = row.get("shared_photos", 0)
+        colour = style.WRONG if copies else NEW_PHOTOGRAPHERS if place == 0 else SEEN_PHOTOGRAPHERS
+        spread = np.abs([[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]])
         axis.barh(-place, row["accuracy"], color=colour, height=0.62)
         axis.errorbar(row["accuracy"], -place, xerr=spread, fmt="none", color="black", capsize=5, elinewidth=1.6)
-        shared = (
-            f"\n{row['shared_photos']:,} of {row['n']:,} test photos also in train" if "shared_photos" in row else ""
-        )
-        axis.text(
-            0.012,
-            -place,
-            f"{row['accuracy']:.1%}{shared}",
-            color="black" if colour == ORANGE else "white",
-            va="center",
-            fontsize=TEXT,
-            fontweight="bold",
-        )
-    axis.set_yticks([-place for place in range(len(table))], [name.replace(", ", ",\n") for name in table["protocol"]])
-    axis.tick_params(axis="y", labelsize=LABEL)
+        shared = f"\n{copies:,} of {row['n']:,} test photos were also trained on" if "shared_photos" in row else ""
+        axis.text(0.012, -place, f"{row['accuracy']:.1%}{shared}", va="center", fontsize=LABEL,
+                  color="black" if colour == SEEN_PHOTOGRAPHERS else "white")  # fmt: skip
+    names = [name.replace(", ", ",\n") for name in table["protocol"]]
+    axis.set_yticks([-place for place in range(len(table))], names, fontsize=LABEL)
     axis.set_xlim(0, 1)
     style.percent_axis(axis, "x")
-    style.labels(axis, "test accuracy, bars: 95 % interval")
-    return style.titled(page, title)
+    style.labels(axis, "test accuracy (bars: 95% interval)")
+    return page
 
 
-def accuracy_against_cost(table, cost="macs", unit=1e6, label="MACs (millions)", title=None):
-    """Accuracy with its interval, and beside it what it costs: one line a model, the best on top.
-
-    Costs of small networks lie close together or far apart, so that points over a cost axis hide one another; two
-    panels with common lines show both numbers at once.
+def accuracy_against_cost(table, cost="macs", unit=1e6, label="MACs (millions, logarithmic)"):
+    """Accuracy against cost: one labelled point per model, coloured by how it was trained.
 
     Args:
-        table: DataFrame: model, accuracy, accuracy_low, accuracy_high (0..1) and the column `cost`; with a column
-            `judged` (such as "official test", "people never seen") a model has a point for each; with a column
-            `group` (such as "10 classes") the lines stand in groups, for accuracies that cannot be compared.
-        cost: column of the right panel; one value a model.
-        unit: divide the cost by this.
-        label: of the right panel.
-        title: above the figure.
+        table: DataFrame, one row per model: model, accuracy (0..1), `cost`, and trained ("frozen", "fine-tuned" or
+            "from scratch"); accuracy_low and accuracy_high become bars; with `classes` (a phrase such as "10 classes")
+            markers tell the tasks apart.
+        cost: column of the x axis; unit: divide it by this; label: of the x axis.
 
     Returns:
         Figure.
 
-    Raises:
-        ValueError: a column is missing, or a model has two costs.
-
     Example:
         >>> import pandas as pd
-        >>> rows = [("a", 3e8, 0.87, 0.83, 0.90), ("b", 4e8, 0.93, 0.90, 0.95)]
-        >>> names = ["model", "macs", "accuracy", "accuracy_low", "accuracy_high"]
-        >>> page = accuracy_against_cost(pd.DataFrame(rows, columns=names))
+        >>> rows = [("a", 3e8, 0.87, "frozen"), ("b", 4e8, 0.93, "fine-tuned")]
+        >>> page = accuracy_against_cost(pd.DataFrame(rows, columns=["model", "macs", "accuracy", "trained"]))
     """
-    style.need(table, "model", cost, "accuracy", "accuracy_low", "accuracy_high")
-    table = table.assign(**{name: "" for name in ("judged", "group") if name not in table})
-    torn = table.groupby(["group", "model"])[cost].nunique()
-    if (torn > 1).any():
-        raise ValueError(f"{torn.idxmax()[1]!r} stands in the table with two values of {cost}; name each network apart")
-    best = table.groupby(["group", "model"])["accuracy"].max()
-    groups, judgements = list(dict.fromkeys(table["group"])), list(dict.fromkeys(table["judged"]))
-    order = [
-        (group, model) for group in groups for model in best[group].sort_values(ascending=False, kind="stable").index
-    ]
-    places = {key: -number - 0.9 * groups.index(key[0]) for number, key in enumerate(order)}
-    page, axes = style.figure(9.6, 1.5 + 0.42 * (len(order) + len(groups)), 1, 2, width_ratios=(3, 1.25), sharey=True)
-    left, right = axes[0]
+    style.need(table, "model", cost, "accuracy", "trained")
+    if unknown := sorted(set(table["trained"]) - set(style.TRAINED)):
+        raise ValueError(f"trained must be one of {', '.join(style.TRAINED)}, got {', '.join(unknown)}")
+    tasks = list(dict.fromkeys(table["classes"])) if "classes" in table else [""]
+    page, ((axis,),) = style.figure(8.6, 5)
+    ends = []
     for row in table.to_dict("records"):
-        which = judgements.index(row["judged"])
-        alone = len(table[(table["group"] == row["group"]) & (table["model"] == row["model"])]) == 1
-        shift = 0.0 if alone else 0.18 * (len(judgements) - 1 - 2 * which)
-        spread = [[abs(row["accuracy"] - row["accuracy_low"])], [abs(row["accuracy_high"] - row["accuracy"])]]
-        place = places[row["group"], row["model"]] + shift
-        left.errorbar(
-            row["accuracy"], place, xerr=spread, fmt=MARKERS[which], color=COLOURS[which], markersize=9, capsize=4,
-            elinewidth=2,
-        )  # fmt: skip
-        left.annotate(
-            f"{row['accuracy']:.1%}", (row["accuracy_high"], place), (7, 0), textcoords="offset points", va="center",
-            fontsize=TEXT,
-        )  # fmt: skip
-    costs = table.groupby(["group", "model"])[cost].first() / unit
-    right.barh([places[key] for key in order], [costs[key] for key in order], color=GREY, height=0.5)
-    for key in order:
-        right.annotate(
-            f"{costs[key]:,.0f}", (costs[key], places[key]), (5, 0), textcoords="offset points", va="center",
-            fontsize=LABEL,
-        )  # fmt: skip
-    left.set_yticks([places[key] for key in order], [model for _, model in order], fontsize=LABEL)
-    for group in filter(None, groups):
-        top = max(place for key, place in places.items() if key[0] == group)
-        left.annotate(
-            group, (0, top + 0.72), (-8, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="right", va="center", fontsize=LABEL, fontweight="bold", annotation_clip=False,
-        )  # fmt: skip
-    left.set_ylim(min(places.values()) - 0.6, max(places.values()) + (1.1 if any(groups) else 0.6))
-    left.margins(x=0.1)
-    right.set_xlim(0, 1.3 * costs.max())
-    right.tick_params(axis="y", length=0)
-    for axis in (left, right):
-        axis.grid(axis="x", color="#e5e5e5", linewidth=0.8)
-        axis.set_axisbelow(True)
-    style.percent_axis(left, "x")
-    if any(judgements):
-        handles = [
-            left.plot([], [], marker=MARKERS[i], color=COLOURS[i], linestyle="none", markersize=9, label=name)[0]
-            for i, name in enumerate(judgements)
-        ]
-        page.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=LABEL)
-    style.labels(left, "accuracy (bars: 95 % interval)")
-    style.labels(right, label)
-    return style.titled(page, title)
+        x, y, colour = row[cost] / unit, row["accuracy"], style.TRAINED[row["trained"]]
+        if "accuracy_low" in row:
+            spread = np.abs([[y - row["accuracy_low"]], [row["accuracy_high"] - y]])
+            axis.errorbar(x, y, spread, fmt="none", ecolor=colour, elinewidth=1.6, capsize=3)
+        marker = style.MARKERS[tasks.index(row.get("classes", ""))]
+        axis.plot(x, y, marker, color=colour, markersize=11, markeredgecolor="white")
+        ends.append((x, y, f"{row['model']}, {y:.1%}", "black"))
+    cheapest = table[cost].min() / unit
+    low, high = cheapest / 2.2, 1.3 * table[cost].max() / unit
+    axis.set(xscale="log", xlim=(low, high))
+    axis.margins(y=0.1)
+    ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 1000, 2000, 5000) if low <= tick <= high]
+    axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axis.minorticks_off()
+    style.grid(axis)
+    style.percent_axis(axis)
+    style.labels(axis, label, "accuracy on new photographers")
+    used = [name for name in style.TRAINED if name in set(table["trained"])]
+    handles = [axis.plot([], [], "o", color=style.TRAINED[name], markersize=10)[0] for name in used]
+    if tasks != [""]:
+        handles += [axis.plot([], [], mark, color=GREY, markersize=10)[0] for mark in style.MARKERS[: len(tasks)]]
+        used += tasks
+    page.legend(handles, used, loc="outside lower center", ncols=5, frameon=False, fontsize=TEXT)
+    beside = any(cheapest < end[0] < 2 * cheapest for end in ends)  # else names would cover the points to their right
+    style.names_at_ends(axis, [end for end in ends if end[0] > cheapest or not beside])
+    style.names_at_ends(axis, [end for end in ends if end[0] == cheapest and beside], left=True)
+    return page
+
+
+def gradcam_overlay(cams, side=160):
+    """Photos beside the same photos under their Grad-CAM heat: bright is what spoke for the class.
+
+    Args:
+        cams: GradCam of `evaluation.gradcam`.
+        side: of a photo, in pixels.
+
+    Returns:
+        Figure, two or three pairs per row.
+
+    Example:
+        >>> sheet = gradcam_overlay(evaluation.gradcam(model, worst.head(4)))  # doctest: +SKIP
+    """
+    pairs = 3 if len(cams.images) % 3 == 0 else min(2, len(cams.images))
+    page, axes = style.sheet(2 * len(cams.images), 2 * pairs, side, foot=24)
+    grey = cams.images.mean(axis=-1, keepdims=True)
+    heat = 255 * matplotlib.colormaps["inferno"](cams.heat)[..., :3]  # brightness alone carries it
+    strength = 0.25 + 0.4 * cams.heat[..., None]
+    overlays = (1 - strength) * grey + strength * heat
+    for place, (image, overlay, caption) in enumerate(zip(cams.images, overlays, cams.captions, strict=True)):
+        style.show_photo(axes[2 * place], image, side, caption)
+        style.show_photo(axes[2 * place + 1], overlay, side)
+    return page

@@ -1,45 +1,92 @@
-"""What all figures share: colours that colour-blind readers can tell apart, sizes that stay legible at half width."""
+"""What all figures share: one colour per meaning, sizes that stay legible at half width, photos in true colours."""
 
+import functools
 import io
 import pathlib
+import sys
 
-import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image, ImageOps
 
 DPI = 100
-# Okabe and Ito's palette.
-BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"
-COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK, "#F0E442")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-GREY = "#6b6b6b"
 TEXT, LABEL, TITLE = 11, 12, 13  # points
 
+# One colour per meaning, one meaning per colour, after the colour-blind palettes of Okabe and Ito and of Paul Tol.
+NEW_PHOTOGRAPHERS, SEEN_PHOTOGRAPHERS = "#0072B2", "#E69F00"  # whose photos a model is judged on
+FROZEN, FINE_TUNED, SCRATCH = "#56B4E9", "#009E73", "#8C564B"  # how its weights were trained
+CONV, POINTWISE, DEPTHWISE, DENSE = "#882255", "#CC6677", "#DDCC77", "#332288"  # what a layer computes
+FLOAT, INT8 = "#444444", "#AA4499"  # numbers of a file
+WRONG = "#D55E00"  # a mistake, or the mark that a figure is about
+TRAIN, VALIDATION, TEST = "#C7CED6", "#8C98A4", "#3D4650"  # parts of a split
+GREY = "#6b6b6b"  # axes, notes, and what has no meaning of its own
+LIGHT = "#e5e5e5"
 
-class Page(Figure):
-    """A Figure that a notebook shows as PNG even where nobody has imported pyplot, and never shows twice."""
+MODES = {"frozen": FROZEN, "frozen_online": FROZEN, "fine_tune": FINE_TUNED, "scratch": SCRATCH}
+TRAINED = {"frozen": FROZEN, "fine-tuned": FINE_TUNED, "from scratch": SCRATCH}
+KINDS = {
+    "k×k convolution": CONV, "convolution": CONV, "full convolution": CONV, "1×1 convolution": POINTWISE,
+    "depthwise": DEPTHWISE, "depthwise convolution": DEPTHWISE, "dense": DENSE,
+}  # fmt: skip
+PARTS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+COLOURS = ("#000000", "#7a7a7a", "#b5b5b5", "#4a4a4a", "#969696")  # lines without a meaning of their own
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
-    def _repr_png_(self):
+
+class Picture(Figure):
+    """A Figure that a notebook shows once: by itself at the end of its cell, as JPEG where it holds photos, else PNG.
+
+    Outside of a notebook it is a plain Figure. It belongs to no pyplot, so that nothing is left open.
+    """
+
+    photos = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if _watch_cells():
+            _unshown.append(self)
+
+    def _ipython_display_(self):
+        from IPython.display import Image as Shown
+        from IPython.display import display
+
+        if self in _unshown:
+            _unshown.remove(self)
+        kind = "jpeg" if self.photos else "png"
+        display(Shown(self.encoded(kind), format=kind))
+
+    def encoded(self, kind):
+        """The bytes of the figure as "png" or "jpeg"."""
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=self.dpi)
+        self.savefig(buffer, format=kind, dpi=self.dpi, pil_kwargs={"quality": 88} if kind == "jpeg" else None)
         return buffer.getvalue()
 
 
-class PaletteCanvas(FigureCanvasAgg):
-    """Writes PNG with a palette of 256 colours: a sheet of photos in a third of the bytes, however it is saved."""
-
-    def print_png(self, filename_or_obj, **_):
-        self.draw()
-        full = Image.fromarray(np.asarray(self.buffer_rgba())[..., :3].copy())
-        palette = full.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-        palette.save(filename_or_obj, format="png", optimize=True, dpi=(self.figure.dpi, self.figure.dpi))
+_unshown = []  # made in the cell that runs now, and not shown by it
 
 
-def figure(width, height, rows=1, columns=1, **kwargs):
-    """A white Page of `width` x `height` inches at 100 dpi, and its axes as a (rows, columns) array."""
-    page = Page(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+@functools.cache
+def _watch_cells():
+    """Whether this is a notebook; from then on each of its cells shows at its end what it has drawn and not shown."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None:
+        return False
+
+    def show_the_rest():
+        while _unshown:
+            _unshown[0]._ipython_display_()
+
+    shell.events.register("post_execute", show_the_rest)
+    return True
+
+
+def figure(width, height, rows=1, columns=1, photos=False, **kwargs):
+    """A white Picture of `width` x `height` inches at 100 dpi, and its axes as a (rows, columns) array."""
+    page = Picture(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    page.photos = photos
     FigureCanvasAgg(page)
     axes = page.subplots(rows, columns, squeeze=False, **kwargs)
     for axis in axes.flat:
@@ -48,95 +95,138 @@ def figure(width, height, rows=1, columns=1, **kwargs):
     return page, axes
 
 
-def titled(page, title):
-    """Put `title` above the whole figure, where there is one."""
-    if title:
-        page.suptitle(title, fontsize=TITLE, x=0.01, ha="left")
-    return page
+def drawing(width, height, columns=1, **kwargs):
+    """A Picture whose axes have neither frame nor ticks, and the axes as a list."""
+    page, axes = figure(width, height, 1, columns, **kwargs)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return page, list(axes.flat)
+
+
+def sheet(count, columns, side=120, foot=0, head=0, gap=8):
+    """A Picture of `count` photos, each exactly `side` pixels, with room for words: its axes in reading order.
+
+    `foot` pixels are free below each photo, `head` above each row (one number, or one per row).
+    """
+    rows, columns = -(-count // columns), min(columns, count)
+    head = np.broadcast_to(head, rows)
+    width, height = columns * (side + gap), int(head.sum()) + rows * (side + foot + gap)
+    page = Picture(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    page.photos = True
+    FigureCanvasAgg(page)
+    axes = []
+    for row, column in (divmod(place, columns) for place in range(count)):
+        x = column * (side + gap) + gap / 2
+        y = height - row * (foot + gap) - (row + 1) * side - gap / 2 - head[: row + 1].sum()
+        axes.append(page.add_axes((x / width, y / height, side / width, side / height)))
+        axes[-1].set_axis_off()
+    return page, axes
+
+
+def show_photo(axis, photo, side, words="", colour="black", frame=None):
+    """Draw a photo, cut to a square, into axes of :func:`sheet`, with words below it."""
+    axis.imshow(thumbnail(photo, side), extent=(0, 1, 0, 1), aspect="auto")
+    if frame:
+        axis.add_patch(Rectangle((0, 0), 1, 1, fill=False, edgecolor=frame, linewidth=5))
+    note(axis, words, (0, 0), (0, -3), va="top", color=colour)
 
 
 def labels(axis, x=None, y=None, title=None):
     """Axis labels and the title of one panel, in the sizes of the house."""
-    if x:
-        axis.set_xlabel(x, fontsize=LABEL)
-    if y:
-        axis.set_ylabel(y, fontsize=LABEL)
-    if title:
-        axis.set_title(title, fontsize=LABEL)
+    axis.set_xlabel(x or axis.get_xlabel(), fontsize=LABEL)
+    axis.set_ylabel(y or axis.get_ylabel(), fontsize=LABEL)
+    axis.set_title(title or axis.get_title(), fontsize=LABEL)
 
 
 def percent_axis(axis, which="y"):
-    """Show shares 0..1 as percent on one axis."""
-    getattr(axis, f"{which}axis").set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
+    """Show shares 0..1 as whole percent on one axis."""
+    getattr(axis, f"{which}axis").set_major_formatter(PercentFormatter(1, decimals=0))
+    getattr(axis, f"{which}axis").set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+
+
+def grid(axis, which="both"):
+    """Faint lines behind what is measured."""
+    axis.grid(axis=which, color=LIGHT, linewidth=0.8)
+    axis.set_axisbelow(True)
+
+
+def note(axis, words, point, offset, va="center", fontsize=TEXT, **kwargs):
+    """Words at `point` (data units), moved by `offset` points."""
+    axis.annotate(words, point, offset, textcoords="offset points", va=va, fontsize=fontsize, **kwargs)
+
+
+def names_at_ends(axis, ends, leaders=False, left=False):
+    """Write names to the right of where lines or points end, moved apart so that none covers another.
+
+    `ends` are (x, y, name, colour) in data units; the limits and scales of `axis` must be final. With `leaders` all
+    names stand in one column at the right edge, each joined to its point by a thin line; with `left` they stand to the
+    left of their points.
+    """
+    axis.figure.draw_without_rendering()
+    ends = sorted(ends, key=lambda end: axis.transData.transform((end[0], end[1]))[1])
+    wanted = [axis.transData.transform((x, y))[1] for x, y, _, _ in ends]
+    heights = [1.3 * (1 + name.count("\n")) * TEXT * DPI / 72 for _, _, name, _ in ends]
+    right = axis.get_xlim()[1]
+    for (x, y, name, colour), pixel, moved in zip(ends, wanted, _apart(wanted, heights), strict=True):
+        at = axis.transData.inverted().transform((0, moved))[1]
+        if leaders:
+            line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 2, "shrinkB": 4}
+            place = {"xytext": (right, at), "arrowprops": line}
+        else:
+            place = {"xytext": (-10 if left else 10, (moved - pixel) * 72 / DPI), "textcoords": "offset points"}
+            place["ha"] = "right" if left else "left"
+        axis.annotate(name, (x, y), fontsize=TEXT, color=colour, va="center", annotation_clip=False, **place)
+
+
+def _apart(wanted, heights):
+    """Positions near the wanted ones, in the same order, that lie a mean height apart."""
+    groups = []  # of neighbours that touch: [mean position, members' heights]
+    for pixel, height in zip(wanted, heights, strict=True):
+        groups.append([[pixel], [height]])
+        while len(groups) > 1 and _top(groups[-2]) > _bottom(groups[-1]):
+            last = groups.pop()
+            groups[-1] = [groups[-1][0] + last[0], groups[-1][1] + last[1]]
+    places = []
+    for pixels, sizes in groups:
+        edges = np.concatenate([[0], np.cumsum(sizes)]) - sum(sizes) / 2 + np.mean(pixels)
+        places += list((edges[:-1] + edges[1:]) / 2)
+    return places
+
+
+def _top(group):
+    return np.mean(group[0]) + sum(group[1]) / 2
+
+
+def _bottom(group):
+    return np.mean(group[0]) - sum(group[1]) / 2
 
 
 def need(frame, *columns):
     """Refuse a table without rows or without a column that the figure draws."""
     missing = [column for column in columns if column not in getattr(frame, "columns", ())]
     if missing:
-        raise ValueError(f"the table to draw has no column {', '.join(map(repr, missing))}; add it or rename yours")
+        raise ValueError(f"expected a table with the columns {', '.join(columns)}; {', '.join(missing)} is missing")
     if len(frame) == 0:
-        raise ValueError("the table to draw has no row; measure something first")
+        raise ValueError("expected a table with at least one row to draw, got none")
 
 
-def thumbnail(photo, side, colours=40):
-    """A photo as a small square (side, side, 3) uint8, cut to the middle, in few colours so that PNG stays small.
+def thumbnail(photo, side):
+    """A photo as a small square (side, side, 3) uint8, cut to the middle.
 
     Args:
-        photo: path of an image file, or uint8 array (h, w, 3).
+        photo: path of an image file, or array (h, w, 3) in 0..255.
         side: of the square, in pixels.
-        colours: of its own palette, 0 for all; a notebook full of sheets must stay under 1 MB.
 
     Raises:
         ValueError: the file cannot be read as an image; names it.
     """
+    if not isinstance(photo, (str, pathlib.Path)):
+        pixels = np.clip(np.rint(np.asarray(photo, dtype=float)), 0, 255).astype(np.uint8)
+        return np.asarray(ImageOps.fit(Image.fromarray(pixels), (side, side), Image.Resampling.LANCZOS))
     try:
-        if isinstance(photo, (str, pathlib.Path)):
-            with Image.open(photo) as opened:
-                opened.draft("RGB", (2 * side, 2 * side))
-                image = ImageOps.exif_transpose(opened).convert("RGB")
-        else:
-            image = Image.fromarray(np.asarray(photo, dtype=np.uint8), "RGB")
-    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
-        name = photo if isinstance(photo, (str, pathlib.Path)) else f"an array of shape {np.shape(photo)}"
-        raise ValueError(f"{name} cannot be drawn as a photo ({error}); replace it or leave it out") from error
-    image = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
-    if colours:
-        # Median cut without dithering: flat areas are what deflate compresses.
-        image = image.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).convert("RGB")
-    return np.asarray(image)
-
-
-class Sheet:
-    """Thumbnails at exact pixels on one white canvas with text between them; `page()` makes the figure.
-
-    Everything is placed in pixels from the top left. One image at one screen pixel a sheet pixel, not one axes a photo:
-    sixty axes are slow, and resampled thumbnails triple the file.
-    """
-
-    def __init__(self, width, height):
-        self.canvas = np.full((height, width, 3), 255, dtype=np.uint8)
-        self.texts = []
-
-    def photo(self, x, y, pixels):
-        """Put (h, w, 3) pixels with their top left corner at x, y."""
-        self.canvas[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
-
-    def text(self, x, y, words, size=TEXT, **kwargs):
-        """Put words with their top left corner at x, y."""
-        self.texts.append((x, y, words, size, kwargs))
-
-    def page(self, title=None):
-        """The sheet as a Page, with the title above it."""
-        height, width = self.canvas.shape[:2]
-        head = 34 if title else 4
-        page = Page(figsize=(width / DPI, (height + head) / DPI), dpi=DPI, facecolor="white")
-        PaletteCanvas(page)
-        axis = page.add_axes((0, 0, 1, height / (height + head)))
-        axis.imshow(self.canvas, interpolation="nearest", aspect="auto", extent=(0, width, height, 0))
-        axis.set_axis_off()
-        for x, y, words, size, kwargs in self.texts:
-            axis.text(x, y, words, fontsize=size, va="top", ha="left", **kwargs)
-        if title:
-            page.text(4 / width, 1 - 6 / (height + head), title, fontsize=TITLE, va="top", ha="left")
-        return page
+        with Image.open(photo) as opened:
+            opened.draft("RGB", (2 * side, 2 * side))
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+            return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{photo} cannot be read as a photo ({error}); replace it or leave it out") from error
