@@ -5,11 +5,13 @@
     python -m benchmarks.bench_old_runtimes --fresh --record                        # also results/old_runtimes.json
 
 Each TensorFlow gets an environment of its own under build/runtimes/, made once; today's LiteRT is this project's.
-TensorFlow 2.4.4 makes the three files (17 classes, 224 pixels, random weights: they do not change the time). A sitting
-goes through all runtimes in random order. Each is a process that calls the three files in turn, by the plain Python
-interpreter with default settings, which is one thread. Times are CPU milliseconds, because other work on the machine
-changes them least; run it on a quiet machine all the same. Ratios refer to float32 in the same process, and ranges
-reach over sittings. What was timed is kept: the same command continues where it was interrupted.
+TensorFlow 2.4.4 makes the files (17 classes, 224 pixels, random weights: they do not change the time). Its dynamic
+range has one range per channel, which 2.3 cannot read. Therefore 2.3.4 adds its own kind: one range per tensor, and
+depthwise convolutions in float32. A sitting goes through all runtimes in random order. Each is a process that calls the
+files in turn, by the plain Python interpreter with default settings, which is one thread. Times are CPU milliseconds,
+because other work on the machine changes them least; run it on a quiet machine all the same. Ratios refer to float32 in
+the same process, and ranges reach over sittings. What was timed is kept: the same command continues where it was
+interrupted.
 """
 
 import argparse
@@ -25,7 +27,8 @@ import time
 
 # The processes of the old environments run this file too: only Python 3.8 and its standard library up here.
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SCHEMES = ("float32", "dynamic_range", "int8")
+SCHEMES = ("float32", "dynamic_range", "dynamic_range_per_tensor", "int8")
+MAKERS = {"2.4.4": ("float32", "dynamic_range", "int8"), "2.3.4": ("dynamic_range_per_tensor",)}
 # TensorFlow -> the newest NumPy and protobuf that it works with
 PINS = {
     "2.3.4": ("1.18.5", "3.19.6"), "2.4.4": ("1.19.5", "3.19.6"), "2.5.3": ("1.19.5", "3.19.6"),
@@ -33,31 +36,31 @@ PINS = {
     "2.9.3": ("1.21.6", "3.19.6"), "2.10.1": ("1.21.6", "3.19.6"), "2.11.1": ("1.23.5", "3.19.6"),
     "2.12.0": ("1.23.5", "3.20.3"),
 }  # fmt: skip
-# 2.3 makes another kind of dynamic range: weights in one range per tensor, depthwise convolutions left in float32.
-MAKER, LITERT = "2.4.4", "LiteRT"
+LITERT = "LiteRT"
 CLASSES, SIDE, WARMUP = 17, 224, 2
 
 
 def make_files(folder):
-    """Run by MAKER: the three files, and made.json when all are there."""
+    """Run by each of MAKERS: its files."""
     import numpy as np
     import tensorflow as tf
 
     tf.random.set_seed(0)
     model = tf.keras.applications.EfficientNetB0(weights=None, classes=CLASSES)
     photos = np.random.RandomState(0).uniform(0, 255, (2, 1, SIDE, SIDE, 3)).astype("float32")
-    for scheme in SCHEMES:
+    for scheme in MAKERS[tf.__version__]:
         converter = tf.lite.TFLiteConverter.from_keras_model(model)
         if scheme != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if scheme == "int8":
             converter.representative_dataset = lambda: ([photo] for photo in photos)
-        (folder / f"{scheme}.tflite").write_bytes(converter.convert())
-    (folder / "made.json").write_text(json.dumps({"file_made_by": f"TensorFlow {tf.__version__}"}))
+        part = folder / f"{scheme}.part"
+        part.write_bytes(converter.convert())
+        part.replace(folder / f"{scheme}.tflite")
 
 
 def time_files(folder, calls):
-    """Run by each runtime: {"version", "times": {scheme: [[wall ms, CPU ms], one a call]}}."""
+    """Run by each runtime: {"version", "times": {scheme: [[wall ms, CPU ms], one a call]}, "unread": [schemes]}."""
     import numpy as np
 
     try:
@@ -72,10 +75,16 @@ def time_files(folder, calls):
         Interpreter, version = tf.lite.Interpreter, tf.__version__
 
     photo = np.random.RandomState(0).uniform(0, 255, (1, SIDE, SIDE, 3)).astype("float32")
-    interpreters, times = {}, {scheme: [] for scheme in SCHEMES}
+    interpreters, unread = {}, []
     for scheme in SCHEMES:
-        interpreters[scheme] = Interpreter(model_path=str(folder / f"{scheme}.tflite"))
-        interpreters[scheme].allocate_tensors()
+        content = (folder / f"{scheme}.tflite").read_bytes()
+        try:
+            interpreters[scheme] = Interpreter(model_content=content)
+            interpreters[scheme].allocate_tensors()
+        except (RuntimeError, ValueError):  # an operator in a version that this runtime does not know
+            interpreters.pop(scheme, None)
+            unread.append(scheme)
+    times = {scheme: [] for scheme in interpreters}
     for turn in range(WARMUP + calls):
         for scheme, interpreter in interpreters.items():
             wall, cpu = time.perf_counter(), time.process_time()
@@ -85,7 +94,7 @@ def time_files(folder, calls):
             spent = time.perf_counter() - wall, time.process_time() - cpu
             if turn >= WARMUP:
                 times[scheme].append([round(1000 * seconds, 3) for seconds in spent])
-    return {"version": version, "times": times}
+    return {"version": version, "times": times, "unread": unread}
 
 
 def find_python(given=None):
@@ -139,10 +148,11 @@ def measure(folder, versions, sittings, calls, python=None):
 
     files, kept = folder / "files", folder / "sittings.jsonl"
     pythons = {version: environment_of(version, folder, python) for version in versions}
-    if not (files / "made.json").exists():
-        files.mkdir(parents=True, exist_ok=True)
-        print("making the three files", flush=True)
-        run(environment_of(MAKER, folder, python), "--make", files)
+    files.mkdir(parents=True, exist_ok=True)
+    for version, schemes in MAKERS.items():
+        if not all((files / f"{scheme}.tflite").exists() for scheme in schemes):
+            print(f"TensorFlow {version} makes {', '.join(schemes)}", flush=True)
+            run(environment_of(version, folder, python), "--make", files)
     made = [(files / f"{scheme}.tflite").stat().st_mtime for scheme in SCHEMES]
     same = {"cpu": environment.cpu_name(), "calls": calls, "files": made}
     lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
@@ -159,7 +169,7 @@ def measure(folder, versions, sittings, calls, python=None):
             lines.append(line)
             with kept.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            middle = {scheme: round(statistics.median(cpu for _, cpu in line["times"][scheme])) for scheme in SCHEMES}
+            middle = {name: round(statistics.median(cpu for _, cpu in times)) for name, times in line["times"].items()}
             print(f"sitting {sitting + 1}, {version}, load {load:.1f}, CPU ms: {middle}", flush=True)
     return [line for line in lines if line["runtime"] in versions and line["sitting"] < sittings]
 
@@ -185,10 +195,10 @@ def summarize(lines):
     rows = []
     for runtime in (*PINS, LITERT):
         own = sorted((line for line in lines if line["runtime"] == runtime), key=lambda line: line["sitting"])
-        for scheme in SCHEMES if own else ():
+        for scheme in own[0]["times"] if own else ():
             cpu, ratios, walls = [], [], []
             for line in own:
-                middle = {name: statistics.median(spent for _, spent in line["times"][name]) for name in SCHEMES}
+                middle = {name: statistics.median(spent for _, spent in of) for name, of in line["times"].items()}
                 cpu.append(middle[scheme])
                 ratios.append(middle[scheme] / middle["float32"])
                 walls.append(statistics.median(wall for wall, _ in line["times"][scheme]))
@@ -202,13 +212,14 @@ def summarize(lines):
     return rows
 
 
-def metrics_of(lines, made_by):
+def metrics_of(lines):
     """The `metrics` of results/old_runtimes.json from raw sittings; `load` is the load average as a process starts."""
     loads = [line["load"] for line in lines]
     measured = {line["runtime"] for line in lines}
     return {
         "runtimes": summarize(lines),
-        "file_made_by": made_by,
+        "unread": {line["runtime"]: line["unread"] for line in lines if line["unread"]},
+        "file_made_by": {scheme: f"TensorFlow {version}" for version, names in MAKERS.items() for scheme in names},
         "weights": "random",
         "classes": CLASSES,
         "input_size": SIDE,
@@ -223,10 +234,10 @@ def metrics_of(lines, made_by):
 
 def text_of(metrics):
     """The rows as a table for a terminal."""
-    lines = [f"{'runtime':<18}{'scheme':<15}{'CPU ms':>8}{'low':>8}{'high':>8}{'ratio':>8}{'low':>8}{'high':>8}"]
+    lines = [f"{'runtime':<18}{'scheme':<26}{'CPU ms':>8}{'low':>8}{'high':>8}{'ratio':>8}{'low':>8}{'high':>8}"]
     for row in metrics["runtimes"]:
         lines.append(
-            f"{row['runtime'] + ' ' + row['version']:<18}{row['scheme']:<15}{row['median_cpu_ms']:>8.0f}"
+            f"{row['runtime'] + ' ' + row['version']:<18}{row['scheme']:<26}{row['median_cpu_ms']:>8.0f}"
             f"{row['cpu_ms_low']:>8.0f}{row['cpu_ms_high']:>8.0f}{row['ratio_to_float32']:>8.2f}"
             f"{row['ratio_low']:>8.2f}{row['ratio_high']:>8.2f}"
         )
@@ -275,7 +286,7 @@ def main(argv=None):
     except (ValueError, RuntimeError, subprocess.CalledProcessError) as error:
         print(error, file=sys.stderr)
         return 1
-    metrics = metrics_of(lines, json.loads((folder / "files" / "made.json").read_text())["file_made_by"])
+    metrics = metrics_of(lines)
     print(text_of(metrics))
     if options.record:
         from study import results
