@@ -30,6 +30,13 @@ def positive_linear(model):
     return copy
 
 
+def positive_weights(model):
+    """The model itself with all weights positive: every path that there is carries a gradient."""
+    for variable in model.trainable_variables:
+        variable.assign(np.full(variable.shape, 1 / np.prod(variable.shape[:-1])))
+    return model
+
+
 def support(model, feature, layer=None):
     """Box (start, stop) of the pixels with a non-zero gradient for one feature of a model's layer, or None."""
     head = model if layer is None else keras.Model(model.inputs, model.get_layer(layer).output)

@@ -70,6 +70,7 @@ def test_the_answer_repeats_and_does_not_hang_on_the_batches():
         (lambda m: effective(m, np.zeros((1, 16, 16, 3)), "pooled"), "'pooled' has no grid of features"),
         (lambda m: effective(m, np.zeros((1, 16, 16, 3)), "conv", feature=(20, 0)), r"features and none at \(20, 0\)"),
         (lambda m: effective(m, np.zeros((1, 16, 16, 3)), "dead"), "no image moves feature"),
+        (lambda m: effective(m, np.zeros((1, 18, 16, 3))), r"images must have the shape \(None, 16, 16, 3\)"),
         (lambda m: effective(m, np.zeros((1, 16, 16, 3)), "cnv"), "no layer 'cnv'; near it are 'conv'"),
     ],
 )
@@ -79,6 +80,42 @@ def test_what_cannot_be_measured_is_refused_by_name(ask, error):
     x = layers.Conv2D(2, 3, activation="relu", bias_initializer=keras.initializers.Constant(-1), name="dead")(x)
     with pytest.raises(ValueError, match=error):
         ask(keras.Model(image, layers.GlobalAveragePooling2D(name="pooled")(x)))
+
+
+class Own(keras.Model):
+    """A subclassed model that slices its image and keeps a layer within a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = keras.Sequential([layers.Conv2D(2, 3, padding="same", name="conv")], name="inner")
+
+    def call(self, x):
+        return keras.ops.relu(self.inner(x[:, 2:]))
+
+
+def test_what_people_bring_is_measured_like_a_functional_model():
+    keras.utils.set_random_seed(0)
+    photos = np.random.default_rng(0).integers(0, 256, (2, 24, 36, 3))
+    image = keras.Input((24, 36, 3), dtype="uint8")
+    whole_numbers = keras.Model(image, layers.Conv2D(2, (3, 5), padding="same")(layers.Rescaling(1 / 255)(image)))
+    found = effective(whole_numbers, photos.astype("uint8"), feature=(4, 20))
+    rows, columns = np.nonzero(found.map)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (3, 5, 18, 22) and found.share_inside == 1
+
+    image = keras.Input((24, 36, 3))
+    turned = keras.Model(image, layers.Permute((2, 1, 3))(layers.Conv2D(2, 3, padding="same")(image)))
+    rows, columns = np.nonzero(effective(turned, photos, feature=(4, 20)).map)
+    assert (rows.min(), columns.min()) == (3, 19)
+
+    own = Own()
+    own(np.zeros((1, 24, 36, 3), "float32"))
+    found = effective(own, photos / 255, "inner/conv", feature=(4, 20))
+    rows, columns = np.nonzero(found.map)
+    assert (rows.min(), columns.min()) == (5, 19) and found.theoretical.grid == (22, 36)
+
+    half = layers.Conv2D(2, 3, dtype="mixed_float16")
+    found = effective(keras.Sequential([keras.Input((24, 36, 3)), half]), photos / 255)
+    assert np.count_nonzero(found.map) == 9 and found.share_inside == 1
 
 
 def test_results_print_themselves():

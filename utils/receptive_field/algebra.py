@@ -1,173 +1,20 @@
-"""The algebra of receptive fields: affine lines, one step of a layer, and the field of one tensor.
+"""The field of one tensor: what it sees along each axis of the image, through joins, mixing and reshapes.
 
-Along one axis, feature u of a tensor reads the input pixels low(u) ... high(u) with
-
-    low(u) = stride * u - padding,   high(u) = low(u) + size - 1                                    (a Line)
-
-and every local layer reads, for its output o, its own inputs scale * o + low ... scale * o + low + span (a Step).
-Putting a step behind a line gives a line again (Araujo, Norris, Sim, "Computing receptive fields of convolutional
-neural networks", Distill 2019, equations 3 to 5, with dilation as an effective kernel of d * (k - 1) + 1).
-
-Transposed convolutions and up-sampling read a set that repeats with a period instead of moving evenly. Their lines have
-a fractional stride and are the tightest pair of lines around that set, so sizes and regions behind them are bounds.
+Mostly one tensor axis holds one axis of the image. A reshape spreads an axis of the image over several axes of the
+tensor, or puts several into one. The pixels that a feature reads are then the sum of one line for each tensor axis (a
+branch), and where branches meet, their union.
 """
 
-import dataclasses
+import itertools
 import math
-from fractions import Fraction
+from typing import NamedTuple
+
+from .lines import FAR, Line, merged, plain, tidied, united
+
+MOST_BRANCHES = 12
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Line:
-    """Input pixels that feature u reads along one axis; `padding` is None where the input size would decide it."""
-
-    stride: int | Fraction = 1
-    size: int | Fraction = 1
-    padding: int | Fraction | None = 0
-
-    @property
-    def center(self):
-        """Centre of feature 0 in pixels, or None where the padding is unknown."""
-        if self.padding is None:
-            return None
-        doubled = self.size - 1 - 2 * self.padding
-        return doubled // 2 if doubled % 2 == 0 else Fraction(doubled) / 2
-
-    def bounds(self, u):
-        """First and last pixel (integers) of feature u; first > last where it reads none."""
-        low = self.stride * u - self.padding
-        return math.ceil(low), math.floor(low + self.size - 1)
-
-    def pixels(self):
-        """The largest number of pixels that a feature reads: `size` but for fractional strides."""
-        if isinstance(self.size, int) and isinstance(self.stride, int):
-            return self.size
-        stride, size, padding = Fraction(self.stride), Fraction(self.size), Fraction(self.padding or 0)
-        counts = []
-        for u in range(stride.denominator):
-            low = stride * u - padding
-            counts.append(math.floor(low + size - 1) - math.ceil(low) + 1)
-        return max(counts)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Step:
-    """What one layer reads along one axis: scale * o + low ... scale * o + low + span. `low` None: not known."""
-
-    scale: int | Fraction = 1
-    low: int | Fraction | None = 0
-    span: int | Fraction = 0
-
-    def behind(self, line):
-        """The line of this layer's output, when `line` is that of its input."""
-        known = line.padding is not None and self.low is not None
-        return Line(
-            line.stride * self.scale,
-            line.size + line.stride * self.span,
-            line.padding - line.stride * self.low if known else None,
-        )
-
-
-def same_padding(kernel, stride, length):
-    """Zeros that SAME padding puts before the first element, or None where `length` would decide it.
-
-    total = max((ceil(n / s) - 1) * s + k - n, 0), of which floor(total / 2) stand in front.
-
-    Args:
-        kernel: effective kernel size, dilation included.
-        stride: stride.
-        length: input length n, or None.
-
-    Example:
-        >>> same_padding(3, 2, 224), same_padding(3, 2, 225), same_padding(3, 1, None), same_padding(3, 2, None)
-        (0, 1, 1, None)
-
-    Source: TensorFlow's documentation of tf.nn ("Notes on padding").
-    """
-    if length is not None:
-        return max((-(-length // stride) - 1) * stride + kernel - length, 0) // 2
-    answers = {max(kernel - rest, 0) // 2 for rest in range(1, stride + 1)}
-    return answers.pop() if len(answers) == 1 else None
-
-
-def window(kernel, stride=1, dilation=1, padding="valid", length=None):
-    """Step of a convolution or pooling; `padding` is "valid", "same", "causal" or a number of leading zeros."""
-    effective = dilation * (kernel - 1) + 1
-    if padding == "same":
-        padding = same_padding(effective, stride, length)
-    elif padding == "causal":
-        padding = effective - 1
-    elif padding == "valid":
-        padding = 0
-    return Step(stride, None if padding is None else -padding, effective - 1)
-
-
-def transposed_window(kernel, stride, dilation, padding, length, out_length, output_padding=None):
-    """Step of a transposed convolution: the inputs i with o = stride * i + dilation * j - crop for some tap j.
-
-    The crop is the leading padding of the forward convolution whose gradient this is.
-    """
-    effective = dilation * (kernel - 1) + 1
-    if padding == "valid":
-        crop = 0
-    elif length is not None and out_length is not None:
-        crop = max((length - 1) * stride + effective - out_length, 0) // 2
-    elif output_padding is None:
-        crop = max(effective - stride, 0) // 2
-    else:
-        crop = max(effective - (effective - 2 * (effective // 2) + output_padding), 0) // 2
-    return Step(Fraction(1, stride), Fraction(crop - effective + 1, stride), Fraction(effective - 1, stride))
-
-
-RESIZE_RADIUS = {"bilinear": 1, "bicubic": 2, "lanczos3": 3, "lanczos5": 5}
-
-
-def resize_window(length, out_length, interpolation="bilinear", antialias=False):
-    """Step of a resize from `length` to `out_length` pixels with half-pixel centres."""
-    ratio = Fraction(length, out_length)
-    if interpolation == "nearest":  # floor((o + 1/2) * ratio)
-        grain = Fraction(1, (ratio / 2).denominator)
-        return Step(ratio, ratio / 2 - 1 + grain, 1 - grain)
-    radius = RESIZE_RADIUS[interpolation] * (max(ratio, 1) if antialias else 1)
-    # The source position is a multiple of the grain, and a pixel at the very edge of the kernel has weight zero.
-    grain = Fraction(
-        1, math.lcm(ratio.denominator, (ratio / 2 - Fraction(1, 2)).denominator, Fraction(radius).denominator)
-    )
-    return Step(ratio, ratio / 2 - Fraction(1, 2) - radius + grain, 2 * (radius - grain))
-
-
-def adaptive_window(length, out_length):
-    """Step of adaptive pooling: floor(o * n / m) ... ceil((o + 1) * n / m) - 1."""
-    ratio = Fraction(length, out_length)
-    grain = 1 - Fraction(1, ratio.denominator)
-    return Step(ratio, -grain, ratio - 1 + 2 * grain)
-
-
-def union(groups):
-    """Lines that cover the lines of all groups: one line a stride, equal strides merged.
-
-    Args:
-        groups: iterable of tuples of Line.
-
-    Returns:
-        tuple of Line, the widest first. More than one: the union moves along more than one line.
-    """
-    by_stride = {}
-    for lines in groups:
-        for line in lines:
-            by_stride.setdefault(line.stride, set()).add(line)
-    merged = []
-    for stride, lines in by_stride.items():
-        if any(line.padding is None for line in lines):
-            merged.append(Line(stride, max(line.size for line in lines), None))
-        else:
-            padding = max(line.padding for line in lines)
-            merged.append(Line(stride, padding + max(line.size - line.padding for line in lines), padding))
-    return tuple(sorted(merged, key=lambda line: (line.size, line.stride), reverse=True))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Conflict:
+class Conflict(NamedTuple):
     """Two branches that meet in `layer` and do not move together along `axis`.
 
     `what` is "stride" or "center"; `values` are those of the branches, in pixels of the input.
@@ -183,122 +30,367 @@ class Conflict:
         return f"the branches of layer {self.layer!r} disagree along axis {self.axis}: {self.what} {values} pixels"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Axis:
-    """One spatial axis of a tensor, as far as the input's grid is concerned.
+class Axis(NamedTuple):
+    """One axis of the image, as one tensor sees it.
 
     Attributes:
-        lines: the input pixels that a feature reads (tuple of Line).
-        position: the tensor axis that indexes the features, or None where nothing does any more.
-        flat: lengths of the tensor axes that were flattened into `position` (None: it is a grid axis of its own).
-        length: number of features along the axis, or None.
-        whole: something has mixed all positions of this axis.
+        branches: tuple of branches; a branch is a tuple of (tensor axis, Line): a feature reads the sum of its lines.
+            The tensor axis is None where nothing indexes the line any more (then its feature 0 counts).
+        whole: something has mixed all positions; the branches go on to describe the local path.
+        dead: (tensor axis, layer) where a layer like Dense has put new units in place of the positions, else None.
+        mixer: the layer that mixed all positions first.
     """
 
-    lines: tuple = (Line(),)
-    position: int | None = None
-    flat: tuple | None = None
-    length: int | None = None
+    branches: tuple
     whole: bool = False
+    dead: tuple | None = None
+    mixer: str = ""
 
-    def stepped(self, step, length):
-        return Axis(tuple([step.behind(line) for line in self.lines]), self.position, self.flat, length, self.whole)
+    @property
+    def positions(self):
+        return {position for branch in self.branches for position, _ in branch if position is not None}
 
-    def mixed(self, keep=False):
-        """All positions mixed; `keep`: the axis stays (attention), otherwise it is gone (pooling, Dense on it)."""
-        whole = self.whole or self.length != 1
-        return dataclasses.replace(self, whole=whole) if keep else Axis(self.lines, None, None, 1, whole)
+    @property
+    def exact(self):
+        return all(line.exact for branch in self.branches for _, line in branch)
+
+    @property
+    def size(self):
+        sums = [1 + sum(line.size - 1 for _, line in branch) for branch in self.branches]
+        return max(*sums, 0)
+
+    def map(self, change):
+        """Apply `change(tensor axis, Line) -> (tensor axis, Line)`."""
+        return self._replace(branches=tuple([tuple([change(*part) for part in branch]) for branch in self.branches]))
+
+    def mixed(self, gone, shape, path, keep, stays):
+        """All positions of the tensor axes `gone` mixed; `keep`: they stay (attention); `stays`: units replace them."""
+        branches, whole, dead, mixer = [], self.whole, self.dead, self.mixer
+        for branch in self.branches:
+            inside = [part for part in branch if part[0] in gone]
+            rest = [part for part in branch if part[0] not in gone]
+            if not inside:
+                branches.append(branch)
+            elif any(position is not None for position, _ in rest):  # a window or a channel: its hull, exactly
+                for position, line in inside:
+                    low, high = line.hull(shape[position])
+                    rest[0] = (rest[0][0], rest[0][1].plus(low, high))
+                branches.append(tuple(rest))
+            else:
+                many = any(shape[position] != 1 for position, _ in inside)
+                whole, mixer = whole or many, mixer or path
+                if stays and many:
+                    dead = (inside[0][0], path)
+                branches.append(branch if keep and many else tuple([(None, line) for _, line in branch]))
+        live = [branch for branch in branches if any(position is not None for position, _ in branch)]
+        return Axis(tuple(dict.fromkeys(live if live and whole else branches)), whole, dead, mixer)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Field:
-    """What one tensor sees of the input: an Axis for y, x (or t; or z, y, x), and the conflicts on the way to it."""
+class Field(NamedTuple):
+    """What one tensor sees of the input: an Axis for y, x (or t; or z, y, x), and the conflicts on the way to it.
+
+    `lost` says, where it is not None, why nothing more can be said of the tensor.
+    """
 
     axes: tuple
     conflicts: tuple = ()
+    lost: str | None = None
 
     @property
     def whole_image(self):
-        return any(axis.whole for axis in self.axes)
+        return self.lost is not None or any(axis.whole for axis in self.axes)
 
-    def with_axes(self, change):
-        """The field with `change(axis) -> Axis` applied to each axis."""
-        return Field(tuple([change(axis) for axis in self.axes]), self.conflicts)
+    @property
+    def positions(self):
+        return set().union(*(axis.positions for axis in self.axes))
 
     def step(self, steps, lengths):
         """Apply `steps` {tensor axis: Step}; `lengths` {tensor axis: output length}."""
+        lost = self.lost
+        axes = []
+        for axis in self.axes:
+            if axis.dead is not None and axis.dead[0] in steps and not steps[axis.dead[0]].idle:
+                lost = lost or f"layer {axis.dead[1]!r} mixes all positions of an axis along which later layers work"
+            branches = []
+            for branch in axis.branches:
+                parts = []
+                for position, line in branch:
+                    if position in steps:
+                        line = line.through(steps[position], lengths.get(position))
+                    parts.append((position, line))
+                branches.append(tuple(parts))
+            axes.append(axis._replace(branches=tuple(branches)))
+        return Field(tuple(axes), self.conflicts, lost)
 
-        def change(axis):
-            if axis.position not in steps:
-                return axis
-            if axis.flat is not None:
-                return axis.mixed()
-            return axis.stepped(steps[axis.position], lengths.get(axis.position))
-
-        return self.with_axes(change)
-
-    def mix(self, positions, keep=False):
-        """Mix everything along these tensor axes."""
-        if not any(axis.position in positions for axis in self.axes):
-            return self
-        return self.with_axes(lambda axis: axis.mixed(keep) if axis.position in positions else axis)
-
-    def move(self, new_position):
-        """Rename tensor axes by `new_position(old) -> new` (None: the axis is gone, unmixed)."""
-        return self.with_axes(
-            lambda axis: (
-                axis if axis.position is None else dataclasses.replace(axis, position=new_position(axis.position))
+    def take(self, position, indices):
+        """Pick features along one tensor axis by their indices."""
+        return self._replace(
+            axes=tuple(
+                axis.map(lambda at, line: (at, line.taken(indices) if at == position else line)) for axis in self.axes
             )
         )
 
+    def mix(self, positions, shape, path="", keep=False, stays=False):
+        """Mix everything along these tensor axes of a tensor of this shape."""
+        if not any(part[0] in positions for axis in self.axes for branch in axis.branches for part in branch):
+            return self
+        return self._replace(
+            axes=tuple([
+                axis.mixed(positions, shape, path, keep, stays) if axis.positions & positions else axis
+                for axis in self.axes
+            ])
+        )  # fmt: skip
 
-def join(fields, layer, lengths):
+    def move(self, new_position):
+        """Rename tensor axes by `new_position(old) -> new` (None: the axis is gone, its feature 0 stays)."""
+
+        def change(position, line):
+            return (None if position is None else new_position(position)), line
+
+        axes = []
+        for axis in self.axes:
+            place = None if axis.dead is None else new_position(axis.dead[0])
+            dead = None if place is None else (place, axis.dead[1])
+            axes.append(axis.map(change)._replace(dead=dead))
+        return self._replace(axes=tuple(axes))
+
+    def stretch(self, shape, out_shape):
+        """Where a tensor axis of length 1 meets a longer one, its one feature is the same for all."""
+
+        def change(position, line):
+            short = position is not None and shape[position] == 1 and out_shape[position] not in (1, None)
+            return position, Line(0, *zip(line.at(0), strict=True), line.known, line.exact) if short else line
+
+        return self._replace(axes=tuple([axis.map(change) for axis in self.axes]))
+
+
+def join(fields, layer):
     """The union of several branches that meet element by element in `layer`.
 
     Args:
         fields: list of Field, one or more, whose tensor axes already line up.
         layer: name for the conflicts.
-        lengths: {tensor axis: output length}.
 
     Returns:
-        Field. Where branches differ in stride or centre, a Conflict is added and all their lines are kept.
+        Field. Where branches differ in stride or centre, a Conflict is added and all of them are kept.
     """
-    if len(fields) == 1:
-        return fields[0]
+    first = fields[0]
+    if all(field is first or field == first for field in fields):
+        return first
     conflicts = list(dict.fromkeys(conflict for field in fields for conflict in field.conflicts))
     axes = []
-    for number, branches in enumerate(zip(*(field.axes for field in fields), strict=True)):
-        if all(axis == branches[0] for axis in branches):
-            axes.append(branches[0])
+    for number, group in enumerate(zip(*(field.axes for field in fields), strict=True)):
+        if all(axis == group[0] for axis in group):
+            axes.append(group[0])
             continue
-        whole = any(axis.whole for axis in branches)
-        live = [axis for axis in branches if axis.position is not None]
+        whole = any(axis.whole for axis in group)
+        mixer = next((axis.mixer for axis in group if axis.mixer), "")
+        live = [axis for axis in group if axis.positions]
         if not live:
-            axes.append(Axis(union(axis.lines for axis in branches), None, None, 1, whole))
-            continue
-        first = live[0]
-        if any((axis.position, axis.flat) != (first.position, first.flat) for axis in live):
-            # The same grid lies along different tensor axes: every feature of one meets every feature of the other.
-            axes.append(Axis(union(axis.lines for axis in branches), None, None, None, True))
-            continue
-        length = lengths.get(first.position) if first.flat is None else first.length
-        groups = []
-        for axis in branches:
-            if axis.position is None and axis.whole:
-                continue  # it sees the whole axis anyway, and the flag says so
-            broadcast = axis.position is None or (axis.length == 1 and length is not None and length > 1)
-            lines = tuple(Line(0, line.size, line.padding) for line in axis.lines) if broadcast else axis.lines
-            groups.append(lines)
-        conflict = _disagreement(groups, number, layer)
+            live, dead = group, group[0].dead
+        else:  # an axis that is mixed already is seen whole anyway, and the flag says so
+            dead = None
+            live = [axis if axis.positions else _constant(axis) for axis in group if axis.positions or not axis.whole]
+        conflict = _disagreement(live, number, layer)
         if conflict is not None:
             conflicts.append(conflict)
-        axes.append(Axis(union(groups), first.position, first.flat, length, whole))
-    return Field(tuple(axes), tuple(conflicts))
+        axes.append(Axis(_union([branch for axis in live for branch in axis.branches]), whole, dead, mixer))
+    lost = next((field.lost for field in fields if field.lost), None)
+    return Field(tuple(axes), tuple(conflicts), lost)
 
 
-def _disagreement(groups, axis, layer):
-    strides = list(dict.fromkeys(lines[0].stride for lines in groups))
+def _constant(axis):
+    return axis.map(lambda at, line: (at, Line(0, *zip(line.at(0), strict=True), line.known, line.exact)))
+
+
+def _union(branches):
+    """Branches that cover all of these, the widest first; those that move together become one."""
+    kept = []
+    for branch in dict.fromkeys(branches):
+        for at, other in enumerate(kept):
+            both = _together(branch, other, len(kept) >= MOST_BRANCHES)
+            if both is not None:
+                kept[at] = both
+                break
+        else:
+            kept.append(branch)
+    return tuple(sorted(kept, key=lambda branch: sum(line.size - 1 for _, line in branch), reverse=True))
+
+
+def _together(branch, other, roughly):
+    """One branch for two that stand on the same tensor axes and move with the same strides, else None."""
+    if [part[0] for part in branch] != [part[0] for part in other]:
+        return None
+    if len(branch) > 1 and not roughly and sum(a != b for a, b in zip(branch, other, strict=True)) > 1:
+        return None
+    lines = [(one[1], two[1]) for one, two in zip(branch, other, strict=True)]
+    if any(one.stride != two.stride and not (one.finite or two.finite) for one, two in lines):
+        return None
+    joined = [united(one, two) for one, two in lines]
+    if roughly and len(branch) > 1:
+        joined = [line._replace(exact=False) for line in joined]
+    return tuple(zip((part[0] for part in branch), joined, strict=True))
+
+
+def _disagreement(group, axis, layer):
+    lines = [axis.branches[0][0][1] for axis in group]
+    strides = list(dict.fromkeys(plain(line.stride) for line in lines))
     if len(strides) > 1:
         return Conflict(layer, axis, "stride", tuple(strides))
-    centers = list(dict.fromkeys(lines[0].center for lines in groups if lines[0].center is not None))
+    centers = list(dict.fromkeys(line.center for line in lines if line.center is not None))
     return Conflict(layer, axis, "center", tuple(centers)) if len(centers) > 1 else None
+
+
+def sequence(joined, pieces, lengths, position):
+    """The Axis of tensors set one after another along a tensor axis: feature by feature where that is possible.
+
+    Args:
+        joined: the union of the pieces, which is the answer where they differ along other tensor axes.
+        pieces: an Axis for each tensor, or None for one that sees nothing of the image.
+        lengths: of the tensors along `position`.
+    """
+    live = [axis for axis in pieces if axis is not None]
+    if any(axis.whole or len(axis.branches) != 1 for axis in live):
+        return joined
+    rest = [tuple(part for part in axis.branches[0] if part[0] not in (position, None)) for axis in live]
+    if any(other != rest[0] for other in rest):
+        return joined
+    bounds, lines = [], [line for axis in live for _, line in axis.branches[0]]
+    for axis, length in zip(pieces, lengths, strict=True):
+        parts = [(at, line) for at, line in axis.branches[0] if at in (position, None)] if axis is not None else None
+        for u in range(length):
+            found = [line.at(0 if at is None else u) for at, line in parts] if parts is not None else [(FAR, -FAR)]
+            bounds.append((sum(low for low, _ in found), sum(high for _, high in found)))
+    if position not in joined.positions and len(set(bounds) - {(FAR, -FAR)}) < 2:
+        return joined  # channels that see the same
+    line = tidied(bounds, all(line.exact for line in lines), all(line.known for line in lines))
+    return Axis(((*rest[0], (position, line)),))
+
+
+# Reshapes ------------------------------------------------------------------------------------------------------------
+
+
+def reshape(field, shape, out_shape):
+    """The field of a tensor whose elements are regrouped from `shape` to `out_shape`; None where sizes are unknown."""
+    groups = _groups(shape, out_shape)
+    if groups is None:
+        return None
+    axes = []
+    for axis in field.axes:
+        branches = tuple([_regrouped(branch, groups, shape, out_shape) for branch in axis.branches])
+        dead = axis.dead
+        if dead is not None:
+            targets = next((targets for sources, targets in groups if dead[0] in sources), ())
+            dead = (targets[0], dead[1]) if targets else None
+        axes.append(axis._replace(branches=branches, dead=dead))
+    return field._replace(axes=tuple(axes))
+
+
+def _groups(shape, out_shape):
+    """Pairs (input axes, output axes) that hold the same elements in the same order; None where sizes are unknown."""
+    groups, i, o = [], 0, 0
+    while i < len(shape) or o < len(out_shape):
+        if i < len(shape) and o < len(out_shape) and shape[i] == out_shape[o]:  # also None and None
+            groups.append(((i,), (o,)))
+            i, o = i + 1, o + 1
+            continue
+        sources, targets = [], []
+        size = out_size = 1
+        while True:
+            if size <= out_size and i < len(shape):
+                sources.append(i)
+                size, i = size * (shape[i] or 0), i + 1
+            elif o < len(out_shape):
+                targets.append(o)
+                out_size, o = out_size * (out_shape[o] or 0), o + 1
+            else:
+                return None
+            if not size or not out_size:
+                return None
+            if size == out_size and ((sources and targets) or size == 1):
+                break
+        groups.append((tuple(sources), tuple(targets)))
+    return groups
+
+
+def _regrouped(branch, groups, shape, out_shape):
+    parts = [part for part in branch if part[0] is None]
+    lines = dict(part for part in branch if part[0] is not None)
+    for sources, targets in groups:
+        if not any(source in lines for source in sources):
+            continue
+        if len(sources) == len(targets) == 1:
+            parts.append((targets[0], lines[sources[0]]))
+            continue
+        for source in sources:
+            if shape[source] == 1 and source in lines:  # nothing indexes it any more
+                parts.append((None, lines.pop(source)))
+        atoms = _atoms([shape[source] for source in sources], [out_shape[target] for target in targets])
+        if atoms is None:
+            parts += _bounded(lines, sources, targets, shape, out_shape)
+            continue
+        digits = []
+        for source, sizes in zip(sources, atoms[0], strict=True):
+            line, inner = lines.get(source), []
+            for size in reversed(sizes[1:]):
+                line, last = (None, None) if line is None else line.split(size)
+                inner.append((size, last))
+            digits += [(sizes[0], line), *reversed(inner)] if sizes else []
+        for target, sizes in zip(targets, atoms[1], strict=True):
+            line, digits, mine = None, digits[len(sizes) :], digits[: len(sizes)]
+            for number, (size, inner) in enumerate(mine):
+                line = merged(line, inner, size) if number else inner
+            if line is not None:
+                parts.append((target, line))
+    return tuple(parts)
+
+
+def _atoms(sizes, out_sizes):
+    """Each size as a product of factors, outermost first, so that both sides have the same factors; else None."""
+
+    def ends(side):
+        products = [1]
+        for size in reversed(side):
+            products.append(products[-1] * size)
+        return products
+
+    cuts = sorted({*ends(sizes), *ends(out_sizes)})
+    if any(big % small for small, big in itertools.pairwise(cuts)):
+        return None
+
+    def factors(side):
+        edges = ends(side)
+        answer = []
+        for low, high in itertools.pairwise(edges):
+            inside = [cut for cut in cuts if low <= cut <= high]
+            answer.append([big // small for small, big in itertools.pairwise(inside)][::-1])
+        return answer[::-1]
+
+    return factors(sizes), factors(out_sizes)
+
+
+def _bounded(lines, sources, targets, shape, out_shape):
+    """A bound for a regrouping that cuts across rows: of each output axis, the hull; the narrowest of them is kept."""
+    import numpy as np  # only here
+
+    size = math.prod(shape[source] for source in sources)
+    low, high = np.zeros(size, "int64"), np.zeros(size, "int64")
+    inner = size
+    known = exact = True
+    for source in sources:
+        inner //= shape[source]
+        if source in lines:
+            bounds = np.array([lines[source].at(u) for u in range(shape[source])])
+            index = np.arange(size) // inner % shape[source]
+            low, high = low + bounds[index, 0], high + bounds[index, 1]
+            known = known and lines[source].known
+    low, high = (side.reshape([out_shape[target] for target in targets]) for side in (low, high))
+    best = None
+    for number, target in enumerate(targets):
+        others = tuple(at for at in range(len(targets)) if at != number)
+        exact = False
+        lows, highs = low.min(axis=others), high.max(axis=others)
+        line = tidied(list(zip(lows.tolist(), highs.tolist(), strict=True)), exact, known)
+        if best is None or line.size < best[1].size:
+            best = (target, line)
+    return [best]

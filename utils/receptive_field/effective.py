@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import pandas as pd
 
-from .field import fields, receptive_field
+from .field import result_of
+from .walk import Walk
 
 # A pixel counts where it moves the feature by more than this share of the strongest pixel: what a Gaussian has left at
 # two standard deviations' worth of mass (1 - 0.9545), as in Luo et al., section 3.
@@ -84,9 +85,11 @@ def effective(model, images, layer=None, *, feature=None, batch_size=8, seed=0):
     without the cancellation that a plain sum over channels has (Hutchinson's estimator).
 
     Args:
-        model: a Functional or Sequential Keras 3 model with one image input, channels last, on the TensorFlow backend.
-        images: (n, height, width, channels) array in the range that the model takes.
-        layer: name of a layer with a grid of features, or the layer; None: the last one that has a grid.
+        model: a Keras 3 model with one image input, on the TensorFlow backend: Functional, Sequential, nested,
+            subclassed.
+        images: (n, height, width, channels) array in the range that the model takes and in its own layout (channels
+            second where its input has them so); of any type of number.
+        layer: name or path of a layer with a grid of features, or the layer; None: the last one that has a grid.
         feature: (y, x) of the feature to look at; None: the central one.
         batch_size: images at a time.
         seed: of the channel weights.
@@ -95,8 +98,8 @@ def effective(model, images, layer=None, *, feature=None, batch_size=8, seed=0):
         EffectiveField.
 
     Raises:
-        ValueError: images that do not fit, a layer without a grid or inside a nested model, a feature that no image
-            moves.
+        ValueError: images that do not fit, a layer without a grid, an operation inside a layer of your own, a feature
+            that no image moves.
         RuntimeError: Keras runs on another backend.
 
     Example:
@@ -114,18 +117,18 @@ def effective(model, images, layer=None, *, feature=None, batch_size=8, seed=0):
         )
     images = np.asarray(images)
     if images.ndim != 4 or not len(images):
-        raise ValueError(f"images must be (n, height, width, channels) with n at least 1, not {images.shape}")
-    size = images.shape[1:3]
-    theoretical = _theoretical(model, layer, size)
+        raise ValueError(f"images must be (n, height, width, channels) with n at least 1, got {images.shape}")
+    walk, call, theoretical = _theoretical(model, layer, images)
     grid = theoretical.grid
     feature = tuple(count // 2 for count in grid) if feature is None else tuple(feature)
-    if any(not 0 <= u < count for u, count in zip(feature, grid, strict=True)):
+    if len(feature) != 2 or any(not 0 <= u < count for u, count in zip(feature, grid, strict=True)):
         raise ValueError(f"layer {theoretical.layer!r} has {grid} features and none at {feature}; count from 0")
-    energy = _gradient_energy(_head(model, theoretical.layer), images, feature, batch_size, seed)
+    forward = _forward(walk, call)
+    energy = _gradient_energy(forward, images, walk.channels, theoretical.places, feature, batch_size, seed)
     if not energy.max() > 0:
         raise ValueError(
             f"no image moves feature {feature} of {theoretical.layer!r} (dead or saturated); "
-            "give other images or another feature"
+            "pass other images or another feature"
         )
     amplitude = np.sqrt(energy / energy.max()).astype("float32")
     fits = [
@@ -147,50 +150,91 @@ def effective(model, images, layer=None, *, feature=None, batch_size=8, seed=0):
     )
 
 
-def _theoretical(model, layer, size):
-    if layer is None:
-        with_grid = [field for field in fields(model, size) if field.grid and None not in field.grid]
-        if not with_grid:
-            raise ValueError(f"{model.name!r} has no layer with a grid of features")
-        return with_grid[-1]
-    found = receptive_field(model, layer, size, unsupported="ignore")
-    if len(found.size) != 2 or None in found.grid:
-        raise ValueError(f"layer {found.layer!r} has no grid of features any more; name a layer before the pooling")
-    return found
+def _theoretical(model, layer, images):
+    """(walk, call, ReceptiveField) of the layer that is asked for, at the size of the images."""
+    built = getattr(model, "inputs", None) or ()
+    if len(built) > 1:
+        raise ValueError(f"{model.name!r} has {len(built)} inputs; effective needs a model with one image input")
+    for reference in built:
+        shape = tuple(reference.shape)
+        if len(shape) != 4 or any(a not in (None, b) for a, b in zip(shape[1:], images.shape[1:], strict=True)):
+            raise ValueError(
+                f"images must have the shape {shape} that {model.name!r} was built for, got {images.shape}"
+            )
+    walk = Walk(model, None, None, None, "ignore", shape=(None, *images.shape[1:]))
+    if layer is not None:
+        call, number = walk.find(layer)
+        found = result_of(walk, call, number)
+        if found is None or found.lost is not None or len(found.grid) != 2 or None in found.grid:
+            why = found.lost if found is not None and found.lost else "name a layer before the pooling"
+            raise ValueError(f"layer {call.path!r} has no grid of features any more; {why}")
+        return walk, call, found
+    for call in reversed(walk.calls):
+        found = result_of(walk, call, walk.shown(call))
+        inside = not isinstance(call.layer, keras.Layer) and "/" in call.path
+        if found is not None and found.lost is None and found.grid and None not in found.grid and not inside:
+            return walk, call, found
+    raise ValueError(f"{model.name!r} has no layer with a grid of features")
 
 
-def _head(model, path):
-    """The model up to the layer at `path`."""
-    if ":" in path or "/" in path:
-        raise ValueError(
-            f"layer {path!r} is inside a nested model or is a shared layer's later call; "
-            "give the model that holds it itself"
-        )
-    inputs = model.inputs
-    if len(inputs) != 1:
-        raise ValueError(f"{model.name!r} has {len(inputs)} inputs; effective needs a model with one image input")
-    return keras.Model(inputs, model.get_layer(path).output)
+def _forward(walk, call):
+    """A function from a batch to what one call of a layer gives for it."""
+    model = walk.model
+    graph = model.inputs if getattr(model, "inputs", None) else None
+    # A bare Function does not convert its inputs: a model of uint8 images is differentiable like any other.
+    run = keras.Function(graph[0], model.outputs) if graph else lambda batch: model(batch, training=False)
+    turn = [one.index for one in walk.calls if one.layer is call.layer].index(call.index)
+    number = walk.shown(call)
+
+    def forward(batch):
+        if call.type == "InputLayer":
+            return batch
+        seen = []
+        original = call.layer.call
+
+        def watched(*args, **kwargs):
+            outputs = original(*args, **kwargs)
+            seen.append(keras.tree.flatten(outputs)[number])
+            return outputs
+
+        object.__setattr__(call.layer, "call", watched)
+        try:
+            run(batch)
+        finally:
+            object.__delattr__(call.layer, "call")
+        if len(seen) <= turn:
+            raise ValueError(
+                f"{call.path!r} is an operation inside a layer of your own, where nothing can be measured; name a layer"
+            )
+        return seen[turn]
+
+    forward.shape = call.output_shapes[number]
+    return forward
 
 
-def _gradient_energy(head, images, feature, batch_size, seed):
+def _gradient_energy(forward, images, channels, places, feature, batch_size, seed):
     """Sum over images and input channels of the squared gradient, (height, width) float64."""
     import tensorflow as tf  # only here: the rest of this module needs no backend
 
-    channels = head.outputs[0].shape[-1]
     rng = np.random.default_rng(seed)
-    y, x = feature
 
     @tf.function(reduce_retracing=True)
-    def gradient(batch, weights):
+    def gradient(batch, seeds):
         with tf.GradientTape() as tape:
             tape.watch(batch)
-            moved = tf.reduce_sum(head(batch, training=False)[:, y, x, :] * weights)
-        return tf.reduce_sum(tf.square(tape.gradient(moved, batch)), axis=(0, 3))
+            output = forward(batch)
+            for place, u in sorted(zip(places, feature, strict=True), reverse=True):
+                output = tf.gather(output, u, axis=place)
+            output = tf.reshape(tf.cast(output, "float32"), (tf.shape(batch)[0], -1))
+            moved = tf.reduce_sum(output * seeds)
+        return tf.reduce_sum(tf.square(tape.gradient(moved, batch)), axis=(0, channels))
 
-    energy = np.zeros(images.shape[1:3])
+    sides = [side for at, side in enumerate(images.shape) if at not in (0, channels)]
+    energy = np.zeros(sides)
+    count = int(np.prod([side for at, side in enumerate(forward.shape) if at and at not in places]))
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size].astype("float32")
-        weights = rng.standard_normal((len(batch), channels)).astype("float32")
+        weights = rng.standard_normal((len(batch), count)).astype("float32")
         energy += gradient(tf.constant(batch), tf.constant(weights)).numpy()
     return energy
 

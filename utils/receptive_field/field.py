@@ -11,16 +11,19 @@ Along each axis, feature u of a layer sees the pixels
     stride * u - padding   ...   stride * u - padding + size - 1
 
 - `size`, `stride` and `padding` are tuples with one entry a spatial axis: (y, x) for images, (t,) for sequences,
-  (z, y, x) for volumes. They are computed by composing the layers (utils.receptive_field.algebra), so they hold for any
+  (z, y, x) for volumes. They are computed by composing the layers (utils.receptive_field.lines), so they hold for any
   directed acyclic network; dilation, non-square kernels and strides, cropping and padding included.
+- Slices, reshapes and transposes are followed as the index maps that they are: patches, tokens, windows and shuffled
+  pixels see what they see, and a tensor whose axes hold several axes of the image is asked with one number for each.
 - SAME padding of a strided layer depends on the input's size. Where that is unknown, `padding` and `aligned` are None.
 - Branches that meet are joined as the union of what they see. They are aligned when they move with the same stride
   around the same centre; `conflicts` names the layers where they do not. `region` stays exact for the union.
 - `whole_image`: something on the way mixes all positions (global pooling, squeeze-excite, attention, Flatten and
-  Dense). Then every pixel can matter; size, stride and padding go on to describe the local path.
+  Dense). Then every pixel can matter; size, stride and padding go on to describe the local path. Where no local path is
+  left, and behind a layer without a rule, they refuse with that layer's name.
 - Behind transposed convolutions and up-sampling, what a feature sees depends on its phase, and its stride is a
-  fraction. Size, region and centre are then bounds that hold for every phase, exact where no strided layer comes
-  before.
+  fraction. `region` is exact for each phase, and `size` is that of the widest; `padding` is the least that covers all.
+- `exact` is False where the answer may be too wide ("at most"): a reshape that cuts across rows, for instance.
 - Near the edges a region may hold pixels that zero padding inside the network keeps from being seen.
 
 Everything refers to inference. Nothing is computed but shapes, and no weight is read.
@@ -33,7 +36,8 @@ import math
 
 import pandas as pd
 
-from .algebra import Line
+from .algebra import Axis
+from .lines import Line, plain
 from .walk import Walk
 
 
@@ -73,9 +77,11 @@ class ReceptiveField:
         whole_image: whether something on the way mixes all positions.
         layer: path of the layer.
         input_size: the input's size, None entries where unknown.
-        grid: features along each axis, None where unknown or where no grid is left.
+        grid: features along each axis, None where unknown or where no grid of its own is left.
         conflicts: the joins at which branches disagree (tuple of Conflict).
         unsupported: paths of layers on the way that had no rule.
+        exact: False where size and region are bounds that may be too wide.
+        lost: why size, stride, padding, region and center cannot be answered (reading them raises), or None.
     """
 
     size: tuple
@@ -88,7 +94,19 @@ class ReceptiveField:
     grid: tuple = ()
     conflicts: tuple = ()
     unsupported: tuple = ()
-    lines: tuple = dataclasses.field(default=(), compare=False)
+    exact: bool = True
+    lost: str | None = None
+    axes: tuple = dataclasses.field(default=(), compare=False)
+
+    def __post_init__(self):
+        if self.lost is not None:
+            for name in ("size", "stride", "padding"):
+                object.__delattr__(self, name)  # so that reading it comes to __getattr__
+
+    def __getattr__(self, name):
+        if name in ("size", "stride", "padding"):
+            raise ValueError(f"the {name} of {self.layer!r} is unknown: {self.lost}")
+        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
 
     def center(self, *feature):
         """Centre of one feature's region, in pixels (the first pixel's centre is 0.0).
@@ -104,14 +122,16 @@ class ReceptiveField:
         """The box of pixels that one feature can see.
 
         Args:
-            *feature: index of the feature, (y, x).
+            *feature: index of the feature, (y, x); one for each tensor axis that `axes` names, where a reshape has put
+                the image's axes elsewhere (one for tokens).
             clip: cut the box at the image's edges (needs a known input size).
 
         Returns:
             Region; without `clip` it may reach outside the image, where there is only padding.
 
         Raises:
-            ValueError: the padding or (with `clip`) the input size is unknown, or there is no such feature.
+            ValueError: the padding or (with `clip`) the input size is unknown, there is no such feature, or no grid of
+                features is left (names the layer).
 
         Example:
             >>> ReceptiveField((3, 3), (2, 2), (1, 1), True, False).region(0, 5)
@@ -128,7 +148,7 @@ class ReceptiveField:
         if clip:
             if not known:
                 raise ValueError(
-                    f"the region in {self.layer!r} cannot be clipped, as the input size is unknown; give input_size"
+                    f"the region in {self.layer!r} cannot be clipped, as the input size is unknown; pass input_size"
                 )
             boxes = cut
         return Region(tuple(a for a, _ in boxes), tuple(b for _, b in boxes), inside)
@@ -149,11 +169,18 @@ class ReceptiveField:
             >>> ReceptiveField((3, 3), (2, 2), (1, 1), True, False).features_at(0, 9)
             Region(start=(0, 4), stop=(1, 6), fraction_inside=None)
         """
-        self._check(pixel, "pixel")
+        self._check()
+        places = self.places
+        if len(places) != len(self._axes) or any(len(axis.positions) != 1 for axis in self._axes):
+            raise ValueError(f"{self.layer!r} has no grid of features with one axis for each of the image's")
+        if len(pixel) != len(self._axes):
+            raise ValueError(
+                f"expected one pixel index for each of {len(self._axes)} axes, (y, x) for images, got {pixel}"
+            )
         boxes = []
-        for axis, position in enumerate(pixel):
-            count = self.grid[axis] if axis < len(self.grid) else None
-            found = [_features_of(line, position, count) for line in self._lines[axis]]
+        for number, (axis, position) in enumerate(zip(self._axes, pixel, strict=True)):
+            count = self.grid[number] if number < len(self.grid) else None
+            found = [_features_of(branch, position, count) for branch in axis.branches]
             found = [(first, last) for first, last in found if first <= last]
             if found:
                 boxes.append((min(first for first, _ in found), max(last for _, last in found) + 1))
@@ -162,32 +189,54 @@ class ReceptiveField:
         return Region(tuple(a for a, _ in boxes), tuple(b for _, b in boxes))
 
     @property
-    def _lines(self):
-        if self.lines:
-            return self.lines
-        return tuple((Line(*axis),) for axis in zip(self.stride, self.size, self.padding, strict=True))
+    def _axes(self):
+        if self.axes:
+            return self.axes
+        lines = zip(self.stride, self.size, self.padding, strict=True)
+        return tuple(
+            Axis((((number, Line(stride, (-(padding or 0),), (size - 1 - (padding or 0),), padding is not None)),),))
+            for number, (stride, size, padding) in enumerate(lines)
+        )
 
-    def _check(self, index, what):
-        if len(index) != len(self.size):
-            raise ValueError(
-                f"{self.layer or 'the layer'!r} has {len(self.size)} spatial axes and {len(index)} numbers are no "
-                f"{what} of it; give one number an axis, (y, x) for images"
-            )
-        if any(line.padding is None for lines in self._lines for line in lines):
+    @property
+    def places(self):
+        """The tensor axes that number a feature: one for each of the image's, or all that hold any of them."""
+        places = sorted(set().union(*(axis.positions for axis in self._axes)))
+        single = [next(iter(axis.positions), None) for axis in self._axes if len(axis.positions) < 2]
+        named = [place for place in single if place is not None]
+        return single if len(single) == len(self._axes) and len(set(named)) == len(named) else places
+
+    def _check(self):
+        if self.lost is not None:
+            raise ValueError(f"what {self.layer!r} sees is unknown: {self.lost}")
+        if any(not line.known for axis in self._axes for branch in axis.branches for _, line in branch):
             raise ValueError(
                 f"the padding of {self.layer!r} is unknown, because SAME padding depends on the input's size; "
-                "give input_size"
+                "pass input_size"
             )
 
     def _bounds(self, feature):
-        self._check(feature, "feature")
-        for u, count in zip(feature, self.grid or (None,) * len(feature), strict=True):
+        self._check()
+        places = self.places
+        if len(feature) != len(places):
+            raise ValueError(
+                f"a feature of {self.layer or 'the layer'!r} has {len(places)} indices, one for each spatial axis, "
+                f"(y, x) for images; got {len(feature)}"
+            )
+        for u, count in zip(
+            feature, self.grid if len(self.grid) == len(feature) else (None,) * len(feature), strict=True
+        ):
             if count is not None and not 0 <= u < count:
                 raise ValueError(f"{self.layer!r} has {self.grid} features and none at {feature}; count from 0")
+        at = dict(zip(places, feature, strict=True))
         answer = []
-        for u, lines in zip(feature, self._lines, strict=True):
-            bounds = [line.bounds(u) for line in lines]
-            answer.append((min(low for low, _ in bounds), max(high for _, high in bounds)))
+        for axis in self._axes:
+            if axis.whole and not axis.positions:
+                raise ValueError(f"{self.layer!r} has no grid of features left, as {axis.mixer!r} mixes all positions")
+            sums = [[line.at(at.get(place, 0)) for place, line in branch] for branch in axis.branches]
+            sums = [(sum(low for low, _ in one), sum(high for _, high in one)) for one in sums]
+            seen = [(low, high) for low, high in sums if low <= high] or [(0, -1)]
+            answer.append((min(low for low, _ in seen), max(high for _, high in seen)))
         return answer
 
     def to_frame(self):
@@ -195,27 +244,45 @@ class ReceptiveField:
         names = _axis_names(len(self.size))
         return pd.DataFrame({"size_px": self.size, "stride_px": self.stride, "padding_px": self.padding}, index=names)
 
+    @property
+    def _notes(self):
+        """Sentences on what the numbers do not say."""
+        notes = [str(conflict) for conflict in self.conflicts[:3]]
+        if len(self.conflicts) > 3:
+            notes.append(f"and {len(self.conflicts) - 3} more conflicts, the last in {self.conflicts[-1].layer!r}")
+        return notes + [f"no rule for {path}" for path in self.unsupported]
+
     def __repr__(self):
+        if self.lost is not None:
+            return f"ReceptiveField(layer={self.layer!r}, unknown: {self.lost})"
+        most = "" if self.exact else "at most "
         text = (
-            f"ReceptiveField(layer={self.layer!r}, size={self.size}, stride={self.stride}, padding={self.padding}, "
-            f"aligned={self.aligned}, whole_image={self.whole_image}"
+            f"ReceptiveField(layer={self.layer!r}, size={most}{self.size}, stride={self.stride}, "
+            f"padding={self.padding}, aligned={self.aligned}, whole_image={self.whole_image}"
         )
-        for name in ("conflicts", "unsupported"):
-            if getattr(self, name):
-                text += f", {name}={[str(entry) for entry in getattr(self, name)]}"
-        return text + ")"
+        return text + (f", notes={self._notes}" if self._notes else "") + ")"
 
     def _repr_html_(self):
+        title = f"Receptive field of <code>{html.escape(self.layer)}</code>, "
+        if self.lost is not None:
+            return f"<p>{title}<b>unknown</b>: {html.escape(self.lost)}</p>"
         aligned = {True: "aligned", False: "<b>not aligned</b>", None: "alignment unknown"}[self.aligned]
+        aligned += "" if self.exact else "; sizes are <b>at most</b> these"
         whole = "; <b>something before it sees the whole image</b>, this is the local path" if self.whole_image else ""
-        notes = "".join(f"<li>{html.escape(str(conflict))}</li>" for conflict in self.conflicts)
-        notes += "".join(f"<li>no rule for {html.escape(path)}</li>" for path in self.unsupported)
-        title = f"Receptive field of <code>{html.escape(self.layer)}</code>, {aligned}{whole}"
-        return f"<p>{title}</p>{self.to_frame().to_html()}" + (f"<ul>{notes}</ul>" if notes else "")
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self._notes)
+        return f"<p>{title}{aligned}{whole}</p>{self.to_frame().to_html()}" + (f"<ul>{notes}</ul>" if notes else "")
 
 
 def receptive_field(
-    model, layer=None, input_size=None, *, input=None, require_aligned=False, rules=None, unsupported="warn"
+    model,
+    layer=None,
+    input_size=None,
+    *,
+    input=None,
+    output=None,
+    require_aligned=False,
+    rules=None,
+    unsupported="warn",
 ):
     """The receptive field of one layer's output.
 
@@ -223,12 +290,15 @@ def receptive_field(
         model: a Keras 3 model, built or not.
         layer: name or path ("backbone/block1/conv"; the second call of a shared layer is "conv:1"), or the layer
             itself. None: the model's output.
-        input_size: side in pixels, or (y, x). None: the size that the model was built with.
+        input_size: side in pixels, or one for each axis: (t,), (y, x), (z, y, x). None: the size that the model was
+            built with.
         input: name of the input to look at, where a model has several; None takes them all as one grid.
+        output: number of the output, where the layer (or, without `layer`, the model) has several.
         require_aligned: raise where branches disagree instead of reporting it.
-        rules: {layer class or class name: rule} for layers of your own; see utils.receptive_field.rules.
-        unsupported: what to do about a layer without a rule: "warn" (and treat it as element-wise where it keeps the
-            grid, as seeing the whole image where it does not), "ignore", or "raise".
+        rules: {layer class or class name: rule} for layers of your own; see utils.receptive_field.rules. `rules.merge`
+            is the rule for a layer that treats every position for itself.
+        unsupported: what to do about a layer without a rule: "warn" (what comes after it is unknown), "ignore" (the
+            same, without a word), or "raise".
 
     Returns:
         ReceptiveField.
@@ -247,8 +317,8 @@ def receptive_field(
         Region(start=(2, 2), stop=(5, 7), fraction_inside=1.0)
     """
     walk = Walk(model, input_size, input, rules, unsupported)
-    call = walk.find(layer)
-    found = _result(walk, call)
+    call, number = walk.find(layer, output)
+    found = result_of(walk, call, number)
     if found is None:
         raise ValueError(
             f"layer {call.path!r} sees nothing of the image, so it has no receptive field; name another layer"
@@ -264,7 +334,7 @@ def fields(model, input_size=None, *, input=None, rules=None, unsupported="ignor
     Arguments and errors as in `receptive_field`, except that layers without a rule are not warned about.
     """
     walk = Walk(model, input_size, input, rules, unsupported)
-    return [found for found in (_result(walk, call) for call in walk.calls) if found is not None]
+    return [found for found in (result_of(walk, call, walk.shown(call)) for call in walk.calls) if found is not None]
 
 
 def table(model, input_size=None, *, macs=True, input=None, rules=None, unsupported="warn"):
@@ -276,7 +346,8 @@ def table(model, input_size=None, *, macs=True, input=None, rules=None, unsuppor
 
     Returns:
         DataFrame, one row a layer call in execution order: layer, type, output_shape; size_y_px, size_x_px, stride_…,
-        padding_… in pixels; aligned; whole_image; macs (<NA> where unknown, as without an input size).
+        padding_… in pixels; aligned; whole_image; note, where some row needs one (why its field is unknown, or
+        that it is a bound); macs (<NA> where unknown, as without an input size).
 
     Example:
         >>> import keras
@@ -285,18 +356,23 @@ def table(model, input_size=None, *, macs=True, input=None, rules=None, unsuppor
         {'layer': 'conv', 'size_y_px': 3, 'macs': 3888}
     """
     walk = Walk(model, input_size, input, rules, unsupported)
-    rows = []
+    rows, notes = [], []
     names = _axis_names(walk.rank)
     for call in walk.calls:
-        found = _result(walk, call)
-        row = {"layer": call.path, "type": call.type, "output_shape": call.output_shapes[0]}
+        found = result_of(walk, call, walk.shown(call))
+        shape = call.output_shapes[walk.shown(call)]
+        row = {"layer": call.path, "type": call.type, "output_shape": (walk.batch, *shape[1:])}
+        silent = found is None or found.lost is not None
         for what in ("size", "stride", "padding"):
-            values = getattr(found, what) if found is not None else (None,) * walk.rank
+            values = (None,) * walk.rank if silent else getattr(found, what)
             row.update({f"{what}_{name}_px": value for name, value in zip(names, values, strict=True)})
         row["aligned"] = found.aligned if found is not None else None
         row["whole_image"] = found.whole_image if found is not None else None
         rows.append(row)
+        notes.append("" if found is None else found.lost or ("" if found.exact else "sizes are at most these"))
     frame = pd.DataFrame(rows)
+    if any(notes):
+        frame["note"] = notes
     if macs:
         frame["macs"] = _macs(model, walk)
     return frame
@@ -329,40 +405,64 @@ def _axis_names(rank):
     return {1: ("t",), 2: ("y", "x"), 3: ("z", "y", "x")}[rank]
 
 
-def _features_of(line, position, count):
-    """First and last index whose pixels hold `position`; last < first where there is none."""
-    if line.stride == 0:
-        low, high = line.bounds(0)
-        return (0, count - 1) if low <= position <= high and count else (0, -1)
-    first = math.ceil((position + line.padding - line.size + 1) / line.stride)
-    last = math.floor((position + line.padding) / line.stride)
-    return max(first, 0), last if count is None else min(last, count - 1)
+def _features_of(branch, pixel, count):
+    """First and last index of the features whose pixels hold `pixel`; last < first where there is none."""
+    (_, line), *rest = branch
+    below, above = (sum(bounds) for bounds in zip((0, 0), *(one.at(0) for _, one in rest), strict=True))
+    period, found = len(line.lows), []
+    for phase, (low, high) in enumerate(zip(line.lows, line.highs, strict=True)):
+        low, high = low + below, high + above
+        if line.pixels == 0 or line.finite:
+            if low <= pixel <= high:
+                last = phase if line.finite or count is None else (count - 1 - phase) // period * period + phase
+                found += [phase, last]
+            continue
+        ends = (pixel - high) / line.pixels, (pixel - low) / line.pixels
+        first, last = math.ceil(min(ends)), math.floor(max(ends))
+        first, last = phase + period * max(first, 0), phase + period * last
+        if count is not None:
+            last = min(last, phase + (count - 1 - phase) // period * period)
+        if first <= last:
+            found += [first, last]
+    return (min(found), max(found)) if found else (0, -1)
 
 
-def _plain(number):
-    """An exact number as int where it is whole, else as float."""
-    if number is None or isinstance(number, int):
-        return number
-    return int(number) if number.denominator == 1 else float(number)
-
-
-def _result(walk, call):
-    field = walk.fields.get(call.outputs[0])
+def result_of(walk, call, number):
+    """The ReceptiveField of one output of a call, None where it sees nothing of the image."""
+    field, shape = walk.fields.get(call.outputs[number]), call.output_shapes[number]
     if field is None:
         return None
-    lines = tuple(axis.lines for axis in field.axes)
-    padding = tuple(_plain(axis[0].padding) for axis in lines)
-    unknown = any(line.padding is None for axis in lines for line in axis)
+    channels = 1 if walk.channels == 1 else len(shape) - 1
+    if any(channels in axis.positions and len(axis.positions) > 1 for axis in field.axes):
+        field = field.mix({channels}, shape)  # a feature is all its channels
+    axes = field.axes
+    shared = [position for axis in axes for position in axis.positions]
+    branches = [axis.branches[0] for axis in axes]
+    alone = [len(axis.positions) == 1 and shared.count(next(iter(axis.positions))) == 1 for axis in axes]
+    known = all(line.known for axis in axes for branch in axis.branches for _, line in branch)
+    strides = [
+        branch[0][1].stride if one else branch[0][1].next_step for branch, one in zip(branches, alone, strict=True)
+    ]
     return ReceptiveField(
-        size=tuple(max(line.pixels() for line in axis) for axis in lines),
-        stride=tuple(_plain(axis[0].stride) for axis in lines),
-        padding=padding,
-        aligned=False if field.conflicts else None if unknown else True,
+        size=tuple(axis.size for axis in axes),
+        stride=tuple(map(plain, strides)),
+        padding=tuple(_padding(branch, one) for branch, one in zip(branches, alone, strict=True)),
+        aligned=False if field.conflicts else True if known and field.lost is None else None,
         whole_image=field.whole_image,
         layer=call.path,
         input_size=walk.input_size,
-        grid=tuple(axis.length if axis.position is not None and axis.flat is None else None for axis in field.axes),
+        grid=tuple(shape[next(iter(axis.positions))] if one else None for axis, one in zip(axes, alone, strict=True)),
         conflicts=field.conflicts,
-        unsupported=walk.unknown.get(call.outputs[0], ()),
-        lines=lines,
+        unsupported=walk.unknown.get(call.outputs[number], ()),
+        exact=all(axis.exact for axis in axes),
+        lost=field.lost,
+        axes=axes,
     )
+
+
+def _padding(branch, alone):
+    if not all(line.known for _, line in branch):
+        return None
+    (_, line), *rest = branch
+    first = line.padding if alone else -line.at(0)[0]
+    return plain(first - sum(one.at(0)[0] for _, one in rest))

@@ -7,40 +7,86 @@ import keras
 
 from ..layer_calls import layer_calls
 from . import rules as _rules
-from .algebra import Axis, Field, join
+from .algebra import Axis, Field
+from .index_maps import permute
+from .lines import Line
+from .windows import channel_axis
 
 
 class Walk:
     """One pass through a model: the field of every tensor."""
 
-    def __init__(self, model, input_size, input_name, rules, unsupported):
+    def __init__(self, model, input_size, input_name, rules, unsupported, shape=None):
         if unsupported not in ("warn", "ignore", "raise"):
-            raise ValueError(f"unsupported={unsupported!r} is not known; use 'warn', 'ignore' or 'raise'")
+            raise ValueError(f"unsupported must be 'warn', 'ignore' or 'raise', got {unsupported!r}")
         closed = (keras.layers.TimeDistributed, keras.layers.Bidirectional, keras.layers.SpectralNormalization)
         closed += tuple(key for key in rules or () if isinstance(key, type))
         self.model, self.rules, self.policy = model, rules, unsupported
-        self.shapes, self.resized = self._input_shapes(input_size), input_size is not None
-        self.calls = layer_calls(model, self.shapes if self.resized else None, closed=closed)
+        self.batch = next((one.shape[0] for one in getattr(model, "inputs", None) or ()), None)
+        self.asked, self.calls = input_size, None
+        self.shapes = self._input_shapes(input_size) if shape is None else shape
+        self.resized = self.shapes is not None
+        self.calls = self._listed(closed)
         self.fields, self.unknown = {}, {}
         self._start(input_name)
         for call in self.calls:
             if call.outputs[0] not in self.fields:
                 self._visit(call)
+        self.used = {key for call in self.calls for key in call.inputs} | set(self.calls.outputs)
 
-    def _input_shapes(self, input_size):
+    def _listed(self, closed):
+        """The calls with a batch of one, as a reshape into the batch and a `call` that computes with it need one."""
+        shapes = self.shapes if self.resized else None
+        try:
+            return layer_calls(self.model, shapes, batch_size=1, closed=closed)
+        except ValueError as error:
+            if not self.resized:
+                return layer_calls(self.model, closed=closed)
+            try:  # channels first that are permuted before the first convolution, or last ones
+                self.shapes = self._input_shapes(self.asked, not self._channels_first())
+                return layer_calls(self.model, self.shapes, batch_size=1, closed=closed)
+            except ValueError:
+                raise error from None
+
+    def _input_shapes(self, input_size, first=None):
         if input_size is None:
             return None
-        size = (input_size, input_size) if not isinstance(input_size, list | tuple) else tuple(input_size)
+        given = tuple(input_size) if isinstance(input_size, list | tuple) else None
+        if any(isinstance(side, bool) or not hasattr(side, "__index__") or side < 1 for side in given or (input_size,)):
+            raise ValueError(f"input_size must be a positive integer or one for each axis, (y, x), got {input_size!r}")
         shapes = [tuple(reference.shape) for reference in getattr(self.model, "inputs", None) or ()]
         if not shapes:
-            return (*size, 3)  # a model that is not built yet: RGB
-        first = _channels_first(layer for layer in getattr(self.model, "layers", ()))
+            shapes = self._shapes_of_subclassed() or [(None, *(given or (input_size,) * 2), 3)]  # not built yet: RGB
+        first = self._channels_first() if first is None else first
         resized = []
         for shape in shapes:
-            if len(shape) == len(size) + 2:
-                shape = (*shape[:2], *size) if first else (shape[0], *size, shape[-1])
+            rank = len(shape) - 2
+            if rank >= 1:
+                size = given or (input_size,) * rank
+                if len(size) != rank and len(shapes) == 1:
+                    raise ValueError(
+                        f"input_size must have {rank} entries for {self.model.name!r}, whose input is {shape}, "
+                        f"got {input_size!r}"
+                    )
+                if len(size) == rank:
+                    shape = (*shape[:2], *size) if first else (shape[0], *size, shape[-1])
             resized.append(tuple(shape))
         return resized if len(resized) > 1 else resized[0]
+
+    def _shapes_of_subclassed(self):
+        """The input shapes that a model without a graph was built with."""
+        if not self.model.built:
+            return None
+        try:
+            calls = layer_calls(self.model, batch_size=1)
+        except ValueError:
+            return None
+        return [(None, *call.output_shapes[0][1:]) for call in calls if call.type == "InputLayer"]
+
+    def _channels_first(self):
+        if self.calls is None:
+            return _channels_first(getattr(self.model, "layers", ()))
+        return _channels_first(call.layer for call in self.calls)
 
     def _start(self, input_name):
         sources = [call for call in self.calls if not call.inputs and call.type == "InputLayer"]
@@ -54,21 +100,39 @@ class Walk:
             if input_name not in names:
                 raise ValueError(f"{self.model.name!r} has no image input {input_name!r}; its image inputs are {names}")
             images = [call for call in images if call.path == input_name]
-        channels_first = _channels_first(call.layer for call in self.calls)
         shape = images[0].output_shapes[0]
         if any(call.output_shapes[0][1:] != shape[1:] for call in images):
             raise ValueError(
                 f"{self.model.name!r} has image inputs of different sizes; choose one with input=, out of {names}"
             )
-        positions = range(2, len(shape)) if channels_first else range(1, len(shape) - 1)
+        self.channels = self._channel_axis(images[0])
+        positions = [position for position in range(1, len(shape)) if position != self.channels]
         self.rank, self.input_size = len(positions), tuple(shape[position] for position in positions)
         if self.rank > 3:
             raise ValueError(f"{self.model.name!r} has {self.rank} spatial axes; receptive fields are for one to three")
-        field = Field(tuple(Axis(position=position, length=shape[position]) for position in positions))
+        field = Field(tuple(Axis((((position, Line()),),)) for position in positions))
         chosen = {call.index for call in images}
         for call in sources:
             for key in call.outputs:
                 self.fields[key] = field if call.index in chosen else None
+
+    def _channel_axis(self, image):
+        """The channel axis of the input: where that of the first layer with a data format comes from."""
+        key, order = image.outputs[0], list(range(len(image.output_shapes[0])))
+        for call in self.calls:
+            if key not in call.inputs:
+                continue
+            rule = _rules.lookup(call.layer)
+            if rule is permute:
+                moved = permute(call, (Field((Axis(tuple(((at, Line()),) for at in range(len(order)))),)),))
+                found = [branch[0][0] for branch in moved.axes[0].branches]
+                order = [order[found.index(at)] for at in range(len(order))]
+            elif getattr(call.layer, "data_format", None) and len(call.input_shapes[0]) == len(order):
+                return order[channel_axis(call.layer, len(order))]
+            elif len(call.output_shapes[0]) != len(order):
+                break
+            key = call.outputs[0]
+        return 1 if self._channels_first() else len(order) - 1
 
     def _visit(self, call):
         fields = tuple(self.fields.get(key) for key in call.inputs)
@@ -81,7 +145,11 @@ class Walk:
             ]
         else:
             answer = self._apply(call, fields, seen)
-            answers = [_fitted(answer, call.output_shapes[0], shape) for shape in call.output_shapes]
+            answers = answer if isinstance(answer, list) else [answer] * len(call.outputs)
+            answers = [
+                one if len(shape) == len(call.output_shapes[0]) else _rules.mix_all(call, (one,))
+                for one, shape in zip(answers, call.output_shapes, strict=True)
+            ]
         seen = tuple(dict.fromkeys(seen))
         for key, answer in zip(call.outputs, answers, strict=True):
             self.fields[key] = answer
@@ -89,6 +157,9 @@ class Walk:
                 self.unknown[key] = seen
 
     def _apply(self, call, fields, seen):
+        lost = next((field.lost for field in fields if field is not None and field.lost), None)
+        if lost is not None:
+            return _rules.mix_all(call, [field for field in fields if field is not None and field.lost])
         rule = None if call.problem else _rules.lookup(call.layer, self.rules)
         answer = None
         if rule is not None and (fields[0] is not None or rule in _rules.TAKES_NONE):
@@ -96,36 +167,54 @@ class Walk:
         if answer is not None:
             return answer
         seen.append(call.path)
-        reason = f": {call.problem}" if call.problem else ""
-        message = (
-            f"no receptive-field rule for layer {call.path!r} ({call.type}{reason}); pass one in rules={{class: rule}}"
-        )
+        reason = f": {call.problem.split('. ')[0]}" if call.problem else ""
+        lost = f"there is no receptive-field rule for layer {call.path!r} ({call.type}{reason})"
+        advice = "pass one in rules={class: rule}"
         if self.policy == "raise":
-            raise ValueError(message)
-        keeps = all(
-            _same_grid(field, shape, call.output_shapes[0])
-            for field, shape in zip(fields, call.input_shapes, strict=True)
-        )
+            raise ValueError(f"{lost}; {advice}")
         if self.policy == "warn":
-            taken = "taken as element-wise" if keeps else "taken as seeing the whole image"
-            warnings.warn(f"{message}; {taken}", stacklevel=5)
-        if keeps:
-            return join(
-                [field for field in fields if field is not None], call.path, dict(enumerate(call.output_shapes[0]))
-            )
-        return _rules.mix_all(call, fields)
+            warnings.warn(f"{lost}; what comes after it is unknown; {advice}", stacklevel=5)
+        return _rules.mix_all(call, fields)._replace(lost=f"{lost}; {advice}")
 
-    def find(self, layer):
-        """The call that `layer` names; of a layer object, its first."""
+    def find(self, layer, output=None):
+        """(call, number of its output) that `layer` and `output` name; of a layer object, its first call."""
         if layer is None:
-            read = {key for call in self.calls for key in call.inputs}
-            ends = [call for call in self.calls if not read.intersection(call.outputs)]
-            if len(ends) == 1:
-                return ends[0]
+            return self._returned(output)
+        call = self._named(layer)
+        return call, self._output(call, output)
+
+    def _returned(self, output):
+        made = {key: (call, at) for call in self.calls for at, key in enumerate(call.outputs)}
+        ends = list(dict.fromkeys(self.calls.outputs))
+        if output is None and len(ends) > 1:
+            paths = ", ".join(repr(made[key][0].path) for key in ends)
             raise ValueError(
-                f"{self.model.name!r} has {len(ends)} outputs ({', '.join(repr(call.path) for call in ends)}); "
-                "name one with layer="
+                f"{self.model.name!r} has {len(ends)} outputs ({paths}); name one with layer= or number it with output="
             )
+        if output is not None and not 0 <= output < len(self.calls.outputs):
+            raise ValueError(
+                f"output must be from 0 to {len(self.calls.outputs) - 1} in {self.model.name!r}, got {output}"
+            )
+        return made[self.calls.outputs[output or 0]]
+
+    def _output(self, call, output):
+        count = len(call.outputs)
+        if output is not None:
+            if not 0 <= output < count:
+                raise ValueError(f"output must be from 0 to {count - 1} for layer {call.path!r}, got {output}")
+            return output
+        used = [at for at, key in enumerate(call.outputs) if key in self.used] or [0]
+        if any(self.fields[call.outputs[at]] != self.fields[call.outputs[used[0]]] for at in used):
+            raise ValueError(
+                f"layer {call.path!r} has {count} outputs that see different pixels; choose one with output="
+            )
+        return used[0]
+
+    def shown(self, call):
+        """Number of the output that stands for a call in a table: the first that anything reads."""
+        return next((at for at, key in enumerate(call.outputs) if key in self.used), 0)
+
+    def _named(self, layer):
         if not isinstance(layer, str):
             found = [call for call in self.calls if call.layer is layer]
             name = getattr(layer, "name", layer)
@@ -137,7 +226,7 @@ class Walk:
                 if len(found) > 1:
                     paths = ", ".join(repr(call.path) for call in found)
                     raise ValueError(
-                        f"{self.model.name!r} has several layers {layer!r}: {paths}; give one of these paths"
+                        f"{self.model.name!r} has several layers {layer!r}: {paths}; name one of these paths"
                     )
             if not found:  # a nested model by its name: its last call is its output
                 found = [call for call in self.calls if call.path.startswith(layer + "/")][-1:]
@@ -153,18 +242,3 @@ class Walk:
 def _channels_first(layers):
     formats = (getattr(layer, "data_format", None) for layer in layers)
     return next((one for one in formats if one), keras.config.image_data_format()) == "channels_first"
-
-
-def _same_grid(field, shape, out_shape):
-    """Whether the axes of the image stand where they stood, with the lengths that they had."""
-    if field is None:
-        return True
-    positions = [axis.position for axis in field.axes if axis.position is not None]
-    return len(shape) == len(out_shape) and all(shape[at] == out_shape[at] for at in positions)
-
-
-def _fitted(field, first_shape, shape):
-    """The field of a further output: the same where its rank is the same, else the whole image."""
-    if field is None or len(shape) == len(first_shape):
-        return field
-    return field.with_axes(Axis.mixed)

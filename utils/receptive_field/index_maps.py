@@ -1,0 +1,302 @@
+"""Rules of operations that only say which element goes where: slices, joins, reshapes, transposes, copies, patches.
+
+What they do is an index map, and the field follows it exactly: an axis may be cropped, strided, turned round, repeated,
+split, merged and moved. An axis whose sizes are unknown can be cropped and moved only.
+"""
+
+import keras
+import numpy as np
+
+from .algebra import Field, join, reshape, sequence
+from .lines import Line, Step, merged, shift, window
+from .windows import channel_axis, mixed_channels, normalized, per_axis, spatial_axes, stepped
+
+
+def repeat(call, fields):
+    repeats, axis = call.layer.repeats, call.layer.axis
+    if axis is None or np.ndim(repeats):
+        return None
+    axis %= len(call.input_shapes[0])
+    return fields[0].step({axis: Step(1, ((0,),) * int(repeats))}, {axis: call.output_shapes[0][axis]})
+
+
+def tile(call, fields):
+    """Every copy is the same: index o reads o modulo the length."""
+    out_shape = call.output_shapes[0]
+    missing = len(out_shape) - len(call.input_shapes[0])
+    shape = (1,) * missing + call.input_shapes[0]
+    field = fields[0].move(lambda axis: axis + missing)
+    for axis in field.positions:
+        if shape[axis] is None:
+            return None
+        if shape[axis] != out_shape[axis]:
+            field = field.step({axis: Step(0, tuple((at,) for at in range(shape[axis])))}, {axis: out_shape[axis]})
+    return field
+
+
+def flip(call, fields):
+    shape = call.input_shapes[0]
+    axes = normalized(call.layer.axis, len(shape))
+    steps = {axis: Step(-1, (((shape[axis] or 1) - 1,),), shape[axis] is not None) for axis in axes}
+    return fields[0].step(steps, dict(enumerate(call.output_shapes[0])))
+
+
+def rot90(call, fields):
+    shape, out_shape, (one, two) = call.input_shapes[0], call.output_shapes[0], call.layer.axes
+    one, two, field = one % len(shape), two % len(shape), fields[0]
+    turns = call.layer.k % 4
+    gone = {1: (two,), 2: (one, two), 3: (one,)}.get(turns, ())
+    steps = {axis: Step(-1, (((shape[axis] or 1) - 1,),), shape[axis] is not None) for axis in gone}
+    field = field.step(steps, dict(enumerate(shape)))
+    return field.move(lambda axis: {one: two, two: one}.get(axis, axis)) if turns % 2 and out_shape else field
+
+
+def roll(call, fields):
+    shape = call.input_shapes[0]
+    if call.layer.axis is None:
+        return None
+    axes, shifts, field = call.layer.axis, call.layer.shift, fields[0]
+    axes = (axes,) if isinstance(axes, int) else tuple(axes)
+    for axis, by in zip(axes, (shifts,) * len(axes) if isinstance(shifts, int) else shifts, strict=True):
+        axis %= len(shape)
+        if axis in field.positions:
+            if shape[axis] is None:
+                return None
+            field = field.take(axis, [(at - by) % shape[axis] for at in range(shape[axis])])
+    return field
+
+
+def patches(call, fields):
+    """Windows whose pixels lie in the channels: row by row, then the channels of the input."""
+    layer, shape, out_shape = call.layer, call.input_shapes[0], call.output_shapes[0]
+    axes, last = spatial_axes(layer, len(shape)), channel_axis(layer, len(shape))
+    size, strides = per_axis(layer.size, len(axes)), per_axis(layer.strides or layer.size, len(axes))
+    dilation = per_axis(layer.dilation_rate or 1, len(axes))
+    steps = [
+        window(k, s, d, layer.padding, shape[axis]) for axis, k, s, d in zip(axes, size, strides, dilation, strict=True)
+    ]
+    simple = all(
+        len(branch) == 1 and branch[0][0] in axes and len(branch[0][1].lows) == 1 and not branch[0][1].finite
+        for axis in fields[0].axes
+        for branch in axis.branches
+    )
+    if not simple or shape[last] is None:
+        return mixed_channels(call, stepped(call, fields, steps))
+
+    def spread(position, line):
+        at = axes.index(position)
+        digits = [Line(0)] * len(axes) + [Line(0)]
+        digits[at] = Line(line.pixels * dilation[at])
+        inner = digits[0]
+        for count, digit in zip((*size[1:], shape[last]), digits[1:], strict=True):
+            inner = merged(inner, digit, count)
+        corner = steps[at]._replace(taps=((steps[at].taps[0][0],),))
+        return (position, line.through(corner, out_shape[position])), (last, inner)
+
+    axes_out = [
+        axis._replace(branches=tuple(spread(*branch[0]) for branch in axis.branches)) for axis in fields[0].axes
+    ]
+    return fields[0]._replace(axes=tuple(axes_out))
+
+
+def merge(call, fields):
+    """Element by element, with NumPy's broadcasting: missing axes are added in front."""
+    out_shape = call.output_shapes[0]
+    lined_up = []
+    for field, shape in zip(fields, call.input_shapes, strict=True):
+        if field is not None:
+            if shape != out_shape:
+                missing = len(out_shape) - len(shape)
+                field = field.move(lambda axis, missing=missing: axis + missing) if missing else field
+                field = field.stretch((1,) * missing + shape, out_shape)
+            lined_up.append(field)
+    return join(lined_up, call.path)
+
+
+def operands(call, fields):
+    """(field or None, shape) of all tensors of a call, constants too, in their order."""
+    leaves = [leaf for leaf in keras.tree.flatten(call.call_args) if hasattr(leaf, "shape")]
+    if len(leaves) <= len(fields):
+        return list(zip(fields, call.input_shapes, strict=True))
+    given = iter(zip(fields, call.input_shapes, strict=True))
+    return [next(given) if isinstance(leaf, keras.KerasTensor) else (None, tuple(leaf.shape)) for leaf in leaves]
+
+
+def concatenate(call, fields):
+    axis = getattr(call.layer, "axis", -1)
+    if axis is None:
+        return None
+    axis %= len(call.output_shapes[0])
+    fields, shapes = zip(*operands(call, fields), strict=True)
+    return _one_after_another(call, fields, [shape[axis] for shape in shapes], axis)
+
+
+def stack(call, fields):
+    axis = call.layer.axis % len(call.output_shapes[0])
+    fields = [field and field.move(lambda at: at + (at >= axis)) for field, _ in operands(call, fields)]
+    return _one_after_another(call, fields, [1] * len(fields), axis)
+
+
+def _one_after_another(call, fields, lengths, axis):
+    offset, moved = 0, []
+    for field, length in zip(fields, lengths, strict=True):
+        if field is not None:
+            place = {axis: shift(None if offset is None else -offset)} if axis in field.positions else {}
+            moved.append(field.step(place, {axis: call.output_shapes[0][axis]}))
+        offset = None if offset is None or length is None else offset + length
+    if all(field == moved[0] for field in moved) or offset is None:
+        return join(moved, call.path)
+    joined = join(moved, call.path)
+    axes, conflicts = [], joined.conflicts
+    for number, found in enumerate(joined.axes):
+        exact = sequence(found, [field and field.axes[number] for field in fields], lengths, axis)
+        if exact is not found:
+            conflicts = tuple(one for one in conflicts if (one.layer, one.axis) != (call.path, number))
+        axes.append(exact)
+    return Field(tuple(axes), conflicts, joined.lost)
+
+
+def split(call, fields):
+    rank, sections = len(call.input_shapes[0]), call.layer.indices_or_sections
+    axis = call.layer.axis % rank
+    if isinstance(sections, int):
+        lengths = [shape[axis] for shape in call.output_shapes]
+        if None in lengths:
+            return None
+        starts = [sum(lengths[:at]) for at in range(len(lengths))]
+    else:
+        starts = [0, *(int(at) for at in sections)]
+    return [
+        fields[0].step({axis: shift(start)}, {axis: shape[axis]})
+        for start, shape in zip(starts, call.output_shapes, strict=True)
+    ]
+
+
+def unstack(call, fields):
+    axis = call.layer.axis % len(call.input_shapes[0])
+    return [_picked(fields[0], axis, at) for at in range(len(call.output_shapes))]
+
+
+def _picked(field, axis, index):
+    """One index of a tensor axis; the axis is gone."""
+    field = field.step({axis: shift(index)}, {axis: 1})
+    return field.move(lambda at: None if at == axis else at - (at > axis))
+
+
+def get_item(call, fields):
+    """x[key]: slices with or without a step, whole numbers, None and Ellipsis; lists of numbers pick one by one."""
+    key, shape = (*call.call_args, *call.call_kwargs.values())[1], call.input_shapes[0]
+    key = list(key) if isinstance(key, tuple) else [key]
+    given = sum(entry is not None and entry is not Ellipsis for entry in key)
+    where = next((at for at, entry in enumerate(key) if entry is Ellipsis), len(key))
+    key[where : where + 1] = [slice(None)] * (len(shape) - given)
+    field, axis, place, moves = fields[0], 0, 0, {}
+    for entry in key:
+        if entry is None:
+            place += 1
+            continue
+        length = shape[axis]
+        seen = axis in field.positions
+        if isinstance(entry, slice):
+            if seen and entry != slice(None):
+                field = _sliced(field, axis, entry, length)
+        elif np.ndim(entry) == 0 and hasattr(entry, "__index__"):
+            if seen:
+                index = int(entry)
+                known = index >= 0 or length is not None
+                field = field.step(
+                    {axis: shift((index if index >= 0 else length + index) if known else None)}, {axis: 1}
+                )
+            moves[axis] = None
+            axis += 1
+            continue
+        elif seen or not isinstance(entry, list | np.ndarray):
+            return None
+        moves[axis] = place
+        axis, place = axis + 1, place + 1
+    return field.move(moves.get)
+
+
+def _sliced(field, axis, entry, length):
+    if length is None:
+        step, start = entry.step or 1, entry.start
+        if start is None:
+            start = 0 if step > 0 else None
+        return field.step({axis: Step(step, ((start or 0,),), start is not None and start >= 0)}, {axis: None})
+    taken = range(*entry.indices(length))
+    return field.step({axis: Step(taken.step, ((taken.start,),))}, {axis: len(taken)})
+
+
+def slice_operation(call, fields):
+    starts = call.call_args[1] if len(call.call_args) > 1 else call.call_kwargs.get("start_indices")
+    try:
+        steps = {axis: shift(int(start)) for axis, start in enumerate(starts) if axis in fields[0].positions}
+    except (TypeError, ValueError):
+        return None
+    return fields[0].step(steps, dict(enumerate(call.output_shapes[0])))
+
+
+def take(call, fields):
+    shape, axis = call.input_shapes[0], call.layer.axis
+    indices = call.call_args[1] if len(call.call_args) > 1 else call.call_kwargs.get("indices")
+    if axis is None or isinstance(indices, keras.KerasTensor) or fields[0] is None:
+        return None
+    axis, indices = axis % len(shape), np.asarray(indices)
+    extra = indices.ndim - 1
+    if axis not in fields[0].positions:
+        return fields[0].move(lambda at: at + extra * (at > axis))
+    if shape[axis] is None or indices.ndim > 1:
+        return None
+    if not indices.ndim:
+        return _picked(fields[0], axis, int(indices) % shape[axis])
+    return fields[0].take(axis, [int(at) % shape[axis] for at in indices])
+
+
+def permute(call, fields):
+    layer, rank = call.layer, len(call.input_shapes[0])
+    if hasattr(layer, "dims"):
+        order = (0, *layer.dims)
+    elif getattr(layer, "axes", None) is not None:
+        order = tuple(axis % rank for axis in layer.axes)
+    elif hasattr(layer, "axis1"):
+        order = list(range(rank))
+        one, two = layer.axis1 % rank, layer.axis2 % rank
+        order[one], order[two] = order[two], order[one]
+    elif hasattr(layer, "source"):
+        sources, targets = (
+            ([layer.source], [layer.destination])
+            if isinstance(layer.source, int)
+            else (layer.source, layer.destination)
+        )
+        sources, targets = [axis % rank for axis in sources], [axis % rank for axis in targets]
+        order = [axis for axis in range(rank) if axis not in sources]
+        for target, source in sorted(zip(targets, sources, strict=True)):
+            order.insert(target, source)
+    else:
+        order = tuple(reversed(range(rank)))
+    return fields[0].move(list(order).index)
+
+
+def regroup(call, fields):
+    """Reshape and Flatten: axes are split, merged and found again."""
+    field = reshape(fields[0], call.input_shapes[0], call.output_shapes[0])
+    if field is not None:
+        return field
+    return fields[0]._replace(
+        lost=fields[0].lost or f"layer {call.path!r} reshapes axes of unknown size; pass input_size"
+    )
+
+
+def expand_dims(call, fields):
+    rank = len(call.output_shapes[0])
+    added = normalized(call.layer.axis, rank)
+    kept = [axis for axis in range(rank) if axis not in added]
+    return fields[0].move(kept.__getitem__)
+
+
+def squeeze(call, fields):
+    shape = call.input_shapes[0]
+    axes = getattr(call.layer, "axis", None)
+    gone = {a for a, size in enumerate(shape) if size == 1} if axes is None else normalized(axes, len(shape))
+    kept = [axis for axis in range(len(shape)) if axis not in gone]
+    return fields[0].move(lambda axis: None if axis in gone else kept.index(axis))
