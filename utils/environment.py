@@ -7,7 +7,6 @@ import os
 import pathlib
 import platform
 import sys
-import tempfile
 import warnings
 
 PACKAGES = (
@@ -97,7 +96,8 @@ def quiet():
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    with tempfile.TemporaryFile("w+") as sink, warnings.catch_warnings():
+    sink = _sink()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         saved = [os.dup(1), os.dup(2)]
         try:
@@ -106,7 +106,12 @@ def quiet():
             with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
                 yield
         finally:
-            sink.flush()
             for target, descriptor in enumerate(saved, start=1):
                 os.dup2(descriptor, target)
                 os.close(descriptor)
+
+
+@functools.cache
+def _sink():
+    # never closed: a library that is imported inside the block may keep a log handler on it
+    return pathlib.Path(os.devnull).open("w")
