@@ -6,12 +6,13 @@
 
 Each TensorFlow gets an environment of its own under build/runtimes/, made once; today's LiteRT is this project's.
 TensorFlow 2.4.4 makes the files (17 classes, 224 pixels, random weights: they do not change the time). Its dynamic
-range has one range per channel, which 2.3 cannot read. Therefore 2.3.4 adds its own kind: one range per tensor, and
-depthwise convolutions in float32. A sitting goes through all runtimes in random order. Each is a process that calls the
-files in turn, by the plain Python interpreter with default settings, which is one thread. Times are CPU milliseconds,
-because other work on the machine changes them least; run it on a quiet machine all the same. Ratios refer to float32 in
-the same process, and ranges reach over sittings. What was timed is kept: the same command continues where it was
-interrupted.
+range has one range per channel. That of 2.3.4 is added: one range per tensor, and depthwise convolutions in float32.
+What a runtime cannot run is named; 2.3.4 runs neither kind of dynamic range.
+
+A sitting goes through all runtimes in random order. Each is a process that calls the files in turn, by the plain Python
+interpreter with default settings, which is one thread. Times are CPU milliseconds, because other work on the machine
+changes them least; run it on a quiet machine all the same. Ratios refer to float32 in the same process, and ranges
+reach over sittings. What was timed is kept: the same command continues where it was interrupted.
 """
 
 import argparse
@@ -60,7 +61,7 @@ def make_files(folder):
 
 
 def time_files(folder, calls):
-    """Run by each runtime: {"version", "times": {scheme: [[wall ms, CPU ms], one a call]}, "unread": [schemes]}."""
+    """Run by each runtime: {"version", "times": {scheme: [[wall ms, CPU ms], one a call]}, "not_run": [schemes]}."""
     import numpy as np
 
     try:
@@ -75,26 +76,31 @@ def time_files(folder, calls):
         Interpreter, version = tf.lite.Interpreter, tf.__version__
 
     photo = np.random.RandomState(0).uniform(0, 255, (1, SIDE, SIDE, 3)).astype("float32")
-    interpreters, unread = {}, []
+
+    def call(interpreter):
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], photo)
+        interpreter.invoke()
+        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+    times, interpreters, not_run = {}, {}, []
     for scheme in SCHEMES:
         content = (folder / f"{scheme}.tflite").read_bytes()
         try:
-            interpreters[scheme] = Interpreter(model_content=content)
-            interpreters[scheme].allocate_tensors()
-        except (RuntimeError, ValueError):  # an operator in a version that this runtime does not know
-            interpreters.pop(scheme, None)
-            unread.append(scheme)
-    times = {scheme: [] for scheme in interpreters}
-    for turn in range(WARMUP + calls):
+            interpreter = Interpreter(model_content=content)
+            interpreter.allocate_tensors()
+            call(interpreter)  # the first warm-up: an operator that a runtime does not know may fail only here
+        except (RuntimeError, ValueError):
+            not_run.append(scheme)
+        else:
+            times[scheme], interpreters[scheme] = [], interpreter
+    for turn in range(WARMUP - 1 + calls):
         for scheme, interpreter in interpreters.items():
             wall, cpu = time.perf_counter(), time.process_time()
-            interpreter.set_tensor(interpreter.get_input_details()[0]["index"], photo)
-            interpreter.invoke()
-            interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+            call(interpreter)
             spent = time.perf_counter() - wall, time.process_time() - cpu
-            if turn >= WARMUP:
+            if turn >= WARMUP - 1:
                 times[scheme].append([round(1000 * seconds, 3) for seconds in spent])
-    return {"version": version, "times": times, "unread": unread}
+    return {"version": version, "times": times, "not_run": not_run}
 
 
 def find_python(given=None):
@@ -218,7 +224,7 @@ def metrics_of(lines):
     measured = {line["runtime"] for line in lines}
     return {
         "runtimes": summarize(lines),
-        "unread": {line["runtime"]: line["unread"] for line in lines if line["unread"]},
+        "not_run": {line["runtime"]: line["not_run"] for line in lines if line["not_run"]},
         "file_made_by": {scheme: f"TensorFlow {version}" for version, names in MAKERS.items() for scheme in names},
         "weights": "random",
         "classes": CLASSES,

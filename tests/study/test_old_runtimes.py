@@ -17,7 +17,7 @@ def sitting(number, float32, dynamic_range, int8, runtime="2.4.4"):
     times = {"float32": float32, "dynamic_range": dynamic_range, "int8": int8}
     return {
         "sitting": number, "runtime": runtime, "version": runtime, "load": float(number), "cpu": "a processor",
-        "unread": [], "times": {scheme: [[2 * spent, spent] for spent in spents] for scheme, spents in times.items()},
+        "not_run": [], "times": {scheme: [[2 * spent, spent] for spent in spents] for scheme, spents in times.items()},
     }  # fmt: skip
 
 
@@ -62,18 +62,18 @@ def test_the_record_names_processor_load_pins_and_who_made_the_file(tmp_path):
     kept = results.read("old_runtimes", tmp_path)["metrics"]
     assert kept["load"] == {"median": 1, "low": 0, "high": 2}
     assert kept["pins"] == {"2.4.4": {"numpy": "1.19.5", "protobuf": "3.19.6"}}
-    assert (kept["cpu"], kept["weights"], kept["unread"]) == ("a processor", "random", {})
+    assert (kept["cpu"], kept["weights"], kept["not_run"]) == ("a processor", "random", {})
     assert kept["file_made_by"]["int8"] == "TensorFlow 2.4.4"
     assert len(kept["runtimes"]) == 3
     assert "TensorFlow 2.4.4  int8" in bench.text_of(kept)
 
 
-def test_a_file_that_a_runtime_cannot_read_has_no_row_and_is_named():
+def test_a_file_that_a_runtime_cannot_run_has_no_row_and_is_named():
     line = sitting(0, [1], [1], [1], "2.3.4")
     del line["times"]["dynamic_range"]
-    metrics = bench.metrics_of([line | {"unread": ["dynamic_range"]}])
+    metrics = bench.metrics_of([line | {"not_run": ["dynamic_range"]}])
     assert [row["scheme"] for row in metrics["runtimes"]] == ["float32", "int8"]
-    assert metrics["unread"] == {"2.3.4": ["dynamic_range"]}
+    assert metrics["not_run"] == {"2.3.4": ["dynamic_range"]}
 
 
 def test_a_runtime_with_several_threads_is_refused():
@@ -94,7 +94,7 @@ def test_an_interrupted_measurement_continues_with_the_runtimes_that_are_missing
         asked.append(python)
         if len(asked) == 3:
             raise RuntimeError("interrupted")
-        return {"version": python, "unread": [], "times": sitting(0, [1], [2], [3])["times"]}
+        return {"version": python, "not_run": [], "times": sitting(0, [1], [2], [3])["times"]}
 
     monkeypatch.setattr(bench, "environment_of", lambda version, *_: version)
     monkeypatch.setattr(bench, "run", run)
@@ -125,12 +125,12 @@ def test_an_environment_with_the_same_pins_is_not_made_again(tmp_path):
         bench.environment_of("2.4.4", tmp_path, "no python")
 
 
-def test_todays_runtime_times_what_it_reads_in_a_process_of_its_own(tmp_path):
-    for scheme in bench.SCHEMES:  # this runtime reads all but one
+def test_todays_runtime_times_what_it_can_run_in_a_process_of_its_own(tmp_path):
+    for scheme in bench.SCHEMES:  # this runtime can run all but one
         shutil.copy(ROOT / "models" / "clothing-10-int8.tflite", tmp_path / f"{scheme}.tflite")
     (tmp_path / "dynamic_range.tflite").write_bytes(b"a file of tomorrow")
     found = bench.run(sys.executable, "--time", tmp_path, "--calls", 2)
-    assert found["unread"] == ["dynamic_range"]
+    assert found["not_run"] == ["dynamic_range"]
     assert {scheme: len(times) for scheme, times in found["times"].items()} == dict.fromkeys(
         ("float32", "dynamic_range_per_tensor", "int8"), 2
     )
