@@ -98,11 +98,56 @@ def test_folders_are_walked_and_bad_photos_do_not_stop_the_rest(capsys, model_pa
     code, out, err = run(capsys, tmp_path, tmp_path / "missing.jpg", "--model", model_path)
     assert code == 1
     assert out.count("%") == 6
-    assert err.count("\n") == 2
+    assert err.count("\n") == 3
+    assert f"skipped 1 file in {tmp_path} (below/deeper/notes.txt): not photos" in err
     assert "cut.jpg" in err
     assert "missing.jpg" in err
     entries = json.loads(run(capsys, below, "--json", "--model", model_path)[1])
     assert [sorted(entry) for entry in entries] == [["error", "photo"], ["classes", "low_confidence", "photo"]]
+
+
+def test_photos_that_cannot_be_read_are_counted_and_named(capsys, model_path, tmp_path, photo):
+    folder = tmp_path / "phone"
+    folder.mkdir()
+    (folder / "IMG_1.JPG").write_bytes(photo.read_bytes())
+    for ending in ("gif", "bmp"):
+        Image.open(photo).save(folder / f"a.{ending}")
+    for number in range(2, 9):
+        (folder / f"IMG_{number}.HEIC").write_bytes(b"heic")
+    (folder / "IMG_9.avif").write_bytes(b"avif")
+    (folder / ".DS_Store").write_bytes(b"")
+    code, out, err = run(capsys, folder, "--model", model_path)
+    assert (code, out.count("\n"), err.count("\n")) == (1, 3, 1)
+    assert f"skipped 8 files in {folder} (IMG_2.HEIC, IMG_3.HEIC" in err and "and 3 more): save them as JPEG" in err
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [("", "an empty name; is a variable unset"), ("https://x.org/p.jpg", "the address https://x.org/p.jpg; download")],
+)
+def test_what_is_no_path_is_said(capsys, model_path, name, message):
+    code, _, err = run(capsys, name, "--model", model_path)
+    assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_a_temperature_in_the_json_calibrates_the_probabilities(model_path, tmp_path, photo, capsys):
+    plain = classify.classify(classify.load(model_path), photo, top=4)["classes"]
+    path = quantization.save(tmp_path / "m.tflite", small.files()["int8"], small.CLASSES, temperature=2.0)
+    softer = classify.classify(classify.load(path), photo, top=4)["classes"]
+    p = np.array([entry["probability"] for entry in plain])
+    logits = np.log(p) / 2
+    expected = np.exp(logits) / np.exp(logits).sum()
+    assert [entry["label"] for entry in softer] == [entry["label"] for entry in plain]
+    assert [entry["probability"] for entry in softer] == pytest.approx(list(expected), abs=1e-6)
+    quantization.save(path, small.files()["int8"], small.CLASSES, temperature=0)
+    code, _, err = run(capsys, photo, "--model", path)
+    assert code == 2 and "temperature in m.tflite's JSON must be a positive number, got 0" in err
+
+
+def test_from_any_folder(model_path, photo, tmp_path):
+    command = [sys.executable, ROOT / "utils" / "classify", photo, "--model", model_path]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("%") == 3
 
 
 def test_nothing_done_is_exit_code_two(capsys, model_path, tmp_path):
@@ -112,7 +157,7 @@ def test_nothing_done_is_exit_code_two(capsys, model_path, tmp_path):
     empty.mkdir()
     code, _, err = run(capsys, empty, "--model", model_path)
     assert code == 2
-    assert f"no photo (.jpg, .jpeg, .png, .webp) in the folder {empty}" in err
+    assert f"no photo (.jpg, .jpeg, .png, .webp, .gif, .bmp) in the folder {empty}" in err
 
 
 def test_missing_foreign_and_unlabelled_models(capsys, tmp_path, photo, monkeypatch):

@@ -2,8 +2,8 @@
 
     python -m utils.classify PHOTO... [--json] [--model FILE.tflite] [--top 3] [--threads 2]
 
-A folder stands for all photos in it and below it. Starts in a fraction of a second: NumPy, Pillow and ai-edge-litert
-are all that is imported, never TensorFlow.
+A folder stands for all photos in it and below it; what is skipped there is named. Starts in a fraction of a second:
+NumPy, Pillow and ai-edge-litert are all that is imported, never TensorFlow.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from .interpreter import TFLiteModel
 from .photo import read_photo
 
 SHIPPED = pathlib.Path(__file__).resolve().parents[2] / "models" / "clothing-10-int8.tflite"
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+OTHER_PHOTOS = (".heic", ".heif", ".avif", ".tif", ".tiff", ".dng", ".raw", ".cr2", ".nef", ".arw", ".jxl", ".jp2")
 LOW_CONFIDENCE = 0.5  # where the model's JSON names no threshold of its own
 NOTE = "may show none of these classes"
 
@@ -35,7 +36,7 @@ def load(model=None, num_threads=2):
 
     Raises:
         FileNotFoundError: no such file; says how to get one.
-        ValueError: a damaged or foreign file, or one whose labels nothing tells.
+        ValueError: a damaged or foreign file, one whose labels nothing tells, or a JSON that cannot be obeyed.
     """
     path = pathlib.Path(model) if model is not None else SHIPPED
     if not path.is_file():
@@ -47,8 +48,10 @@ def load(model=None, num_threads=2):
             f"{path.name} has no class names; put a JSON with its labels beside it ({path.with_suffix('.json').name}), "
             "as quantization.save does"
         )
-    if opened.input_size[0] != opened.input_size[1]:
-        raise ValueError(f"expected a model of square photos, got {opened.input_size} in {path.name}; use another")
+    if opened.channels not in (1, 3):
+        raise ValueError(f"expected a model of RGB or grey photos, got {opened.channels} channels in {path.name}")
+    threshold(opened)
+    _temperature(opened)
     return opened
 
 
@@ -57,17 +60,25 @@ def classify(model, photo, top=3):
 
     Args:
         model: from :func:`load`.
-        photo: path of a JPEG, PNG or WebP, or its bytes; the orientation tag is obeyed.
+        photo: path of a JPEG, PNG, WebP, GIF or BMP, or its bytes; the orientation tag is obeyed.
         top: how many classes.
 
     Returns:
         dict: "classes", a list of {"label", "probability"}, likeliest first; "low_confidence", True where the first
-        probability is below the model's threshold: the photo may show none of its classes.
+        probability is below the model's threshold: the photo may show none of its classes. Where the model's JSON names
+        a "temperature" T, probabilities p are calibrated: softmax(log(p) / T) (Guo et al. 2017, arXiv:1706.04599).
 
     Raises:
         FileNotFoundError, ValueError: a photo that is not there, or cannot be decoded; names it.
     """
-    (probabilities,) = model(read_photo(photo, model.input_size[0])[None])
+    pixels = read_photo(photo, model.input_size)
+    if model.channels == 1:
+        pixels = (pixels @ np.array([0.299, 0.587, 0.114]) + 0.5).astype(np.uint8)[..., None]  # as Pillow's "L"
+    (probabilities,) = model(pixels[None])
+    temperature = _temperature(model)
+    if temperature != 1:
+        powers = np.power(np.maximum(probabilities, 0), 1 / temperature, dtype=np.float64)
+        probabilities = powers / powers.sum()
     order = np.argsort(-probabilities, kind="stable")[:top]
     return {
         "classes": [{"label": model.labels[index], "probability": float(probabilities[index])} for index in order],
@@ -77,9 +88,17 @@ def classify(model, photo, top=3):
 
 def threshold(model):
     """The probability below which the first class is not to be trusted: from the model's JSON, else 0.5."""
-    value = model.description.get("low_confidence", LOW_CONFIDENCE)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"low_confidence in {model.name}'s JSON must be a probability from 0 to 1, got {value!r}")
+    return _number(model, "low_confidence", LOW_CONFIDENCE, "a probability from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def _temperature(model):
+    return _number(model, "temperature", 1, "a positive number", lambda value: 0 < value < np.inf)
+
+
+def _number(model, key, default, what, fits):
+    value = model.description.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
+        raise ValueError(f"{key} in {model.name}'s JSON must be {what}, got {value!r}")
     return value
 
 
@@ -90,24 +109,41 @@ def find_photos(names):
         names: paths of photos and folders.
 
     Returns:
-        (list of paths, list of sentences about folders without photos).
+        (list of paths, list of sentences about what cannot be classified, list of sentences about what is no photo).
     """
-    found, empty = [], []
-    for name in map(pathlib.Path, names):
-        if not name.is_dir():
-            found.append(name)
-            continue
-        inside = sorted(path for path in name.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
-        found += inside
-        if not inside:
-            empty.append(f"there is no photo ({', '.join(ENDINGS)}) in the folder {name}; name another")
-    return found, empty
+    found, problems, notes = [], [], []
+    for name in names:
+        if not name.strip():
+            problems.append("expected a photo or a folder, got an empty name; is a variable unset?")
+        elif "://" in name:
+            problems.append(f"expected a photo or a folder on this machine, got the address {name}; download it first")
+        elif not pathlib.Path(name).is_dir():
+            found.append(pathlib.Path(name))
+        else:
+            every = [path for path in sorted(pathlib.Path(name).rglob("*")) if path.is_file()]
+            inside = [path for path in every if path.suffix.lower() in ENDINGS]
+            other = [path for path in every if path.suffix.lower() in OTHER_PHOTOS]
+            rest = [path for path in every if not path.name.startswith(".") and path not in {*inside, *other}]
+            found += inside
+            if not inside:
+                problems.append(f"there is no photo ({', '.join(ENDINGS)}) in the folder {name}; name another")
+            if other:
+                problems.append(f"{_skipped(name, other)}: save them as JPEG")
+            if rest:
+                notes.append(f"{_skipped(name, rest)}: not photos")
+    return found, problems, notes
+
+
+def _skipped(folder, paths):
+    names = [str(path.relative_to(folder)) for path in paths]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"skipped {len(names)} file{'s'[: len(names) != 1]} in {folder} ({', '.join(names[:5])}{more})"
 
 
 def main(arguments=None):
     """The command; returns its exit code: 0 all classified, 1 some photos not, 2 nothing could be done."""
     parser = argparse.ArgumentParser(prog="python -m utils.classify", description="Which garment is in a photo?")
-    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="a JPEG, PNG or WebP file, or a folder of them")
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="a JPEG, PNG, WebP, GIF or BMP file, or a folder")
     parser.add_argument("--json", action="store_true", help="one JSON list instead of text")
     parser.add_argument("--model", metavar="FILE.tflite", help="another classifier, with its JSON beside it")
     parser.add_argument("--top", type=_positive, default=3, metavar="N", help="how many classes to name (3)")
@@ -115,12 +151,11 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     try:
         model = load(options.model, options.threads)
-        threshold(model)
     except (OSError, ValueError) as error:
         print(f"classify: {error}", file=sys.stderr)
         return 2
-    photos, problems = find_photos(options.photos)
-    for problem in problems:
+    photos, problems, notes = find_photos(options.photos)
+    for problem in (*notes, *problems):
         print(f"classify: {problem}", file=sys.stderr)
     results, failed = [], len(problems)
     for path in photos:
