@@ -1,6 +1,7 @@
 """The wrapper around the interpreter against a plain loop, in every scheme; threads, shapes and damaged files."""
 
 import concurrent.futures
+import functools
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import quantization_models as small
 
 from utils import quantization
-from utils.classify.interpreter import TFLiteModel, open_interpreter, read_description
+from utils.classify import TFLiteModel, classify, load, open_interpreter, read_description
 
 
 @pytest.mark.parametrize("scheme", list(quantization.SCHEMES))
@@ -172,9 +173,75 @@ def test_labels_come_from_the_json_beside(tmp_path):
 
 
 def test_unknown_kernels():
-    with pytest.raises(ValueError, match="kernels 'fast' is unknown"):
+    with pytest.raises(ValueError, match="got 'fast'"):
         open_interpreter(small.files()["float32"], kernels="fast")
 
 
 def test_prints_what_it_is():
     assert "32x32x3 float32 -> 4 float32" in repr(TFLiteModel(small.files()["float32"], 1))
+
+
+# --- the range that a file wants --------------------------------------------------------------------------------------
+
+
+@functools.cache
+def scaled_files(low, high, channels=3):
+    """A classifier of images in low..high, as float32 and as int8 throughout, and photos in 0..255."""
+    import keras
+
+    photos = np.random.default_rng(0).integers(0, 256, (16, 12, 10, channels), dtype=np.uint8)
+    keras.utils.set_random_seed(1)
+    image = keras.Input((12, 10, channels))
+    x = keras.layers.Conv2D(6, 3, activation="relu")(image)
+    x = keras.layers.Dense(3, kernel_initializer=keras.initializers.RandomNormal(stddev=4.0))(keras.layers.Flatten()(x))
+    model = keras.Model(image, keras.layers.Softmax()(x))
+    options = {} if (low, high) == (0, 255) else {"input_range": (low, high)}
+    files = quantization.convert_all(model, ("float32", "int8", "int8_io"), photos, **options)
+    exact = model.predict(low + photos.astype("float32") / 255 * (high - low), verbose=0)
+    return files, photos, exact
+
+
+@pytest.mark.parametrize("low, high", [(0, 1), (-1, 1), (-128, 127), (0, 255)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_quantized_input_says_by_its_scale_what_range_it_wants(low, high, channels):
+    files, photos, exact = scaled_files(low, high, channels)
+    model = TFLiteModel(files["int8_io"])
+    assert model.input_range == (low, high) and model.channels == channels
+    assert np.abs(model(photos) - exact).mean() < 0.05
+    assert (model.to_input(photos[:1]).astype(int) == photos[:1].astype(int) - 128).all()  # bytes as they are
+    assert np.array_equal(model(photos.astype("float32")), model(photos))
+    with pytest.raises(ValueError, match=r"pixels in 0\.\.255, got 0\.\.1; the model scales them itself"):
+        model(photos / 255)
+
+
+def test_a_float_input_is_scaled_as_the_json_says(tmp_path):
+    files, photos, exact = scaled_files(-1, 1)
+    for scheme, error in (("float32", 1e-5), ("int8", 0.05)):
+        path = quantization.save(tmp_path / "m.tflite", files[scheme], input_range=(-1, 1))
+        model = TFLiteModel(path)
+        assert model.description["input_range"] == [-1, 1] and model.input_range == (-1, 1)
+        assert np.abs(model(photos) - exact).mean() < error
+    with pytest.raises(ValueError, match=r"input_range must be two numbers .* got \(1, 1\)"):
+        TFLiteModel(files["float32"], input_range=(1, 1))
+
+
+def test_a_scale_that_fits_no_usual_range_is_named():
+    files, photos, exact = scaled_files(0, 17)
+    with pytest.raises(ValueError, match=r"takes values in 0\.\.17, which fits no usual scaling"):
+        TFLiteModel(files["int8_io"])
+    assert np.abs(TFLiteModel(files["int8_io"], input_range=(0, 17))(photos) - exact).mean() < 0.05
+
+
+def test_a_grey_model_classifies_a_colour_photo(tmp_path):
+    from PIL import Image
+
+    files, *_ = scaled_files(0, 1, 1)
+    path = quantization.save(tmp_path / "m.tflite", files["int8_io"], labels="abc")
+    colour = np.random.default_rng(3).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+    Image.fromarray(colour).save(tmp_path / "p.png")
+    Image.fromarray(colour).convert("L").save(tmp_path / "grey.png")
+    model = load(path)
+    grey = np.asarray(Image.fromarray(colour).convert("L"))[None, :, :, None]
+    answer = {entry["label"]: entry["probability"] for entry in classify(model, tmp_path / "p.png")["classes"]}
+    assert [answer[label] for label in "abc"] == pytest.approx(list(model(grey)[0]), abs=0.03)
+    assert classify(model, tmp_path / "grey.png") == classify(model, tmp_path / "p.png")

@@ -7,6 +7,9 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -15,6 +18,8 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from utils import files
 from utils.environment import default_threads, quiet
 
+PIXELS = (0.0, 255.0)
+_SCALINGS = (PIXELS, (0.0, 1.0), (-1.0, 1.0), (-128.0, 127.0))  # what photo classifiers are fed with
 _MAGIC = b"TFL3"  # the flatbuffer's file identifier, at byte 4
 _RESOLVERS = {
     "xnnpack": OpResolverType.BUILTIN,
@@ -38,9 +43,12 @@ class TFLiteModel:
         num_threads: threads of one inference, at least 1. None: the cores this process may use, at most 4.
         kernels: "xnnpack", "builtin" (LiteRT's own optimized ones) or "reference" (slow and plain).
         labels: class names in the order of the output. None: those of the JSON beside the file, if there is one.
+        input_range: (low, high) that pixels 0..255 are scaled to before they go in. None: what the JSON beside the file
+            says, else what a quantized input's own scale says, else (0, 255).
 
     Attributes:
-        input_size: (height, width) in pixels.
+        input_size: (height, width) in pixels; channels: 1 for grey, 3 for RGB.
+        input_range: as resolved.
         input_dtype, output_dtype: of the tensors in the file; callers need not care.
         n_classes: size of the output.
         labels: tuple of class names, or None where nothing says them.
@@ -50,7 +58,8 @@ class TFLiteModel:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the bytes are not a .tflite model, are truncated, use operators this runtime lacks, or have other
-            inputs and outputs than one photo and one row of numbers; a thread count that is not a positive integer.
+            inputs and outputs than one photo and one row of numbers; the input's scale fits no usual scaling of pixels
+            and nothing says which; a thread count that is not a positive integer.
         TypeError: neither path nor bytes.
 
     Example:
@@ -59,22 +68,27 @@ class TFLiteModel:
         (n, 10)
     """
 
-    def __init__(self, model, num_threads=None, kernels="xnnpack", labels=None):
+    def __init__(self, model, num_threads=None, kernels="xnnpack", labels=None, input_range=None):
         self.kernels, self.num_threads = kernels, _checked_threads(num_threads)
         self.name, self.content = _read(model)
         # Before native code sees the bytes: a damaged file can end the process there.
-        self.description = {} if isinstance(model, bytes | bytearray | memoryview) else read_description(model)
+        in_memory = isinstance(model, bytes | bytearray | memoryview)
+        self.description = {} if in_memory else read_description(model)
         digest = self.description.get("sha256")
         if digest is not None and hashlib.sha256(self.content).hexdigest() != digest:
             raise ValueError(f"{self.name} is not the file that the JSON beside it describes; copy or save both again")
+        if digest is None and not in_memory:
+            _try_apart(self.content, self.name)
         self._interpreter = open_interpreter(self.content, self.num_threads, self.kernels, self.name)
         self._lock = threading.Lock()
         (source,), (target,) = _single(self._interpreter, self.name)
-        self.input_size = tuple(int(side) for side in source["shape"][1:3])
+        *self.input_size, self.channels = (int(side) for side in source["shape"][1:])
+        self.input_size = tuple(self.input_size)
         self.n_classes = int(target["shape"][-1])
         self.input_dtype, self.output_dtype = np.dtype(source["dtype"]), np.dtype(target["dtype"])
         self._input, self._output = source["index"], target["index"]
         self._scale_in, self._scale_out = source["quantization"], target["quantization"]
+        self.input_range = self._range(self.description.get("input_range") if input_range is None else input_range)
         labels = labels if labels is not None else self.description.get("labels")
         self.labels = tuple(labels) if labels is not None else None
         if self.labels is not None and len(self.labels) != self.n_classes:
@@ -87,13 +101,13 @@ class TFLiteModel:
         """Probabilities of photos.
 
         Args:
-            images: (n, height, width, 3), RGB in 0..255, uint8 or float; n of any size, also 0.
+            images: (n, height, width, channels), RGB or grey in 0..255, uint8 or float; n of any size, also 0.
 
         Returns:
             float32 (n, classes): the file's output, dequantized where it is quantized.
 
         Raises:
-            ValueError: another shape, a type that is no number, or NaN.
+            ValueError: another shape, a type that is no number, NaN, or pixels that were scaled already.
         """
         images = self.checked(images)
         probabilities = np.empty((len(images), self.n_classes), np.float32)
@@ -115,45 +129,90 @@ class TFLiteModel:
         return len(self.content)
 
     def __repr__(self):
-        height, width = self.input_size
+        takes = "x".join(map(str, (*self.input_size, self.channels)))
         return (
-            f"TFLiteModel({self.name}: {height}x{width}x3 {self.input_dtype} -> {self.n_classes} {self.output_dtype}, "
+            f"TFLiteModel({self.name}: {takes} {self.input_dtype} -> {self.n_classes} {self.output_dtype}, "
             f"{self.size_bytes:,} bytes, {self.kernels}, {self.num_threads} thread{'s'[: self.num_threads != 1]})"
+        )
+
+    def _range(self, said):
+        if said is not None:
+            try:
+                low, high = map(float, said)
+                if low < high:
+                    return low, high
+            except (TypeError, ValueError):
+                pass
+            raise ValueError(f"input_range must be two numbers (low, high) with low < high, got {said!r}")
+        if self.input_dtype.kind == "f":
+            return PIXELS
+        (scale, zero), limits = self._scale_in, np.iinfo(self.input_dtype)
+        if not scale:  # bytes that the network casts
+            return PIXELS
+        low, high = (limits.min - zero) * scale, (limits.max - zero) * scale
+        if 60 < high < 300 and (abs(low) < 25 or self.input_dtype == np.int16):  # also from calibration on dark photos
+            return PIXELS
+        for known in _SCALINGS:
+            if max(abs(low - known[0]), abs(high - known[1])) < 0.1 * (known[1] - known[0]):
+                return known
+        raise ValueError(
+            f"{self.name} takes values in {low:.3g}..{high:.3g}, which fits no usual scaling of pixels; "
+            'pass input_range=(low, high), or write "input_range" into the JSON beside the file'
         )
 
     def checked(self, images):
         """`images` as an array of the shape and range that the model takes, else ValueError."""
-        images = np.asarray(images)
-        height, width = self.input_size
-        if images.ndim != 4 or images.shape[1:] != (height, width, 3):
-            hint = "; pass one photo as photo[None]" if images.shape == (height, width, 3) else ""
+        images, one = np.asarray(images), (*self.input_size, self.channels)
+        if images.ndim == 3 and images.shape[1:] == self.input_size and self.channels == 1:
+            images = images[..., None]
+        if images.ndim != 4 or images.shape[1:] != one:
+            height, width, channels = one
+            kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+            hint = "; pass one photo as photo[None]" if images.shape == one else ""
             raise ValueError(
-                f"{self.name} takes photos of shape (n, {height}, {width}, 3), got {images.shape}; "
-                f"read them at {height} x {width} pixels, RGB{hint}"
+                f"{self.name} takes photos of shape (n, {height}, {width}, {channels}), got {images.shape}; "
+                f"read them at {height} x {width} pixels, {kind}{hint}"
             )
         if not (np.issubdtype(images.dtype, np.integer) or np.issubdtype(images.dtype, np.floating)):
             raise ValueError(f"photos must be numbers in 0..255, got {images.dtype}; pass uint8 or float32")
-        if np.issubdtype(images.dtype, np.floating) and not np.isfinite(images.sum()):
-            raise ValueError("photos must be pixels in 0..255, got NaN or infinity; check how they were read")
+        if np.issubdtype(images.dtype, np.floating) and images.size:
+            if not np.isfinite(images.sum()):
+                raise ValueError("photos must be pixels in 0..255, got NaN or infinity; check how they were read")
+            scales_itself = self.input_dtype.kind != "f" or self.input_range != PIXELS
+            if scales_itself and (images.min() < 0 or 0 < images.max() <= 1):
+                raise ValueError(
+                    f"photos must be pixels in 0..255, got {images.min():.3g}..{images.max():.3g}; "
+                    f"{self.name} scales them itself"
+                )
         return images
 
     def to_input(self, image):
-        """Photos in 0..255 in the type of the file's input."""
-        if self.input_dtype == np.float32:
-            return image.astype(np.float32, copy=False)
-        scale, zero = self._scale_in
+        """Photos in 0..255 in the type and range of the file's input."""
+        low, high = self.input_range
+        if self.input_dtype.kind == "f":
+            image = image.astype(self.input_dtype, copy=False)
+            return image if self.input_range == PIXELS else image * np.float32((high - low) / 255) + np.float32(low)
+        (scale, zero), limits = self._scale_in, np.iinfo(self.input_dtype)
         if self.input_dtype == np.uint8 and image.dtype == np.uint8 and scale == 1 and zero == 0:
             return image
         if self.input_dtype == np.int8 and image.dtype == np.uint8 and scale == 1 and zero == -128:
             return (image ^ np.uint8(128)).view(np.int8)
-        limits = np.iinfo(self.input_dtype)
-        steps = np.rint(image.astype(np.float32) / np.float32(scale)) + zero
+        image = image.astype(np.float32)
+        if not scale:
+            steps = np.rint(image)
+        elif self.input_range == PIXELS:
+            steps = np.rint(image / np.float32(scale)) + zero
+        elif self.input_dtype.itemsize == 1 and abs(255 * scale / (high - low) - 1) < 0.02:
+            steps = np.rint(image) + limits.min  # 256 levels cover the range: a photo's bytes go in as they are
+        else:
+            steps = np.rint((image * ((high - low) / 255) + low) / scale) + zero
         return np.clip(steps, limits.min, limits.max).astype(self.input_dtype)
 
     def to_float(self, output):
         """The file's output as float32, dequantized."""
         scale, zero = self._scale_out
-        return output if output.dtype == np.float32 else (output.astype(np.float32) - zero) * scale
+        values = output.astype(np.float32, copy=False)
+        return values if output.dtype.kind == "f" or not scale else (values - zero) * scale
 
 
 def open_interpreter(content, num_threads=1, kernels="xnnpack", name="the model", keep_tensors=False):
@@ -173,7 +232,7 @@ def open_interpreter(content, num_threads=1, kernels="xnnpack", name="the model"
         ValueError: damaged or foreign bytes, operators that the runtime lacks, or unknown kernels.
     """
     if kernels not in _RESOLVERS:
-        raise ValueError(f"kernels {kernels!r} is unknown; choose one of {', '.join(_RESOLVERS)}")
+        raise ValueError(f"kernels must be one of {', '.join(_RESOLVERS)}, got {kernels!r}")
     if bytes(content[4:8]) != _MAGIC:
         raise ValueError(f"{name} is not a .tflite model; pass a file that quantization.convert or a converter wrote")
     try:
@@ -191,6 +250,27 @@ def open_interpreter(content, num_threads=1, kernels="xnnpack", name="the model"
             raise ValueError(f"{name} is damaged or cut short; copy or convert it again") from error
         raise ValueError(f"{name} cannot run on this LiteRT runtime ({reason}); convert it again") from error
     return interpreter
+
+
+_TRY = """
+import sys
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+interpreter = Interpreter(model_content=sys.stdin.buffer.read())
+interpreter.allocate_tensors()
+for detail in interpreter.get_input_details():
+    interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
+interpreter.invoke()
+"""
+
+
+def _try_apart(content, name):
+    """Open and run a file that nothing vouches for in a process of its own, which native code may end."""
+    if bytes(content[4:8]) != _MAGIC:
+        return
+    code = subprocess.run([sys.executable, "-c", _TRY], input=content, capture_output=True, check=False).returncode
+    if code < 0:
+        raise ValueError(f"{name} ends the process that runs it ({signal.Signals(-code).name}); convert it again")
 
 
 _delegate_announced = False
@@ -257,11 +337,11 @@ def _single(interpreter, name):
     fits = len(sources) == len(targets) == 1
     if fits:
         shape, output = sources[0]["shape"], targets[0]["shape"]
-        fits = len(shape) == 4 and shape[0] == 1 and shape[3] == 3 and len(output) == 2 and output[0] == 1
+        fits = len(shape) == 4 and shape[0] == 1 and len(output) >= 2 and np.prod(output) == output[-1]
     if not fits:
         shapes = [tuple(int(n) for n in detail["shape"]) for detail in (*sources, *targets)]
         raise ValueError(
-            f"expected a photo classifier with one input (1, height, width, 3) and one output (1, classes), "
+            f"expected a photo classifier with one input (1, height, width, channels) and one output (1, classes), "
             f"got {shapes} in {name}; use another model"
         )
     return sources, targets

@@ -28,6 +28,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = [_TURNS[tag] for tag in (5, 6, 7, 8)]
 _DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, MemoryError,
     AttributeError, RecursionError, struct.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
@@ -45,10 +46,10 @@ def read_photo(source, input_size):
 
     Args:
         source: path, or the file's bytes.
-        input_size: side of the result in pixels.
+        input_size: side of the result in pixels, or (height, width).
 
     Returns:
-        uint8 array (input_size, input_size, 3), RGB.
+        uint8 array (height, width, 3), RGB.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -60,13 +61,16 @@ def read_photo(source, input_size):
         (8, 8, 3)
     """
     name, data = _name_and_bytes(source)
+    height, width = (input_size, input_size) if np.isscalar(input_size) else input_size
     try:
         image = _open(data)
-        if image.format in ("JPEG", "MPO"):
-            image.draft(None, (2 * input_size, 2 * input_size))
         turn = _TURNS.get(_orientation(image))
+        if turn in _ON_ITS_SIDE:
+            height, width = width, height
+        if image.format in ("JPEG", "MPO"):
+            image.draft(None, (2 * width, 2 * height))
         # the bilinear filter of Image.resize widens with the scale: that is tf.image.resize(antialias=True)
-        image = to_rgb(image).resize((input_size, input_size), Image.Resampling.BILINEAR)
+        image = to_rgb(image).resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(image if turn is None else image.transpose(turn))
     except _DECODER_ERRORS as error:
         raise ValueError(_sentence(name, error)) from error
@@ -116,7 +120,7 @@ def to_rgb(image):
 def _name_and_bytes(source):
     if isinstance(source, (bytes, bytearray, memoryview)):
         if len(source) > MAX_BYTES:
-            raise ValueError(f"the photo has {len(source):,} bytes, more than {MAX_BYTES:,}; give a smaller one")
+            raise ValueError(f"the photo has {len(source):,} bytes, more than {MAX_BYTES:,}; pass a smaller one")
         return "the photo", bytes(source)
     path = pathlib.Path(source)
     try:
@@ -127,7 +131,7 @@ def _name_and_bytes(source):
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error}); check the file and its rights") from error
     if len(data) > MAX_BYTES:
-        raise ValueError(f"{path} has more than {MAX_BYTES:,} bytes; give a smaller photo")
+        raise ValueError(f"{path} has more than {MAX_BYTES:,} bytes; pass a smaller photo")
     return str(path), data
 
 

@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from utils.classify.interpreter import open_interpreter
+from utils.classify import open_interpreter
 from utils.environment import default_threads, quiet
 
 METHODS = ("min-max", "moving average", "percentile", "mse")
@@ -28,6 +28,7 @@ class Statistics:
         ranks: number of dimensions of each.
         lows, highs: (n_photos, n_tensors) extremes of each activation on each photo.
         samples: (n_photos, n_tensors) object array of float32 arrays: up to 2,048 evenly spaced values each.
+        input_range: of the model's input, whatever the photos show.
     """
 
     names: tuple
@@ -35,6 +36,7 @@ class Statistics:
     lows: np.ndarray
     highs: np.ndarray
     samples: np.ndarray
+    input_range: tuple = PIXELS
 
     def __len__(self):
         return len(self.lows)
@@ -49,7 +51,7 @@ class Statistics:
             ValueError: fewer than one, or more than were measured.
         """
         if not 1 <= count <= len(self):
-            raise ValueError(f"{count} calibration photos are wanted and {len(self)} were measured; measure more")
+            raise ValueError(f"count must be between 1 and the {len(self)} photos that were measured, got {count}")
         parts = {name: getattr(self, name)[:count] for name in ("lows", "highs", "samples")}
         return dataclasses.replace(self, **parts)
 
@@ -65,13 +67,13 @@ class Statistics:
             method: one of `METHODS`.
 
         Returns:
-            dict, activation name -> (low, high), floats. The input is 0..255, the range of a pixel, whatever was seen.
+            dict, activation name -> (low, high), floats. The input has its `input_range`, whatever was seen.
 
         Raises:
             ValueError: unknown method.
         """
         if method not in METHODS:
-            raise ValueError(f"calibration {method!r} is unknown; choose one of {', '.join(METHODS)}")
+            raise ValueError(f"calibrate must be one of {', '.join(METHODS)}, got {method!r}")
         lows, highs = self.lows, self.highs
         if method == "moving average":
             low, high = _moving_average(lows), _moving_average(highs)
@@ -85,22 +87,31 @@ class Statistics:
                 else:
                     low[index], high[index] = _least_error(values, low[index], high[index])
         found = {name: (float(low[i]), float(high[i])) for i, name in enumerate(self.names)}
-        found[self.names[0]] = PIXELS
+        found[self.names[0]] = self.input_range
         return found
 
 
-def measure(float_tflite, representative):
+def measure(float_tflite, representative, input_range=PIXELS):
     """Run a float model on representative photos and note what each activation does.
 
     Args:
         float_tflite: bytes of a float32 .tflite model.
-        representative: (n, height, width, 3) photos in 0..255, in an order whose beginnings are balanced too.
+        representative: (n, height, width, channels) photos as the model takes them, in an order whose beginnings are
+            balanced too.
+        input_range: (low, high) of the model's input.
 
     Returns:
         Statistics.
     """
+    try:
+        return _measured(float_tflite, representative, input_range, "xnnpack")
+    except ValueError:  # "Tensor data is null": XNNPACK keeps nothing of what it computes once, as unrolled steps do
+        return _measured(float_tflite, representative, input_range, "builtin")
+
+
+def _measured(float_tflite, representative, input_range, kernels):
     with quiet():  # the interpreter warns that keeping tensors is for debugging
-        interpreter = open_interpreter(float_tflite, default_threads(), keep_tensors=True)
+        interpreter = open_interpreter(float_tflite, default_threads(), kernels, keep_tensors=True)
     (source,) = interpreter.get_input_details()
     computed = {int(index) for op in interpreter._get_ops_details() for index in op["outputs"]}
     details = {
@@ -117,8 +128,8 @@ def measure(float_tflite, representative):
             values = interpreter.get_tensor(index).ravel()
             lows[row, column], highs[row, column] = values.min(), values.max()
             samples[row, column] = values[:: max(1, values.size // SAMPLE)][:SAMPLE].copy()
-    names = tuple(detail["name"] for detail in details.values())
-    return Statistics(names, tuple(len(detail["shape"]) for detail in details.values()), lows, highs, samples)
+    names, ranks = zip(*((detail["name"], len(detail["shape"])) for detail in details.values()), strict=True)
+    return Statistics(names, ranks, lows, highs, samples, tuple(input_range))
 
 
 def quantizer_statistics(ranges, ranks):

@@ -6,16 +6,15 @@ float file, adjustable range by range and layer by layer). `quantization.compare
 """
 
 import dataclasses
-import os
-import pathlib
 import re
 
 import numpy as np
 
-from utils.classify import TFLiteModel, open_interpreter
+from utils.classify import PIXELS, TFLiteModel, open_interpreter
 from utils.environment import quiet
 
 from . import calibration
+from .inputs import as_keras_model, as_representative, collect, is_tflite, reason
 
 TOOLS = ("quantizer", "converter")
 MAX_VERIFY_DIFFERENCE = 1e-3  # probabilities of the Keras model and of its float32 file
@@ -63,7 +62,7 @@ SCHEMES = {
 
 def convert(
     model, scheme, representative=None, *, tool=None, calibrate="min-max", io="int8", keep_float=(), statistics=None,
-    lift_biases=True,
+    lift_biases=True, input_range=PIXELS,
 ):  # fmt: skip
     """A model in one of `SCHEMES`, as the bytes of a .tflite file.
 
@@ -71,17 +70,20 @@ def convert(
         model: keras.Model with one image input and one output; path of a .keras file; or a float32 .tflite, as path or
             bytes (then ai-edge-quantizer serves every scheme).
         scheme: key of `SCHEMES`.
-        representative: (n, height, width, 3) training photos in 0..255, for the calibrated schemes;
-            see `quantization.representative_photos`.
+        representative: training photos for the calibrated schemes, (n, height, width, channels) in 0..255 or in
+            `input_range`; also a list, a `tf.data.Dataset`, a generator, or a function that makes one. See
+            `quantization.representative_photos`.
         tool: "quantizer" (ai-edge-quantizer) or "converter" (TensorFlow's); None: the one that serves the scheme.
         calibrate: one of `calibration.METHODS`; the converter knows "min-max" only.
         io: input and output of "int8_io": "int8" (the quantizer's, a photo's bytes minus 128) or "uint8" (the
             converter's, a photo's bytes as they are, for one more operator at either end).
-        keep_float: names of layers that stay in float32 (a mixed scheme), as `quantization_error` reports them;
+        keep_float: names of layers that stay in float32 (a mixed scheme), as `quantization.error` reports them;
             quantizer only.
         statistics: a `calibration.Statistics` of the same model instead of `representative`, to convert many times.
         lift_biases: False leaves biases that pass 32 bits as ai-edge-quantizer writes them (see :func:`lift`), to
             measure what that does.
+        input_range: (low, high) that the model takes where pixels are scaled outside it, as (0, 1) or (-1, 1). Pass it
+            to `save` too: callers of the file go on passing pixels.
 
     Returns:
         bytes.
@@ -101,7 +103,7 @@ def convert(
         (3, 2)
     """
     scheme = find_scheme(scheme)
-    tool = _tool(scheme, "converter" if io == "uint8" and tool is None else tool, _is_tflite(model))
+    tool = _tool(scheme, "converter" if io == "uint8" and tool is None else tool, is_tflite(model))
     if calibrate not in calibration.METHODS:
         raise ValueError(f"calibrate must be one of {', '.join(calibration.METHODS)}, got {calibrate!r}")
     if io not in ("int8", "uint8"):
@@ -110,19 +112,23 @@ def convert(
         raise ValueError("io='uint8' works with scheme int8_io and tool='converter' only; use io='int8'")
     if tool == "converter" and (keep_float or calibrate != "min-max"):
         raise ValueError("the converter keeps no layer in float and calibrates by min-max; use tool='quantizer'")
+    photos, input_range = collect(representative), tuple(map(float, input_range))
+    model = model if is_tflite(model) else as_keras_model(model, photos)
     if scheme.calibrated and not (statistics is not None and tool == "quantizer"):
-        representative = check_representative(representative, scheme, input_size(model))
+        photos = as_representative(photos, scheme, input_shape(model), input_range)
     if tool == "converter" and scheme.name != "float32":
-        return _converted(as_keras_model(model), scheme, representative, io)
+        return _converted(model, scheme, photos, io)
     source = float_tflite(model)
-    return _quantized(source, scheme, representative, calibrate, io, keep_float, statistics, lift_biases)
+    if scheme.calibrated and statistics is None:
+        statistics = _calibrated(source, photos, input_range)
+    return _quantized(source, scheme, statistics, calibrate, io, keep_float, lift_biases)
 
 
-def convert_all(model, schemes=tuple(SCHEMES), representative=None):
+def convert_all(model, schemes=tuple(SCHEMES), representative=None, input_range=PIXELS):
     """A model in several schemes: traced once, calibrated once.
 
     Args:
-        model, representative: as for :func:`convert`.
+        model, representative, input_range: as for :func:`convert`.
         schemes: keys of `SCHEMES`.
 
     Returns:
@@ -132,13 +138,15 @@ def convert_all(model, schemes=tuple(SCHEMES), representative=None):
         as :func:`convert`.
     """
     chosen, statistics = [find_scheme(name) for name in schemes], None
+    photos, input_range = collect(representative), tuple(map(float, input_range))
+    model = model if is_tflite(model) else as_keras_model(model, photos)
     calibrated = [scheme for scheme in chosen if scheme.calibrated]
     if calibrated:  # refused before the minute that tracing takes
-        representative = check_representative(representative, calibrated[0], input_size(model))
+        photos = as_representative(photos, calibrated[0], input_shape(model), input_range)
     source = float_tflite(model)
     if calibrated:
-        statistics = calibration.measure(source, representative)
-    return {scheme.name: _quantized(source, scheme, None, "min-max", "int8", (), statistics, True) for scheme in chosen}
+        statistics = _calibrated(source, photos, input_range)
+    return {scheme.name: _quantized(source, scheme, statistics) for scheme in chosen}
 
 
 def float_tflite(model):
@@ -153,7 +161,7 @@ def float_tflite(model):
     Raises:
         as :func:`convert`; RuntimeError: the file computes something else than the Keras model.
     """
-    if _is_tflite(model):
+    if is_tflite(model):
         opened = TFLiteModel(model, num_threads=1)
         if opened.input_dtype != np.float32 or _has_quantized_tensors(opened.content):
             raise ValueError(f"{opened.name} is quantized already; start from the float32 .tflite or the Keras model")
@@ -167,7 +175,19 @@ def float_tflite(model):
 # --- ai-edge-quantizer ------------------------------------------------------------------------------------------------
 
 
-def _quantized(source, scheme, representative, method, io, keep_float, statistics, lift_biases):
+LOOP = (
+    "static int8 cannot be calibrated through the loop of a recurrent layer; use scheme='dynamic_range' or "
+    "'weight_int8', which need no calibration, or unroll=True"
+)
+
+
+def _calibrated(source, photos, input_range):
+    if len(open_file(source).model.subgraphs) > 1:
+        raise ValueError(LOOP)
+    return calibration.measure(source, photos, input_range)
+
+
+def _quantized(source, scheme, statistics, method="min-max", io="int8", keep_float=(), lift_biases=True):
     if scheme.name == "float32":
         return source
     with quiet():
@@ -175,7 +195,6 @@ def _quantized(source, scheme, representative, method, io, keep_float, statistic
 
     found, kept = None, _tensors_of(source, keep_float)
     if scheme.calibrated:
-        statistics = statistics if statistics is not None else calibration.measure(source, representative)
         found = statistics.ranges(method)
         if lift_biases and scheme.name != "int16x8":  # whose biases have 64 bits
             source, _ = lift(source, found)
@@ -196,7 +215,10 @@ def _quantized(source, scheme, representative, method, io, keep_float, statistic
             ranges = calibration.quantizer_statistics(found, statistics.ranks)
         result = work.quantize(ranges, enable_progress_report=False, enable_progress_bar=False)
     data = bytes(result.quantized_model)
-    open_interpreter(data, name=f"the {scheme.name} model")
+    try:
+        open_interpreter(data, name=f"the {scheme.name} model")
+    except ValueError as error:
+        raise ValueError(f"{error}; or use scheme='dynamic_range', or tool='converter'") from error
     return data
 
 
@@ -354,10 +376,14 @@ def _converted(model, scheme, representative, io):
         if scheme.name == "int8_io":
             converter.inference_input_type = converter.inference_output_type = getattr(tf, io)
 
-    return _run_converter(model, configure)
+    return _run_converter(model, configure, scheme.calibrated)
 
 
-def _run_converter(model, configure):
+class LoopError(ValueError):
+    """A loop where none can be calibrated."""
+
+
+def _run_converter(model, configure, calibrated=False):
     """TensorFlow's converter on a Keras model at a batch of 1.
 
     The traced function's variables are frozen into constants first: twice as fast as a detour over a SavedModel, and
@@ -370,11 +396,17 @@ def _run_converter(model, configure):
     shape = (1, *model.inputs[0].shape[1:])
     try:
         with quiet():
-            traced = tf.function(lambda image: model(image, training=False))
+            traced = tf.function(lambda image: tf.cast(model(image, training=False), tf.float32))
             traced = traced.get_concrete_function(tf.TensorSpec(shape, tf.float32, name="image"))
+            functions = traced.graph.as_graph_def().library.function
+            nodes = [traced.graph.as_graph_def().node, *(function.node_def for function in functions)]
+            if calibrated and any(node.op.endswith("While") for part in nodes for node in part):
+                raise LoopError(LOOP)  # the converter's calibration ends the process
             converter = tf.lite.TFLiteConverter.from_concrete_functions([convert_variables_to_constants_v2(traced)])
             configure(converter, tf)
             return converter.convert()
+    except LoopError:
+        raise
     except Exception as error:  # the converter raises a class of its own, RuntimeError, ValueError …
         raise ValueError(
             f"TensorFlow Lite cannot express {model.name!r} ({_reason(error)}); replace those layers by supported ones"
@@ -382,16 +414,12 @@ def _run_converter(model, configure):
 
 
 def _reason(error):
-    text = str(error)
-    missing = re.search(r"(?:Flex|custom|TF) ops?:\s*([^\n]+)", text)
-    if missing:
-        return f"it has no operator {missing.group(1).strip()[:120]}"
-    return " ".join(text.split())[:160] or type(error).__name__
+    missing = re.search(r"(?:Flex|custom|TF) ops?:\s*([^\n]+)", str(error))
+    return f"it has no operator {missing.group(1).strip()[:120]}" if missing else reason(error)
 
 
 def _verify(model, content):
-    height, width = model.inputs[0].shape[1:3]
-    photo = np.random.default_rng(0).integers(0, 256, (1, height, width, 3)).astype(np.float32)
+    photo = np.random.default_rng(0).integers(0, 256, (1, *model.inputs[0].shape[1:])).astype(np.float32)
     expected = np.asarray(model(photo, training=False))
     difference = float(np.abs(TFLiteModel(content, num_threads=1)(photo) - expected).max())
     if not difference <= MAX_VERIFY_DIFFERENCE * max(1.0, float(np.abs(expected).max())):
@@ -424,61 +452,12 @@ def _tool(scheme, tool, from_tflite):
     return tool
 
 
-def _is_tflite(model):
-    if isinstance(model, bytes | bytearray | memoryview):
-        return True
-    return isinstance(model, str | os.PathLike) and pathlib.Path(model).suffix == ".tflite"
-
-
-def as_keras_model(model):
-    """The Keras model that is given or lies in the file, once it is known to be a photo classifier."""
-    import keras
-
-    if isinstance(model, str | os.PathLike):
-        path = pathlib.Path(model)
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no model {path}; check the path")
-        try:
-            return keras.models.load_model(path, compile=False)
-        except Exception as error:
-            raise ValueError(f"{path} cannot be read as a Keras model ({_reason(error)}); save it again") from error
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"expected a Keras model, a .keras file or a .tflite, got {type(model).__name__}")
-    shapes = [tuple(tensor.shape) for tensor in (*model.inputs, *model.outputs)]
-    fits = len(model.inputs) == 1 and len(model.outputs) == 1 and len(shapes[0]) == 4 and len(shapes[1]) == 2
-    if not fits or None in shapes[0][1:]:
-        raise ValueError(
-            "expected a photo classifier with one input (None, height, width, 3), all known, and one output "
-            f"(None, classes), got {shapes} in {model.name!r}"
-        )
-    return model
-
-
-def input_size(model):
-    """(height, width) of the photos that a model takes."""
-    if _is_tflite(model):
-        return TFLiteModel(model, num_threads=1).input_size
-    return tuple(as_keras_model(model).inputs[0].shape[1:3])
-
-
-def check_representative(photos, scheme, size):
-    """Calibration photos as an array, once they are known to fit."""
-    if photos is None or len(photos) == 0:
-        raise ValueError(
-            f"{scheme.name} needs representative photos to measure the range of its activations; "
-            "pass some from the training part (quantization.representative_photos)"
-        )
-    photos = np.asarray(photos)
-    if photos.shape[1:] != (*size, 3):
-        raise ValueError(
-            f"representative photos must have shape (n, {size[0]}, {size[1]}, 3), RGB in 0..255, got {photos.shape}"
-        )
-    low, high = float(photos.min()), float(photos.max())
-    if not (low >= 0 and 2 < high <= 255):
-        raise ValueError(
-            f"representative photos must be pixels in 0..255, got {low:.3g}..{high:.3g}; the model scales them itself"
-        )
-    return photos
+def input_shape(model):
+    """(height, width, channels) of the photos that a model takes."""
+    if not is_tflite(model):
+        return tuple(model.inputs[0].shape[1:])
+    opened = TFLiteModel(model, num_threads=1)
+    return (*opened.input_size, opened.channels)
 
 
 def _has_quantized_tensors(content):

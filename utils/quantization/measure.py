@@ -14,7 +14,8 @@ from utils import files, latency
 from utils.classify import TFLiteModel, description_path, open_interpreter, read_photo
 
 from . import calibration
-from .convert import SCHEMES, as_keras_model, check_representative, convert, find_scheme, float_tflite, open_file
+from .convert import SCHEMES, convert, find_scheme, float_tflite, open_file
+from .inputs import as_keras_model, as_representative, collect
 
 PREPROCESSING = "RGB 0..255; scaling is inside the model"
 
@@ -43,7 +44,7 @@ def representative_photos(frame, count=100, input_size=224, seed=0):
     return np.stack([read_photo(path, input_size) for path in chosen["path"]])
 
 
-def save(path, data, labels=None, scheme=None, source=None, **facts):
+def save(path, data, labels=None, scheme=None, source=None, input_range=None, **facts):
     """Write a .tflite file and, beside it, the JSON that says how to use it; each whole or not at all.
 
     Args:
@@ -52,6 +53,8 @@ def save(path, data, labels=None, scheme=None, source=None, **facts):
         labels: class names in the order of the output.
         scheme: its key of `SCHEMES`.
         source: one phrase: which model, which weights, trained on what.
+        input_range: (low, high) that callers' pixels are scaled to, as given to :func:`convert`; None: 0..255, or what
+            the file's own quantized input says.
         facts: anything else worth keeping that JSON can hold (accuracy, low_confidence=0.45, …).
 
     Returns:
@@ -67,7 +70,7 @@ def save(path, data, labels=None, scheme=None, source=None, **facts):
     if path.suffix != ".tflite":
         raise ValueError(f"path must end in .tflite, so that runtimes know the file, got {path}")
     labels = list(labels) if labels is not None else None
-    model = TFLiteModel(data, num_threads=1, labels=labels)
+    model = TFLiteModel(data, num_threads=1, labels=labels, input_range=input_range)
     height, width = model.input_size
     description = {
         "labels": labels,
@@ -75,6 +78,7 @@ def save(path, data, labels=None, scheme=None, source=None, **facts):
         "input": str(model.input_dtype),
         "output": str(model.output_dtype),
         "preprocessing": PREPROCESSING,
+        **({} if input_range is None else {"input_range": list(input_range)}),
         "scheme": find_scheme(scheme).name if scheme is not None else None,
         "source": source,
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -166,58 +170,71 @@ def compare_tools(model, representative, images, labels=None, schemes=None, num_
     return pd.DataFrame(rows)
 
 
-def evaluate_schemes(models, images, labels, reference="float32", num_threads=None):
+def evaluate_schemes(models, images, labels=None, reference="float32", num_threads=None, input_range=None):
     """Every scheme's price list on the same photos.
 
     Args:
         models: dict, name -> bytes or path of a .tflite; :func:`convert_all` makes one.
-        images: (n, height, width, 3) test photos in 0..255.
-        labels: (n,) class indices.
+        images: (n, height, width, channels) test photos in 0..255.
+        labels: (n,) class indices; None, or a model without classes (one output): no accuracy.
         reference: the name whose answers the others are compared with.
         num_threads: threads of the interpreter.
+        input_range: (low, high) that the pixels are scaled to, as given to :func:`convert`.
 
     Returns:
         DataFrame indexed by name: "accuracy", "accuracy_low", "accuracy_high" (95 % Wilson interval), "macro_f1",
         "agreement" (share of photos with the reference's first class), "largest_change" (of a probability),
         "size_bytes", "gzip_bytes", "times_smaller", "weights_bytes", "arena_bytes" (activations at batch 1),
-        "unpacked_bytes" (float copies of packed weights in memory), "macs_m" (millions, counted from the file).
+        "unpacked_bytes" (float copies of packed weights in memory), "macs_m" (millions, counted from the file); where
+        an operator could not be counted also "macs_note" ("at least …").
 
     Raises:
         ValueError: no photos, labels of another length or out of range, or no model named as the reference.
     """
-    from sklearn.metrics import f1_score
-
-    from utils.evaluation.intervals import wilson
     from utils.flops import count_tflite
 
-    labels = _checked_labels(labels, images)
     if reference not in models:
         raise ValueError(f"reference must be one of {', '.join(models)}, got {reference!r}")
     rows, exact = {}, None
     for name in sorted(models, key=lambda name: name != reference):  # the reference first, the others as they came
-        model = TFLiteModel(models[name], num_threads)
-        if labels.max() >= model.n_classes:
-            raise ValueError(f"labels must be below the {model.n_classes} classes of {name}, got {labels.max()}")
+        model = TFLiteModel(models[name], num_threads, input_range=input_range)
         probabilities = model(images)
         exact = probabilities if exact is None else exact
-        answers = probabilities.argmax(1)
-        right = int(np.sum(answers == labels))
-        low, high = wilson(right, len(labels))
+        counted = count_tflite(model.content, unsupported="ignore")
         rows[name] = {
-            "accuracy": right / len(labels),
-            "accuracy_low": low,
-            "accuracy_high": high,
-            "macro_f1": f1_score(labels, answers, average="macro", labels=np.arange(model.n_classes), zero_division=0),
-            "agreement": np.mean(answers == exact.argmax(1)),
+            **_judged(probabilities, labels, name),
+            "agreement": difference(probabilities, exact)["agreement"],
             "largest_change": float(np.abs(probabilities - exact).max()),
             "size_bytes": model.size_bytes,
             "gzip_bytes": gzip_bytes(model.content),
             "times_smaller": rows[reference]["size_bytes"] / model.size_bytes if rows else 1.0,
             "weights_bytes": open_file(model.content).stored_bytes,
             **memory(model.content),
-            "macs_m": count_tflite(model.content).total_macs / 1e6,
+            "macs_m": counted.total_macs / 1e6,
         }
+        if counted.unsupported:
+            kinds = ", ".join(sorted({one.type for one in counted.unsupported}))
+            rows[name]["macs_note"] = f"at least: {kinds} not counted"
     return pd.DataFrame.from_dict(rows, orient="index").loc[list(models)].rename_axis("scheme")
+
+
+def _judged(probabilities, labels, name):
+    """Accuracy with its interval and F1; NaN where there are no labels, or no classes to be right about."""
+    from sklearn.metrics import f1_score
+
+    from utils.evaluation.intervals import wilson
+
+    classes = probabilities.shape[1]
+    if labels is None or classes == 1:
+        return dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "macro_f1"), np.nan)
+    labels = _checked_labels(labels, probabilities)
+    if labels.max() >= classes:
+        raise ValueError(f"labels must be below the {classes} classes of {name}, got {labels.max()}")
+    answers = probabilities.argmax(1)
+    right = int(np.sum(answers == labels))
+    low, high = wilson(right, len(labels))
+    f1 = f1_score(labels, answers, average="macro", labels=np.arange(classes), zero_division=0)
+    return {"accuracy": right / len(labels), "accuracy_low": low, "accuracy_high": high, "macro_f1": f1}
 
 
 def calibration_study(model, representative, images, labels=None, counts=(1, 3, 10, 30, 100), methods=None):
@@ -241,7 +258,8 @@ def calibration_study(model, representative, images, labels=None, counts=(1, 3, 
 
     source = float_tflite(model)
     reference = TFLiteModel(source)
-    representative = check_representative(representative, SCHEMES["int8"], reference.input_size)
+    shape = (*reference.input_size, reference.channels)
+    representative = as_representative(collect(representative), SCHEMES["int8"], shape)
     labels = None if labels is None else _checked_labels(labels, images)
     statistics, exact, rows = calibration.measure(source, representative), reference(images), []
     total = len(statistics)
@@ -260,11 +278,14 @@ def calibration_study(model, representative, images, labels=None, counts=(1, 3, 
 
 
 def difference(probabilities, reference, labels=None):
-    """What quantization did to the answers: accuracy (NaN without labels), agreement, mean and largest change."""
-    change, answers = np.abs(probabilities - reference), probabilities.argmax(1)
+    """What quantization did to the answers: accuracy and agreement of the first class, mean and largest change.
+
+    Accuracy is NaN without labels, both are where there are no classes (one output).
+    """
+    change, answers, classes = np.abs(probabilities - reference), probabilities.argmax(1), probabilities.shape[1] > 1
     return {
-        "accuracy": np.nan if labels is None else np.mean(answers == np.asarray(labels)),
-        "agreement": np.mean(answers == reference.argmax(1)),
+        "accuracy": np.nan if labels is None or not classes else np.mean(answers == np.asarray(labels)),
+        "agreement": np.mean(answers == reference.argmax(1)) if classes else np.nan,
         "mean_change": change.mean(),
         "largest_change": change.max(),
     }
@@ -295,7 +316,7 @@ def memory(content):
     starts, ends, unpacked = [], [], 0
     for op in ops:
         constant = op["op_name"] == "DEQUANTIZE" and int(op["inputs"][0]) not in computed
-        for index in op["outputs"]:
+        for index in op["outputs"][op["outputs"] >= 0]:
             view = interpreter.tensor(int(index))()
             if constant:
                 unpacked += view.nbytes

@@ -1,0 +1,142 @@
+"""What comes in at the door: the model, the photos that calibrate it, and the range that it wants them in."""
+
+import os
+import pathlib
+import re
+
+import numpy as np
+
+from utils.classify import PIXELS
+
+MAX_PHOTOS = 1000  # taken from a stream that may have no end
+
+
+def is_tflite(model):
+    """Whether the model is a .tflite, as bytes or path."""
+    if isinstance(model, bytes | bytearray | memoryview):
+        return True
+    return isinstance(model, str | os.PathLike) and pathlib.Path(model).suffix == ".tflite"
+
+
+def reason(error):
+    """An error of somebody else's code in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines and "in user code" in lines[0] else " ".join(lines)  # the end of a traceback
+    return " ".join(text.split())[:160] or type(error).__name__
+
+
+def as_keras_model(model, photos=None):
+    """The Keras model that is given or lies in a file, as a float32 photo classifier of known shapes.
+
+    A model that was never built, or a subclassed one, gets its input shape from the photos.
+    """
+    import keras
+
+    if isinstance(model, str | os.PathLike):
+        path = pathlib.Path(model)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no model {path}; check the path")
+        try:
+            model = keras.models.load_model(path, compile=False)
+        except Exception as error:
+            raise ValueError(f"{path} cannot be read as a Keras model ({reason(error)}); save it again") from error
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"expected a Keras model, a .keras file or a .tflite, got {type(model).__name__}")
+    if not _inputs(model):
+        if photos is None or photos.ndim < 3:
+            raise ValueError(
+                f"{model.name!r} does not know its input shape; begin it with keras.Input((height, width, channels)), "
+                "or wrap it: image = keras.Input(…); keras.Model(image, model(image))"
+            )
+        image = keras.Input(photos.shape[1:] if photos.ndim == 4 else (*photos.shape[1:], 1))
+        try:
+            model = keras.Model(image, model(image), name=model.name)
+        except Exception as error:
+            raise ValueError(f"{model.name!r} cannot be called on {image.shape} ({reason(error)})") from error
+    outputs = model.outputs
+    shapes = [tuple(tensor.shape) for tensor in (*model.inputs, *outputs)]
+    if not (len(shapes) == 2 and len(shapes[0]) == 4 and len(shapes[1]) == 2) or None in shapes[0][1:]:
+        raise ValueError(
+            "expected a photo classifier with one input (None, height, width, channels), all known, and one output "
+            f"(None, classes), got {shapes} in {model.name!r}"
+        )
+    return _traceable(model)
+
+
+def _inputs(model):
+    try:
+        return model.inputs
+    except (AttributeError, ValueError):
+        return None
+
+
+_SCOPE = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")  # what TensorFlow takes for a name
+
+
+def _traceable(model):
+    """The model itself, or a twin in float32 (LiteRT has no 16-bit kernels) whose names TensorFlow takes."""
+    import keras
+
+    names = [model.name, *(layer.name for layer in model.layers)]
+    in_float32 = all(layer.compute_dtype in ("float32", None) for layer in model.layers if layer.weights)
+    if in_float32 and all(map(_SCOPE.fullmatch, names)):
+        return model
+
+    def plain(name):
+        return name if _SCOPE.fullmatch(name) else "_".join(re.findall(r"[A-Za-z0-9_.]+", name)).lstrip("_") or "x"
+
+    def copy(layer):
+        config = {**layer.get_config(), "name": plain(layer.name)}
+        return type(layer).from_config(config if in_float32 else {**config, "dtype": "float32"})
+
+    twin = keras.models.clone_model(model, clone_function=copy)
+    twin.set_weights(model.get_weights())
+    return keras.Model(twin.inputs, twin.outputs, name=plain(model.name))
+
+
+def collect(photos):
+    """Representative photos as one array, or None.
+
+    Args:
+        photos: an array; a list; a `tf.data.Dataset` or generator of photos or batches, also with labels beside them;
+            or a function without arguments that makes one. Of a stream the first 1,000 photos are taken.
+    """
+    if photos is None or isinstance(photos, np.ndarray):
+        return photos
+    found = []
+    for item in photos() if callable(photos) else photos:
+        while isinstance(item, tuple | list | dict):
+            item = next(iter(item.values() if isinstance(item, dict) else item))
+        item = np.asarray(item)
+        found += list(item) if item.ndim == 4 else [item]
+        if len(found) >= MAX_PHOTOS:
+            break
+    if len({photo.shape for photo in found}) > 1:
+        raise ValueError(f"representative photos must have one shape, got {sorted({p.shape for p in found})[:3]}")
+    return np.stack(found[:MAX_PHOTOS]) if found else None
+
+
+def as_representative(photos, scheme, shape, input_range=PIXELS):
+    """Collected photos as the model takes them: float or uint8 (n, height, width, channels), in its input range."""
+    if photos is None or len(photos) == 0:
+        raise ValueError(
+            f"{scheme.name} needs representative photos to measure the range of its activations; "
+            "pass some of the training set (quantization.representative_photos)"
+        )
+    if photos.shape[1:] == shape[:2] and shape[2] == 1:
+        photos = photos[..., None]
+    if photos.shape[1:] != shape:
+        kind = {1: "grey", 3: "RGB"}.get(shape[2], f"{shape[2]} channels")
+        expected = ", ".join(map(str, shape))
+        raise ValueError(f"representative photos must have shape (n, {expected}), {kind} in 0..255, got {photos.shape}")
+    low, high = float(photos.min()), float(photos.max())
+    scaled = not np.issubdtype(photos.dtype, np.integer)
+    if input_range != PIXELS and scaled and input_range[0] - 1e-3 <= low and high <= input_range[1] + 1e-3:
+        return photos
+    if not (low >= 0 and 2 < high <= 255):
+        guess = (0, 1) if low >= 0 and high <= 1 else (-1, 1) if low >= -1 and high <= 1 else "(low, high)"
+        advice = f"if the model takes them scaled, pass input_range={guess}"
+        raise ValueError(f"representative photos must be pixels in 0..255, got {low:.3g}..{high:.3g}; {advice}")
+    if input_range == PIXELS:
+        return photos
+    return (photos * ((input_range[1] - input_range[0]) / 255) + input_range[0]).astype(np.float32)
