@@ -68,13 +68,14 @@ def test_arithmetic_falls_by_hand():
     assert macs["stem"] == 8 * 8 * 27 * 8
 
 
-@pytest.mark.parametrize("name", ["MobileNetV2", "EfficientNetB0"])
+@pytest.mark.parametrize("name", ["MobileNetV2", "EfficientNetB0", "MobileNetV3Small"])
 def test_published_networks(name):
     shape = (64, 64, 3)
     model = getattr(keras.applications, name)(weights=None, input_shape=shape, classes=5)
     blocks = cp.find_blocks(model)
-    assert len(blocks) == {"MobileNetV2": 16, "EfficientNetB0": 15}[name]
-    assert all(block.channels % 6 == 0 for block in blocks)
+    assert len(blocks) == {"MobileNetV2": 16, "EfficientNetB0": 15, "MobileNetV3Small": 10}[name]
+    if name == "MobileNetV3Small":  # its gates are hard sigmoids, made of operations: relu6(x + 3) / 6
+        assert sum(block.channels for block in blocks) == 2440
     for block in blocks:
         silence(model, block, np.arange(block.channels // 4))
     result = cp.prune_channels(model, 0.25, divisor=1)
@@ -98,6 +99,29 @@ def test_divisor_and_minimum():
     assert cp.prune_channels(model, 0.5, divisor=1).blocks["channels_after"].tolist() == [12, 12]
     assert cp.prune_channels(model, 0.95).blocks["channels_after"].tolist() == [8, 8]
     assert cp.prune_channels(model, 0.95, divisor=1, minimum=2).blocks["channels_after"].tolist() == [2, 2]
+
+
+def test_the_result_names_what_was_left_alone_and_says_its_share_of_the_whole_model():
+    image = keras.Input((16, 16, 3))
+    x = L.Conv2D(8, 1, name="stem")(image)
+    x = L.Conv2D(4, 1)(L.DepthwiseConv2D(3, name="pruned")(L.Conv2D(16, 1)(x)))
+    wide = L.Conv2D(24, 1)(x)
+    x = L.Add()([L.DepthwiseConv2D(3, padding="same", name="seen_by_a_sum")(wide), wide])
+    model = keras.Model(image, L.Dense(2)(L.GlobalAveragePooling2D()(L.Conv2D(40, 3)(x))), name="mixed")
+    result = cp.prune_channels(model, 0.5)
+    assert result.fraction == 0.5
+    assert result.left_alone == {"seen_by_a_sum": 24}
+    assert result.parameters_removed == 1 - result.model.count_params() / model.count_params()
+    assert "8 of 16 expansion channels in 1 block" in repr(result)
+    assert "left alone: seen_by_a_sum (24 channels)" in repr(result)
+    assert f"{result.parameters_removed:.1%} of the model's parameters" in repr(result)
+
+
+def test_a_constant_for_every_channel_is_not_followed():
+    image = keras.Input((8, 8, 3))
+    x = L.DepthwiseConv2D(3)(L.Conv2D(16, 1)(image) * keras.ops.arange(16, dtype="float32"))
+    with pytest.raises(ValueError, match="no inverted-residual block"):
+        cp.find_blocks(keras.Model(image, L.Conv2D(4, 1)(x)))
 
 
 def test_channels_that_others_see_are_left_alone():

@@ -20,6 +20,18 @@ _KEEPS_CHANNELS = (
     L.Activation, L.ReLU, L.LeakyReLU, L.Dropout, L.SpatialDropout2D, L.ZeroPadding2D, L.AveragePooling2D,
     L.MaxPooling2D, L.GlobalAveragePooling2D, L.GlobalMaxPooling2D, L.Identity,
 )  # fmt: skip
+_ELEMENTWISE = (
+    "Add",
+    "Subtract",
+    "Multiply",
+    "Divide",
+    "TrueDivide",
+    "Clip",
+    "Relu",
+    "Relu6",
+    "Sigmoid",
+    "HardSigmoid",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,15 +61,19 @@ class ChannelPruned:
 
     Attributes:
         model: the new Keras model; the one given is untouched.
-        fraction: share of the expansion channels removed, over all blocks.
+        fraction: share of the expansion channels removed, over the blocks that were pruned.
+        parameters_removed: share of the whole model's parameters that went with them.
         blocks: DataFrame, one row per block: block, channels_before, channels_after, removed (share).
         kept: {block name: sorted indices of the channels kept}.
+        left_alone: {depthwise convolution: channels} whose channels something else sees, so that none could go.
     """
 
     model: keras.Model
     fraction: float
+    parameters_removed: float
     blocks: pd.DataFrame
     kept: dict
+    left_alone: dict
 
     def to_frame(self):
         """The table of blocks."""
@@ -65,9 +81,12 @@ class ChannelPruned:
 
     def __repr__(self):
         before, after = self.blocks["channels_before"].sum(), self.blocks["channels_after"].sum()
+        names = ", ".join(f"{name} ({channels} channels)" for name, channels in self.left_alone.items())
         return (
-            f"{self.model.name!r} with {after:,} of {before:,} expansion channels in {len(self.blocks)} blocks "
-            f"({self.fraction:.1%} removed), {self.model.count_params():,} parameters"
+            f"{self.model.name!r} with {after:,} of {before:,} expansion channels in {len(self.blocks)} "
+            f"block{'s' * (len(self.blocks) != 1)} ({self.fraction:.1%} removed) and {self.model.count_params():,} "
+            f"parameters ({self.parameters_removed:.1%} of the model's parameters removed)"
+            + (f"; left alone: {names}" if names else "")
         )
 
     def _repr_html_(self):
@@ -146,6 +165,8 @@ class _Graph:
                     channelwise.append(call)
                 elif isinstance(layer, L.Reshape) and tuple(layer.target_shape) == (1, 1, start.layer.filters):
                     reshapes.append(call)
+                elif _keeps_channels(call):
+                    pass
                 elif isinstance(layer, L.Multiply):
                     found = [self._behind(other) for other in call.inputs if other not in group]
                     if any(maker is None for maker in found):
@@ -155,7 +176,7 @@ class _Graph:
                 elif (type(layer) is L.Conv2D and layer.groups == 1) or type(layer) is L.Dense:
                     consumers.append(call)
                     continue
-                elif type(layer) not in _KEEPS_CHANNELS:
+                else:
                     return None
                 todo += call.outputs
         names = [
@@ -170,9 +191,21 @@ class _Graph:
     def _behind(self, key):
         """The convolution that makes a gate's channels, behind activations; None if something else does."""
         call = self.maker.get(key)
-        while call is not None and type(call.layer) in _KEEPS_CHANNELS and len(call.inputs) == 1:
+        while call is not None and _keeps_channels(call):
             call = self.maker.get(call.inputs[0])
         return call if call is not None and type(call.layer) is L.Conv2D and call.layer.groups == 1 else None
+
+
+def _keeps_channels(call):
+    """Whether each channel passes by itself and alike: an activation, a pooling, arithmetic with plain numbers."""
+    if isinstance(call.layer, L.Layer):
+        return type(call.layer) in _KEEPS_CHANNELS and len(call.inputs) == 1
+    # such as the hard sigmoid of MobileNetV3's gates, relu6(x + 3) / 6
+    others = [
+        value for value in (*call.call_args, *call.call_kwargs.values()) if not keras.utils.is_keras_tensor(value)
+    ]
+    plain = all(value is None or isinstance(value, (int, float)) for value in others)
+    return call.type in _ELEMENTWISE and len(call.inputs) == 1 and plain
 
 
 def _per_channel(layer):
@@ -253,7 +286,17 @@ def prune_channels(model, fraction, divisor=8, minimum=8):
     table = pd.DataFrame(rows, columns=["block", "channels_before", "channels_after"])
     table["removed"] = 1 - table["channels_after"] / table["channels_before"]
     removed = 1 - table["channels_after"].sum() / table["channels_before"].sum()
-    return ChannelPruned(rebuild(model, found, kept), float(removed), table, kept)
+    small = rebuild(model, found, kept)
+    pruned = {name for block in found for name in block.channelwise}
+    wide = {layer.name: layer.kernel.shape[-2] for layer in model.layers if isinstance(layer, L.DepthwiseConv2D)}
+    return ChannelPruned(
+        model=small,
+        fraction=float(removed),
+        parameters_removed=1 - small.count_params() / model.count_params(),
+        blocks=table,
+        kept=kept,
+        left_alone={name: channels for name, channels in wide.items() if name not in pruned},
+    )
 
 
 def _kept(wanted, channels, divisor, minimum):
