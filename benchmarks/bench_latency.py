@@ -31,7 +31,9 @@ def network(name, size, photos):
     """The model and its files. Time does not depend on what the weights are, as long as they are no denormals."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = models.transfer(name, 10, size, photos=photos if name == "efficientnet_b0" else None)
+        model = models.transfer(name, 10, size)
+        if models.needs_batch_norm(name):
+            models.reestimate_batch_norm(model, photos)
     files = {}
     for scheme in SCHEMES:
         try:

@@ -73,7 +73,9 @@ def add_backbone(setitem, setattr_):
     setitem(models.BACKBONES, "tiny", models.Backbone("tiny", "Tiny", 12, "conv", "top_activation", 960, "-", "-"))
     setattr_(
         models, "_weights",
-        lambda name, weights: known(name, weights) if name != "tiny" else ("fixed", None if weights is None else fill),
+        lambda name, weights, download=True: (
+            known(name, weights, download) if name != "tiny" else ("fixed", None if weights is None else fill)
+        ),
     )  # fmt: skip
 
 

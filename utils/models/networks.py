@@ -1,27 +1,16 @@
-"""The classifiers: study A's baseline CNN, and transfer models on three ImageNet backbones.
-
-Every model takes RGB images in 0..255 and carries its own preprocessing, and every one is a single flat functional
-graph, so that cost counting, receptive fields, conversion and pruning see each layer.
-"""
+"""The baseline network and the transfer models, as single flat graphs that carry their own preprocessing."""
 
 import dataclasses
 import operator
 
 import keras
 import numpy as np
-import pandas as pd
 
-from utils.models import efficientnet_lite, pretrained
-from utils.models.parts import CLASSIFIER, POOLED, attach_head, reestimate_batch_norm, set_trainable, split_at_features
-from utils.models.pretrained import WarmStartWarning, WeightsUnavailable
-from utils.models.saved_models import load, save
+from . import efficientnet_lite, pretrained
+from .parts import CLASSIFIER, POOLED
+from .pretrained import WeightsUnavailable
 
-__all__ = [
-    "BACKBONES", "Backbone", "WarmStartWarning", "WeightsUnavailable", "attach_head", "baseline_cnn",
-    "feature_extractor", "load", "needs_batch_norm", "reestimate_batch_norm", "save", "set_trainable",
-    "split_at_features", "summary_table", "transfer", "weights_source",
-]  # fmt: skip
-
+BASELINE = "baseline_cnn"
 WARM_START = "warm start from EfficientNet-Lite0"
 
 
@@ -72,7 +61,7 @@ def baseline_cnn(classes, input_size=224):
         keras.Model, uncompiled, from (batch, input_size, input_size, 3) in 0..255 to probabilities (batch, classes).
 
     Raises:
-        ValueError, TypeError: fewer than two classes, a name given twice, or an input too small.
+        ValueError: fewer than two classes, a name given twice, or an input too small.
 
     Example:
         >>> baseline_cnn(17).count_params()
@@ -88,10 +77,10 @@ def baseline_cnn(classes, input_size=224):
         x = keras.layers.MaxPooling2D(name=f"max_pooling2d{suffix}")(x)
     x = keras.layers.Flatten(name="flatten")(x)
     x = keras.layers.Dense(64, activation="relu", name="dense")(x)
-    return keras.Model(image, _classifier(count)(x), name="baseline_cnn")
+    return keras.Model(image, _classifier(count)(x), name=BASELINE)
 
 
-def transfer(backbone, classes, input_size=224, dropout=0.2, weights="auto", photos=None):
+def transfer(backbone, classes, input_size=224, dropout=0.2, weights="auto"):
     """A classifier on a pretrained backbone: average pooling, dropout, softmax.
 
     Args:
@@ -102,10 +91,7 @@ def transfer(backbone, classes, input_size=224, dropout=0.2, weights="auto", pho
         weights: "auto": ImageNet weights, and for EfficientNetB0, where they cannot be had, the warm start from
             EfficientNet-Lite0 (with a WarmStartWarning; :func:`weights_source` names it). "imagenet": these or an
             error. "warm_start": EfficientNetB0's warm start by name. None: random initialization, for a model whose
-            weights are loaded next.
-        photos: training photos (n, input_size, input_size, 3) in 0..255, or a function that returns them; about
-            1,500 are plenty. Read for a warm start only, whose batch-norm statistics are re-estimated on them;
-            without them, :func:`reestimate_batch_norm` has to follow where :func:`needs_batch_norm` says so.
+            weights are loaded next. After a warm start :func:`reestimate_batch_norm` has to follow.
 
     Returns:
         keras.Model, uncompiled, all layers trainable, from (batch, input_size, input_size, 3) in 0..255 to
@@ -114,7 +100,7 @@ def transfer(backbone, classes, input_size=224, dropout=0.2, weights="auto", pho
 
     Raises:
         WeightsUnavailable: the weights are neither on this machine nor to be downloaded; says what to do.
-        ValueError, TypeError: unknown backbone or weights, bad class count, input size or dropout.
+        ValueError: unknown backbone or weights, bad class count, input size or dropout.
 
     Example:
         >>> model = transfer("efficientnet_lite0", ["dress", "hat", "shoes"])
@@ -122,52 +108,52 @@ def transfer(backbone, classes, input_size=224, dropout=0.2, weights="auto", pho
         ((None, 3), (None, 1280))
     """
     count = _class_count(classes)
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout!r}; give a share from 0 up to, not including, 1")
-    image, pooled = _pooled(backbone, input_size, weights, photos)
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}")
+    image, pooled = _pooled(backbone, input_size, weights)
     x = keras.layers.Dropout(dropout, name="dropout")(pooled)
     return keras.Model(image, _classifier(count)(x), name=backbone)
 
 
-def feature_extractor(backbone, input_size=224, weights="auto", photos=None):
+def feature_extractor(backbone, input_size=224, weights="auto"):
     """The backbone alone, in inference mode: images to pooled features.
 
     Args:
-        backbone, input_size, weights, photos: as for :func:`transfer`.
+        backbone, input_size, weights: as for :func:`transfer`.
 
     Returns:
         keras.Model, not trainable, from (batch, input_size, input_size, 3) in 0..255 to (batch, feature_size).
-
-    Raises:
-        as :func:`transfer`.
 
     Example:
         >>> feature_extractor("efficientnet_lite0", 128).output.shape
         (None, 1280)
     """
-    image, pooled = _pooled(backbone, input_size, weights, photos)
-    model = keras.Model(image, pooled, name=f"{backbone}_features")
+    model = keras.Model(*_pooled(backbone, input_size, weights), name=f"{backbone}_features")
     model.trainable = False
     return model
 
 
-def weights_source(backbone, weights="auto"):
+def weights_source(backbone, weights="auto", download=True):
     """What the weights of :func:`transfer` with the same arguments are, in one phrase, for every table.
+
+    Args:
+        backbone, weights: as for :func:`transfer`; also "baseline_cnn".
+        download: False looks on this machine only.
 
     Returns:
         "ImageNet", "ImageNet (8-bit, dequantized)", "ImageNet (file not verified)",
         "warm start from EfficientNet-Lite0", or "random initialization" (also for "baseline_cnn").
 
     Raises:
-        as :func:`transfer`.
+        WeightsUnavailable: as :func:`transfer`, or they are not on this machine and `download` is False.
 
     Example:
         >>> weights_source("efficientnet_lite0")
         'ImageNet'
     """
-    if backbone == "baseline_cnn":
+    if backbone == BASELINE:
         return "random initialization"
-    return _weights(_known(backbone).name, weights)[0]
+    return _weights(_known(backbone).name, weights, download)[0]
 
 
 def needs_batch_norm(backbone, weights="auto"):
@@ -175,49 +161,18 @@ def needs_batch_norm(backbone, weights="auto"):
     return weights_source(backbone, weights) == WARM_START
 
 
-def summary_table(names=("baseline_cnn", *BACKBONES), classes=10):
-    """One row a network: what it is, how large, where its weights come from, under which licence.
-
-    Args:
-        names: "baseline_cnn" and keys of `BACKBONES`.
-        classes: how many, or their names; the head's parameters are counted.
-
-    Returns:
-        DataFrame indexed by name, with columns "network", "parameters (M)", "features", "weights", "licence".
-        Weights that cannot be had say so.
-    """
-    count, rows = _class_count(classes), []
-    for name in names:
-        if name == "baseline_cnn":
-            row = ("Baseline CNN", baseline_cnn(count).count_params(), 64, weights_source(name), "this repository's")
-        else:
-            backbone = _known(name)
-            try:
-                source = weights_source(name)
-            except WeightsUnavailable:
-                source = "not available here"
-            parameters = backbone.n_parameters + (backbone.feature_size + 1) * count
-            row = (backbone.title, parameters, backbone.feature_size, source, backbone.licence)
-        rows.append((row[0], round(row[1] / 1e6, 2), *row[2:]))
-    columns = ["network", "parameters (M)", "features", "weights", "licence"]
-    return pd.DataFrame(rows, columns=columns, index=pd.Index(names, name="name"))
-
-
 # --- inside -----------------------------------------------------------------------------------------------------------
 
 
-def _pooled(backbone, input_size, weights, photos):
+def _pooled(backbone, input_size, weights):
     """(image tensor, pooled feature tensor) of a backbone with its weights."""
     name, size = _known(backbone).name, _input_size(input_size)
-    source, fill = _weights(name, weights)
+    _, fill = _weights(name, weights)
     image = keras.Input((size, size, 3), name="image")
     body = _BODIES[name](image)
     if fill:
         fill(body)
-    pooled = keras.layers.GlobalAveragePooling2D(name=POOLED)(body.output)
-    if source == WARM_START and photos is not None:
-        reestimate_batch_norm(keras.Model(image, pooled), photos() if callable(photos) else photos)
-    return image, pooled
+    return image, keras.layers.GlobalAveragePooling2D(name=POOLED)(body.output)
 
 
 # The three builders put their layers on `image` itself: one flat graph, with the names of keras.applications.
@@ -246,26 +201,23 @@ _BODIES = {
 }
 
 
-def _weights(name, weights):
+def _weights(name, weights, download=True):
     """(phrase, function that fills a body or None) for a backbone's weights."""
     choices = ("auto", "imagenet", "warm_start") if name == "efficientnet_b0" else ("auto", "imagenet")
     if weights is None:
         return "random initialization", None
     if weights not in choices:
-        raise ValueError(f"weights for {name} are {weights!r}; choose from {', '.join(choices)} or None")
+        raise ValueError(f"weights of {name} must be {', '.join(map(repr, choices))} or None, got {weights!r}")
     if name == "efficientnet_lite0":
-        try:
-            efficientnet_lite.weights_path()
-        except FileNotFoundError as error:
-            raise WeightsUnavailable(str(error)) from error
+        efficientnet_lite.weights_path()
         return "ImageNet", efficientnet_lite.load_imagenet
     if weights == "warm_start":
         return WARM_START, _warm_start
     file = pretrained.MOBILENET_V2 if name == "mobilenet_v2" else pretrained.EFFICIENTNET_B0
     try:
-        path = pretrained.find(file)
+        path = pretrained.find(file, download)
     except WeightsUnavailable as error:
-        if name != "efficientnet_b0" or weights != "auto":
+        if name != "efficientnet_b0" or weights != "auto" or not download:
             raise
         pretrained.warn_once(f"EfficientNetB0 starts from EfficientNet-Lite0's weights, because {error}")
         return WARM_START, _warm_start
@@ -312,33 +264,23 @@ def _classifier(count):
 
 
 def _known(backbone):
-    try:
-        return BACKBONES[backbone]
-    except (KeyError, TypeError):
-        raise ValueError(f"there is no backbone {backbone!r}; choose from {', '.join(BACKBONES)}") from None
+    if backbone not in BACKBONES:
+        raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, got {backbone!r}")
+    return BACKBONES[backbone]
 
 
 def _class_count(classes):
-    if isinstance(classes, str | bytes | bool) or not (hasattr(classes, "__index__") or hasattr(classes, "__iter__")):
-        raise TypeError(f"classes are {classes!r}; give how many there are, or a sequence of their names")
-    try:
-        count = operator.index(classes)
-    except TypeError:
-        names = list(classes)
-        twice = sorted({str(name) for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"class {twice[0]!r} is named more than once; give every class one name") from None
-        count = len(names)
+    names = [] if isinstance(classes, str | int | np.integer) else list(classes)
+    if isinstance(classes, str | bool) or len(set(names)) < len(names):
+        raise ValueError(f"classes must be a number or a sequence of different names, got {classes!r}")
+    count = len(names) or operator.index(classes)
     if count < 2:
-        raise ValueError(f"{count} classes cannot be told apart; give at least two")
+        raise ValueError(f"classes must be at least two, got {count}")
     return count
 
 
 def _input_size(input_size, least=32):
-    try:
-        size = operator.index(input_size)
-    except TypeError:
-        raise TypeError(f"input_size is {input_size!r}; give one whole number, the side of the square image") from None
-    if isinstance(input_size, bool) or not least <= size <= 1024:
-        raise ValueError(f"input_size is {input_size!r}; give a side from {least} to 1024 pixels")
+    size = operator.index(input_size)
+    if not least <= size <= 1024:
+        raise ValueError(f"input_size must be an integer from {least} to 1024 pixels, got {input_size}")
     return size

@@ -72,7 +72,7 @@ def attach_head(model, kernel, bias):
         the model.
 
     Raises:
-        ValueError: no such layer, shapes that do not fit, or a number that is not finite.
+        ValueError: no such layer, or shapes that do not fit.
 
     Example:
         >>> from utils import models
@@ -85,11 +85,9 @@ def attach_head(model, kernel, bias):
     wanted = [tuple(weight.shape) for weight in layer.weights]
     if [array.shape for array in arrays] != wanted:
         raise ValueError(
-            f"the classifier takes a kernel of {wanted[0]} and a bias of {wanted[1]}, not {arrays[0].shape} and "
+            f"expected a kernel of shape {wanted[0]} and a bias of shape {wanted[1]}, got {arrays[0].shape} and "
             f"{arrays[1].shape}; fit the probe on this model's features and classes"
         )
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise ValueError("the classifier's kernel or bias holds NaN or infinity; look at the fit that it comes from")
     layer.set_weights(arrays)
     return model
 
@@ -122,47 +120,39 @@ def reestimate_batch_norm(model, images, batch_size=64, seed=0):
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1:] != model.input_shape[1:] or len(images) < 2:
         raise ValueError(
-            f"photos of shape {images.shape} do not fit model {model.name}; "
-            f"give at least two, (n, {', '.join(map(str, model.input_shape[1:]))})"
+            f"model {model.name} needs at least two photos of shape {model.input_shape[1:]}, got {images.shape}"
         )
-    layers = list(model.layers)
-    norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
-    drops = [layer for layer in layers if isinstance(layer, keras.layers.Dropout)]
-    before = [layer.trainable for layer in layers], [norm.momentum for norm in norms], [drop.rate for drop in drops]
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    drops = [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
+    trainable = [layer.trainable for layer in model.layers]
+    momenta, rates = [norm.momentum for norm in norms], [drop.rate for drop in drops]
     batch_size = min(batch_size, len(images))
     order = np.random.default_rng(seed).permutation(len(images))
-    batches = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
     try:
         for norm in norms:  # one by one: `model.trainable = True` passes over layers that were made frozen
             norm.trainable = True
         for drop in drops:
             drop.rate = 0.0
-        for number, batch in enumerate(batches):
+        for number in range(len(order) // batch_size):
             for norm in norms:
                 norm.momentum = number / (number + 1)  # the moving average of 1, 2, 3 ... batches is their mean
-            model(images[np.sort(batch)].astype("float32"), training=True)
+            batch = np.sort(order[number * batch_size : (number + 1) * batch_size])
+            model(images[batch].astype("float32"), training=True)
     finally:
-        trainable, momenta, rates = before
-        for layer, value in zip(layers, trainable, strict=True):
-            layer.trainable = value
-        for norm, value in zip(norms, momenta, strict=True):
-            norm.momentum = value
-        for drop, value in zip(drops, rates, strict=True):
-            drop.rate = value
+        for attribute, layers, values in (
+            ("trainable", model.layers, trainable), ("momentum", norms, momenta), ("rate", drops, rates),
+        ):  # fmt: skip
+            for layer, value in zip(layers, values, strict=True):
+                setattr(layer, attribute, value)
     return model
 
 
 def layer_index(model, name):
-    """Where in `model.layers` the layer `name` is, or else the first of the block `name`.
-
-    Raises:
-        ValueError: neither is there; names some choices.
-    """
+    """Where in `model.layers` the layer `name` is, or else the first of the block `name`."""
     names = [layer.name for layer in model.layers]
     if name in names:
         return names.index(name)
     for index, other in enumerate(names):
         if isinstance(name, str) and name and other.startswith(f"{name}_"):
             return index
-    choices = ", ".join(names[-8:])
-    raise ValueError(f"model {model.name} has no layer or block {name!r}; choose a layer of it, such as {choices}")
+    raise ValueError(f"model {model.name} has no layer or block {name!r}; its last layers are {', '.join(names[-8:])}")

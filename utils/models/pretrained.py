@@ -1,27 +1,23 @@
 """Where the backbones' ImageNet weights come from, and what to call them.
 
 Keras' weight files are looked for in `KERAS_HOME` (else `~/.keras`) under `models/`, as `keras.applications` does, and
-fetched from their public home when they are not there: quickly or not at all, whole or not at all. What a result
-rests on is read from the file itself, never assumed from its name.
+fetched from their public home when they are not there. What a result rests on is read from the file itself, never
+assumed from its name.
 """
 
 import dataclasses
 import functools
 import hashlib
-import logging
 import os
 import pathlib
-import threading
 import time
-import urllib.parse
 import warnings
 
 import h5py
 import numpy as np
 
-ANSWER_S = 8  # how long the public home has to answer, all its addresses together
-STALL_S = 20  # how long a transfer may stand still
-RETRY_S = 60  # a failed download is not tried again before this: every caller in between gets the answer at once
+TIMEOUT_S = (3, 20)  # to connect, and without a byte
+RETRY_S = 600  # a failed download is not tried again before this: every caller in between gets the answer at once
 
 
 class WeightsUnavailable(RuntimeError):
@@ -82,77 +78,42 @@ def find(file, download=True):
         pathlib.Path of a file that is there.
 
     Raises:
-        WeightsUnavailable: it is neither here nor to be had; says what to do. Takes seconds, not minutes.
-
-    Example:
-        >>> find(MOBILENET_V2).suffix  # doctest: +SKIP
-        '.h5'
+        WeightsUnavailable: it is neither here nor to be had; says what to do.
     """
     path = file.path()
     if path.is_file():
         return path
-    reason = _fetch(file, path) if download else "downloading was not asked for"
-    if reason:
-        raise WeightsUnavailable(
-            f"{file.title}'s ImageNet weights are not at {file.place()} and cannot be downloaded ({reason}); "
-            f"put {file.url} there, or set KERAS_HOME to a folder whose models/ holds it"
-        )
-    return path
+    reason = "downloading was not asked for"
+    if download:
+        when, reason = _failures.get(path, (-RETRY_S, None))
+        if time.monotonic() - when >= RETRY_S:
+            reason = _download(file, path)
+            if reason is None:
+                return path
+            _failures[path] = time.monotonic(), reason
+    raise WeightsUnavailable(
+        f"{file.title}'s ImageNet weights are not at {file.place()} and cannot be downloaded ({reason}); "
+        f"put {file.url} there, or set KERAS_HOME to a folder whose models/ holds it"
+    )
 
 
 _failures = {}
 
 
-def _fetch(file, path):
-    """Download to `path`; None, or in a few words why it failed."""
-    when, reason = _failures.get(path, (-RETRY_S, None))
-    if time.monotonic() - when < RETRY_S:
-        return reason
-    reason = _no_answer(file.url) or _download(file, path)
-    if reason:
-        _failures[path] = time.monotonic(), reason
-    return reason
-
-
-def _no_answer(url):
-    """None, or why the server cannot be reached.
-
-    Asked in a thread, because a firewall that drops packets costs a time limit for each of the host's many addresses.
-    """
-    import requests
-
-    host, outcome = urllib.parse.urlsplit(url).hostname, [f"no answer within {ANSWER_S} s"]
-
-    def ask():
-        try:
-            requests.head(url, timeout=ANSWER_S)
-            outcome[0] = None
-        except requests.RequestException as error:
-            outcome[0] = f"no connection: {type(error).__name__}"
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(ANSWER_S)
-    return outcome[0] and f"{host} gives {outcome[0]}"
-
-
 def _download(file, path):
+    """Download to `path`; None, or in a few words why it failed."""
     import pooch
 
-    log = pooch.get_logger()
-    level = log.level
-    log.setLevel(logging.ERROR)  # it prints the local path, which does not belong into a notebook
+    pooch.get_logger().setLevel("ERROR")  # it prints the local path, which does not belong into a notebook
     try:
         pooch.retrieve(
             file.url, f"md5:{file.md5}" if file.md5 else None, fname=path.name, path=path.parent,
-            downloader=pooch.HTTPDownloader(timeout=STALL_S, progressbar=True),
+            downloader=pooch.HTTPDownloader(timeout=TIMEOUT_S, progressbar=True),
         )  # fmt: skip
     except OSError as error:  # requests' errors are OSErrors
         return " ".join((getattr(error, "strerror", None) or type(error).__name__).split())
     except ValueError:  # pooch's word for a wrong checksum; the file is gone again
         return "what comes is not the published file: its MD5 differs"
-    finally:
-        log.setLevel(level)
     if path.stat().st_size != file.size_bytes:  # e.g. a portal's log-in page
         path.unlink()
         return "what comes is not the published file: its size differs"
@@ -212,17 +173,11 @@ def _eight_bit(path):
         with h5py.File(path) as stored:
             stored.visititems(visit)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a readable weight file ({error}); delete it to have it fetched again"
-        ) from error
+        raise ValueError(f"{path} is not a readable weight file ({error}); delete it to fetch it again") from error
     return bool(kernels) and all(len(np.unique(kernel)) <= 255 for kernel in kernels)
 
 
+@functools.cache
 def warn_once(message):
     """A WarmStartWarning that is shown once a process, however often its cause is met."""
-    if message not in _warned:
-        _warned.add(message)
-        warnings.warn(message, WarmStartWarning, stacklevel=2)
-
-
-_warned = set()
+    warnings.warn(message, WarmStartWarning, stacklevel=2)
