@@ -216,13 +216,7 @@ def trials():
         'b-lite0-fine'
     """
     common = FINE_TUNE | {"model": "efficientnet_lite0", "allow_leaks": ("sender",)}
-    growing = common | {"progressive": (128, 160, 192), "epochs": 9}
-    listed = {
-        "b-lite0-fine": common | {"epochs": 8},
-        "try-progressive": growing,
-        "try-progressive-strong": growing | {"augment": "strong", "ema": 0.998},
-        "try-mixup-cutmix": common | {"epochs": 8, "mixup": 0.2, "cutmix": 1.0, "ema": 0.998},
-    }
+    listed = {"b-lite0-fine": common | {"epochs": 8}}
     ten = {name: RunConfig(name=name, **choices) for name, choices in listed.items()}
     baselines = {name: rows("full")[name].run for name in ("a-baseline", "a-weighted")}
     faster = {f"{name}-1e-3": dataclasses.replace(run, learning_rate=1e-3) for name, run in baselines.items()}

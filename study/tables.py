@@ -116,8 +116,7 @@ def record_trials(data, known, folder=None):
             "minutes": run.duration_s / 60, "cpu": run.environment.get("cpu"), "seed": config.seed,
             "run_id": run.run_id, "config": config.to_dict(),
         }  # fmt: skip
-    ordered = [lines[name] for name in study.trials() if name in lines]
-    return results.write("trials", {}, {"trials": ordered}, "full", ", ".join(data), folder)
+    return results.write("trials", {}, {"trials": list(lines.values())}, "full", ", ".join(data), folder)
 
 
 def trials_table(photos):

@@ -1,28 +1,29 @@
 """Training: from a RunConfig and a dataset to a Run, resumable at every epoch.
 
 ``train`` finds finished runs, goes on with interrupted ones and trains new ones. The best epoch is chosen on the
-validation part; nothing here looks at the test part.
+validation set; nothing here looks at the test set.
 """
 
+import contextlib
+import math
 import time
 
 import keras
 import numpy as np
 
 from utils import environment, files, models
-from utils.datasets import splits
-from utils.training import callbacks
-from utils.training import modes as training_modes
-from utils.training import run as runs
-from utils.training.batches import class_weight_table, class_weights
-from utils.training.config import BASELINE, RunConfig
-from utils.training.run import Run, export, export_record, load
-from utils.training.run_store import DamagedRun, RunStore, assign, variables_to_arrays
+from utils.datasets import pipeline, splits
 
-__all__ = ["Run", "RunConfig", "class_weight_table", "class_weights", "export", "export_record", "load", "train"]
+from . import batches, features
+from . import run as runs
+from .config import BASELINE
 
 
-def train(run, dataset, resume=True, strategy=None, folder=None, verbose=1, teacher=None, shipped=True):
+class Diverged(RuntimeError):
+    """The loss is not a finite number any more."""
+
+
+def train(run, dataset, resume=True, strategy=None, folder=None, verbose=1, shipped=True):
     """Train a run, go on with it, or load it where it is finished.
 
     Sets the process' random seeds (Python, NumPy, TensorFlow) from ``run.seed``.
@@ -31,53 +32,47 @@ def train(run, dataset, resume=True, strategy=None, folder=None, verbose=1, teac
         run: RunConfig.
         dataset: datasets.Dataset (anything with `frame`, `classes`, `fingerprint`).
         resume: False trains from the start; an older folder of this run is set aside.
-        strategy: any ``tf.distribute`` strategy on one machine; `batch_size` is shared among its devices.
+        strategy: ``tf.distribute.MirroredStrategy`` over devices of this machine, which share out each batch; an epoch
+            then leaves out the last photos of its order that fill no batch.
         folder: folder that holds the runs; default ``CLOTHING_RUNS_DIR``, else ``runs/``.
         verbose: 0 silent, 1 progress bar, 2 one line an epoch.
-        teacher: callable frame -> probabilities (n, C), for a run whose config names a teacher.
         shipped: False trains what is not finished under `folder`, though it ships in ``models/``.
 
     Returns:
         Run, finished.
 
     Raises:
-        SplitLeak: a sender or a file stands on two sides and ``run.allow_leaks`` does not allow it.
-        ValueError: unknown model, an empty part, a class without a training photo, a strategy over several machines.
+        SplitLeak: a photographer or a file stands on two sides and ``run.allow_leaks`` does not allow it.
+        ValueError: unknown model, an empty part, a class without a training photo, or an unfit strategy.
         RunBusy: another process trains this run.
         Diverged: the loss is NaN or infinite; epochs before that one are kept.
         OSError: the folder cannot be written to; the last whole epoch is kept.
 
     Example:
-        >>> from utils import datasets  # doctest: +SKIP
+        >>> from utils import datasets
         >>> photos = datasets.load("clothing-10")  # doctest: +SKIP
         >>> train(RunConfig("B", "mobilenet_v2", "frozen", 60, allow_leaks=("sender",)), photos)  # doctest: +SKIP
         Run b-...: finished, 60 of 60 epochs, ...
     """
-    _check(run, dataset, teacher)
-    folder = files.runs_dir(folder)
-    run_id = run.run_id_for(dataset.fingerprint)
-    if resume and (found := runs.find_finished(run_id, folder, shipped)):
+    _check(run, dataset, strategy)
+    home = files.runs_dir(folder) / run.run_id_for(dataset.fingerprint)
+    if resume and (found := runs.find_finished(home.name, home.parent, shipped)):
         return found
-    store = RunStore(folder / run_id)
-    with store.lock():
-        state = _state_to_resume(store, run, resume)
-        if state is None or state["status"] != "finished":
-            try:
-                state = _Trainer(run, dataset, store, strategy, verbose, teacher).go_on(state)
-            except DamagedRun as error:  # whole, but of another network: written by other code
-                store.set_aside(str(error))
-                state = _Trainer(run, dataset, store, strategy, verbose, teacher).go_on(None)
-        return runs.from_state(state, store.folder)
+    with runs.lock(home):
+        if home.exists() and not resume:
+            runs.set_aside(home, "it is trained again from the start")
+        trainer = _Trainer(run, dataset, home, strategy, verbose)
+        try:
+            trainer.go_on()
+        except runs.DamagedRun as error:
+            runs.set_aside(home, str(error))
+            trainer.go_on()
+    return runs.load(home.name, home.parent)
 
 
-def _check(run, dataset, teacher):
+def _check(run, dataset, strategy):
     if run.model != BASELINE and run.model not in models.BACKBONES:
-        known = ", ".join([BASELINE, *models.BACKBONES])
-        raise ValueError(f"there is no model {run.model!r}; choose one of {known}")
-    if len(dataset.classes) < 2:
-        raise ValueError(f"dataset {getattr(dataset, 'name', '')} has {len(dataset.classes)} class; training needs two")
-    if teacher is not None and not run.teacher:
-        raise ValueError("a teacher was given, but RunConfig.teacher is empty; name it there, so that the id tells")
+        raise ValueError(f"model must be one of {', '.join([BASELINE, *models.BACKBONES])}, got {run.model!r}")
     splits.check(dataset.frame, allow=set(run.allow_leaks))
     parts = dataset.frame["split"].value_counts()
     if not parts.get("train"):
@@ -87,145 +82,235 @@ def _check(run, dataset, teacher):
             f"the dataset has no validation photo to choose by {run.monitor}; use another split, or monitor='none'"
         )
     # Raises where a class has no training photo.
-    class_weights(dataset.frame[dataset.frame["split"] == "train"], dataset.classes)
+    batches.class_weights(dataset.frame[dataset.frame["split"] == "train"], dataset.classes)
+    if strategy is not None:
+        import tensorflow as tf
 
-
-def _state_to_resume(store, run, resume):
-    try:
-        state = store.read()
-        if state is None:
-            return None
-        if not resume:
-            store.set_aside("it is trained again from the start", mark="replaced")
-            return None
-        known = runs.from_state(state, store.folder)
-        if known.config != run:
-            raise DamagedRun("it belongs to another RunConfig")
-        if state["epochs_done"] != len(known.history):
-            raise DamagedRun("its history does not go with its epochs")
-        return state
-    except DamagedRun as error:
-        store.set_aside(str(error))
-        return None
+        if not isinstance(strategy, tf.distribute.MirroredStrategy | tf.distribute.OneDeviceStrategy):
+            raise ValueError(
+                f"strategy must be a MirroredStrategy over devices of this machine, got {type(strategy).__name__}; "
+                "Keras cannot fit over several machines: give each machine runs of its own"
+            )
+        if run.batch_size % strategy.num_replicas_in_sync:
+            raise ValueError(
+                f"batch_size must be a multiple of the {strategy.num_replicas_in_sync} devices, got {run.batch_size}"
+            )
 
 
 class _Trainer:
-    def __init__(self, config, dataset, store, strategy, verbose, teacher):
-        self.config, self.dataset, self.store = config, dataset, store
-        self.verbose, self.teacher = verbose, teacher
-        self.task = training_modes.Task(config, dataset, strategy, verbose)
+    """One run's photos and choices, from the last checkpoint to the finished run."""
 
-    def go_on(self, state):
-        """Train from `state` (None: from the start) to the end; returns the finished state."""
-        config, task, self.mark = self.config, self.task, time.perf_counter()
-        state = state or self.store.save(self._first_state())
-        setup = task.setup(training_modes.teacher_probabilities(task, self.store, self.teacher))
-        with task.scope():
-            optimizer = callbacks.make_optimizer(config, task.steps)
-            self._compile(setup.network, optimizer, setup)
-            optimizer.build(setup.network.trainable_variables)
-        if state["epochs_done"]:
-            self._restore(state, setup.network, optimizer)
-        elif config.mode == "fine_tune" and config.head_init == "probe" and setup.validation is not None:
-            state["initial"] = self._judge(setup)
-        guard = callbacks.StopOnNonFinite(state["run_id"])
-        networks = {config.input_size: setup.network}
-        while state["epochs_done"] < config.epochs and not self._patience_is_over(state):
-            epoch = state["epochs_done"]
-            size = config.input_size_at(epoch)
-            if size not in networks:
-                with task.scope():
-                    networks[size] = setup.at_size(size)
-                    self._compile(networks[size], optimizer, setup)
-            state = self._epoch(state, epoch, networks[size], setup, guard)
-        return self._finish(state, setup)
+    def __init__(self, config, dataset, home, strategy, verbose):
+        self.config, self.dataset, self.home, self.verbose = config, dataset, home, verbose
+        self.strategy = strategy
+        self.classes = tuple(map(str, dataset.classes))
+        frame = dataset.frame
+        if config.balance_to:
+            frame = splits.balance(frame, at_most=config.balance_to, seed=config.seed)
+        self.frame = frame[frame["split"] == "train"].reset_index(drop=True)
+        self.validation = frame[frame["split"] == "validation"].reset_index(drop=True)
+        self.weights = np.ones(len(self.classes), np.float32)
+        if config.class_weights:
+            kind = "balanced" if config.class_weights is True else config.class_weights
+            balanced = batches.class_weights(self.frame, self.classes, kind, config.effective_beta)
+            self.weights = np.array(list(balanced.values()), np.float32)
+
+    def go_on(self):
+        """Train from the checkpoint, if there is one, to the end, and write the finished run."""
+        config, checkpoint = self.config, self.home / runs.CHECKPOINT
+        self.epoch, self.mark = 0, time.perf_counter()
+        state, arrays = runs.read_checkpoint(checkpoint) if checkpoint.exists() else (self._first_state(), {})
+        if state["config"] != config.to_dict():
+            raise runs.DamagedRun("its checkpoint belongs to another RunConfig")
+        with self.strategy.scope() if self.strategy else contextlib.nullcontext():
+            network, stream, validation, full = self._set_up()
+            optimizer = make_optimizer(config, -(-len(self.frame) // config.batch_size))
+            # XLA ("auto" turns it on) is several times slower on CPUs, and compiles for minutes. A step of a head takes
+            # microseconds: a whole epoch of them in one call of the compiled function.
+            network.compile(
+                optimizer, loss="categorical_crossentropy", metrics=["accuracy"], jit_compile=False,
+                steps_per_execution=len(stream) if config.mode == "frozen" else 1,
+            )  # fmt: skip
+            optimizer.build(network.trainable_variables)
+        if arrays:
+            runs.assign(network.weights, arrays["model"], "weights in the checkpoint")
+            runs.assign(optimizer.variables, arrays["optimizer"], "optimizer's variables in the checkpoint")
+        elif config.mode == "fine_tune" and config.head_init == "probe" and validation is not None:
+            state["initial"] = self.judge(network, validation)
+        keeper = _Keeper(self, state, arrays.get("best"), validation if self.strategy else None)
+        self.epoch = state["epochs_done"]
+        if self.epoch < config.epochs and not keeper.patience_is_over():
+            network.fit(
+                stream, validation_data=None if self.strategy else validation, initial_epoch=self.epoch,
+                epochs=config.epochs, verbose=self.verbose, shuffle=False, callbacks=[keeper],
+            )  # fmt: skip
+        runs.assign(network.weights, keeper.best, "best weights in the checkpoint")
+        state = keeper.state | {"status": "finished", "duration_s": self.duration(keeper.state)}
+        runs.write(self.home, state, runs.variables_to_arrays(full().weights))
+        checkpoint.unlink(missing_ok=True)
+
+    def judge(self, network, validation):
+        """Validation loss and accuracy."""
+        if not self.strategy:
+            found = network.evaluate(validation, verbose=0, return_dict=True)
+            return {"val_loss": found["loss"], "val_accuracy": found["accuracy"]}
+        # Not shared out: Keras fails where the shares of devices differ in size.
+        loss, right = keras.metrics.CategoricalCrossentropy(), keras.metrics.CategoricalAccuracy()
+        for images, targets in validation:
+            found = network(images, training=False)
+            loss.update_state(targets, found)
+            right.update_state(targets, found)
+        return {"val_loss": float(loss.result()), "val_accuracy": float(right.result())}
+
+    def duration(self, state):
+        """Seconds of work so far."""
+        now = time.perf_counter()
+        passed, self.mark = now - self.mark, now
+        return round(state["duration_s"] + passed, 3)
 
     def _first_state(self):
         config = self.config
-        source = "random initialization"
-        if config.mode != "scratch":
-            source = models.weights_source(config.model)
         return {
-            "run_id": self.store.folder.name, "status": "training", "config": config.to_dict(),
-            "fingerprint": str(self.dataset.fingerprint), "classes": list(self.task.classes), "epochs_done": 0,
+            "run_id": self.home.name, "status": "training", "config": config.to_dict(),
+            "fingerprint": str(self.dataset.fingerprint), "classes": list(self.classes), "epochs_done": 0,
             "best_epoch": 0, "history": [], "initial": {}, "environment": environment.describe(), "duration_s": 0.0,
-            "n_train": len(self.task.frame), "n_validation": len(self.task.validation), "weights_source": source,
+            "n_train": len(self.frame), "n_validation": len(self.validation),
+            "weights_source": models.weights_source(config.model if config.mode != "scratch" else BASELINE),
         }  # fmt: skip
 
-    # --- one epoch ----------------------------------------------------------------------------------------------------
+    # --- what each mode trains ----------------------------------------------------------------------------------------
 
-    def _epoch(self, state, epoch, network, setup, guard):
-        config, started = self.config, time.perf_counter()
-        callbacks.reseed(network, config.seed, epoch)
-        logs = network.fit(
-            setup.batches(epoch), initial_epoch=epoch, epochs=config.epochs, verbose=self.verbose, shuffle=False,
-            callbacks=[guard, callbacks.OneEpoch()],
-        ).history  # fmt: skip
-        loss = logs.get("exact_loss", logs["loss"])[-1]
-        row = {"epoch": epoch + 1, "loss": float(loss), "accuracy": float(logs["accuracy"][-1])}
-        with callbacks.averaged_weights(setup.network):
-            if setup.validation is not None:
-                judged = self._judge(setup)
-                guard.check(judged, "val_loss", f"validation after epoch {epoch + 1}")
-                row |= judged
-            row["learning_rate"] = callbacks.learning_rate(network.optimizer)
-            row["seconds"] = round(time.perf_counter() - started, 3)
-            history = [*state["history"], row]
-            best_epoch = _best_epoch(history, config.monitor)
-            best = variables_to_arrays(setup.network.weights) if best_epoch == epoch + 1 else None
-        now = time.perf_counter()
-        state = {
-            **state, "epochs_done": epoch + 1, "history": history, "best_epoch": best_epoch,
-            "duration_s": round(state["duration_s"] + now - self.mark, 3),
-        }  # fmt: skip
-        self.mark = now
-        arrays = {
-            **_prefixed("model", variables_to_arrays(setup.network.weights)),
-            **_prefixed("optimizer", variables_to_arrays(network.optimizer.variables)),
-        }
-        return self.store.save(state, checkpoint=arrays, **({"best": best} if best else {}))
-
-    def _judge(self, setup):
-        found = setup.network.evaluate(setup.validation, verbose=0, return_dict=True)
-        if self.verbose == 1:
-            print(" ".join(f"val_{name}: {found[name]:.4f}" for name in ("accuracy", "loss")), flush=True)
-        return {"val_loss": float(found.get("exact_loss", found["loss"])), "val_accuracy": float(found["accuracy"])}
-
-    def _patience_is_over(self, state):
-        patience = self.config.patience
-        return bool(patience) and state["epochs_done"] - state["best_epoch"] >= patience
-
-    def _restore(self, state, network, optimizer):
-        arrays = self.store.arrays(state, "checkpoint")
-        for kind, variables in (("model", network.weights), ("optimizer", optimizer.variables)):
-            part = {name.partition(".")[2]: value for name, value in arrays.items() if name.startswith(f"{kind}.")}
-            assign(variables, part, f"{kind} checkpoint of run {state['run_id']}")
-
-    def _finish(self, state, setup):
-        assign(setup.network.weights, self.store.arrays(state, "best"), f"best weights of run {state['run_id']}")
-        weights = runs.weights_to_arrays(setup.full())
-        state = {**state, "status": "finished"}
-        state["duration_s"] = round(state["duration_s"] + time.perf_counter() - self.mark, 3)
-        return self.store.save(state, weights=weights, checkpoint=None, best=None)
-
-    def _compile(self, network, optimizer, setup):
-        # Over several devices Keras averages the losses only roughly. A metric counts every photo, and weights have a
-        # mean of 1, so that this is the loss of one device.
-        exact = [keras.metrics.CategoricalCrossentropy(name="exact_loss")] if self.task.devices else None
-        # XLA ("auto" turns it on) is several times slower on CPUs, and compiles for minutes.
-        network.compile(
-            optimizer, loss=callbacks.GlobalMeanCrossentropy(), metrics=["accuracy"], weighted_metrics=exact,
-            jit_compile=False, steps_per_execution=setup.steps_per_execution,
+    def _set_up(self):
+        """(network to train, its batches, its validation batches or None, function that gives the full network)."""
+        network, stream, validation, full = (
+            self._frozen() if self.config.mode == "frozen" else self._on_photos()
         )  # fmt: skip
-        if self.task.devices:
-            # Keras would take a batch of every dataset to build its metrics on, and fails where the shares of devices
-            # differ in size; on a made-up batch it builds the same.
-            batch = (
-                np.zeros((1, *network.input_shape[1:]), np.float32),
-                np.zeros((1, len(self.task.classes)), np.float32),
+        if self.strategy:  # a photo for every device in every step
+            stream = stream.take(max(len(self.frame) // self.config.batch_size, 1))
+        return network, stream, validation if len(self.validation) else None, full
+
+    def _frozen(self):
+        import tensorflow as tf
+
+        config = self.config
+        trained = self._extract(self.frame, views=config.views, augment=batches.augmentation(config.augment))
+        validation = None
+        if len(self.validation):
+            targets = batches.class_targets(len(self.classes))[batches.label_numbers(self.validation, self.classes)]
+            validation = tf.data.Dataset.from_tensor_slices((self._extract(self.validation), targets)).batch(32)
+        # Just before the weights are drawn: what was built or cached until here must not tell in them.
+        keras.utils.set_random_seed(config.seed)
+        network = keras.Sequential(
+            [
+                keras.Input((trained.shape[-1],), name="features"),
+                keras.layers.Dropout(config.dropout, name="dropout"),
+                keras.layers.Dense(len(self.classes), activation="softmax", name="classifier"),
+            ],
+            name="head",
+        )
+        labels = batches.label_numbers(self.frame, self.classes)
+        stream = batches.feature_batches(trained, labels, self.weights, config, lambda: self.epoch)
+        return (
+            network, stream, validation,
+            lambda: models.attach_head(self._pretrained(), *network.get_layer("classifier").get_weights()),
+        )  # fmt: skip
+
+    def _on_photos(self):
+        config = self.config
+        head = self._probe() if config.mode == "fine_tune" and config.head_init == "probe" else None
+        keras.utils.set_random_seed(config.seed)
+        scratch = config.mode == "scratch"
+        model = runs.build(config, self.classes, weights=None) if scratch else self._pretrained()
+        if head:
+            models.attach_head(model, head.kernel, head.bias)
+        models.set_trainable(model, config.unfreeze_from, batch_norm=scratch)
+        stream = batches.photo_batches(self.frame, self.classes, self.weights, config, lambda: self.epoch)
+        validation = None
+        if len(self.validation):
+            validation = pipeline.batches(self.validation, self.classes, config.input_size, 32)
+        return model, stream, validation, lambda: model
+
+    def _pretrained(self):
+        model = runs.build(self.config, self.classes)
+        if models.needs_batch_norm(self.config.model):
+            features.calibrate(model, self.frame, self.config.input_size)
+        return model
+
+    def _extract(self, frame, **options):
+        config = self.config
+        return features.extract(
+            config.model, frame, config.input_size, seed=config.seed, verbose=min(self.verbose, 1),
+            calibration=self.frame, **options,
+        )  # fmt: skip
+
+    def _probe(self):
+        judged = (self._extract(self.validation), self.validation["label"]) if len(self.validation) else ()
+        weights = self.weights[batches.label_numbers(self.frame, self.classes)]
+        probe = features.linear_probe(
+            self._extract(self.frame), self.frame["label"], *judged, classes=self.classes, sample_weight=weights
+        )
+        if self.verbose:
+            print(f"head from {probe!r}", flush=True)
+        return probe
+
+
+class _Keeper(keras.callbacks.Callback):
+    """Keeps what an epoch leaves: a row of history, the best weights, the checkpoint; stops when patience is over."""
+
+    def __init__(self, trainer, state, best, validation):
+        super().__init__()
+        self.trainer, self.state, self.best, self.validation = trainer, state, best, validation
+
+    def patience_is_over(self):
+        patience = self.trainer.config.patience
+        return bool(patience) and self.state["epochs_done"] - self.state["best_epoch"] >= patience
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.perf_counter()
+        # Every random layer starts anew from (seed, epoch): no epoch depends on those before.
+        generators = [layer.seed_generator for layer in self.model.layers if hasattr(layer, "seed_generator")]
+        for number, generator in enumerate(generators):
+            start = np.random.SeedSequence([self.trainer.config.seed, epoch, number]).generate_state(1)[0] & 0x7FFFFFFF
+            generator.state.assign(np.array([start, 0], generator.state.dtype))
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._check("loss", logs or {}, f"step {batch + 1} of epoch {self.trainer.epoch + 1}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.validation is not None:
+            logs = logs | self.trainer.judge(self.model, self.validation)
+        self._check("val_loss", logs, f"validation after epoch {epoch + 1}")
+        names = ("loss", "accuracy", "val_loss", "val_accuracy")
+        row = {"epoch": epoch + 1} | {name: float(logs[name]) for name in names if name in logs}
+        row["learning_rate"] = self._learning_rate()
+        row["seconds"] = round(time.perf_counter() - self.started, 3)
+        history = [*self.state["history"], row]
+        best_epoch = _best_epoch(history, self.trainer.config.monitor)
+        if best_epoch == epoch + 1:
+            self.best = runs.variables_to_arrays(self.model.weights)
+        self.state = self.state | {
+            "epochs_done": epoch + 1, "history": history, "best_epoch": best_epoch,
+            "duration_s": self.trainer.duration(self.state),
+        }  # fmt: skip
+        runs.write_checkpoint(
+            self.trainer.home / runs.CHECKPOINT, self.state, best=self.best,
+            model=runs.variables_to_arrays(self.model.weights),
+            optimizer=runs.variables_to_arrays(self.model.optimizer.variables),
+        )  # fmt: skip
+        self.trainer.epoch = epoch + 1  # before the next pass over the photos begins
+        self.model.stop_training |= self.patience_is_over()
+
+    def _learning_rate(self):
+        return float(keras.ops.convert_to_tensor(self.model.optimizer.learning_rate).numpy())
+
+    def _check(self, name, logs, where):
+        value = logs.get(name, 0.0)
+        if not math.isfinite(value):
+            raise Diverged(
+                f"run {self.state['run_id']}: {name} became {value} at {where}, at a learning rate of "
+                f"{self._learning_rate():.3g}; use a lower learning_rate or a longer warm-up "
+                "(epochs before this one are kept)"
             )
-            network._symbolic_build(data_batch=(*batch, np.ones(1, np.float32)))
-            network._maybe_symbolic_build = lambda *_, **__: None
 
 
 def _best_epoch(history, monitor):
@@ -236,5 +321,47 @@ def _best_epoch(history, monitor):
     return min(history, key=lambda row: (sign * row[monitor], row["epoch"]))["epoch"]
 
 
-def _prefixed(prefix, arrays):
-    return {f"{prefix}.{name}": value for name, value in arrays.items()}
+@keras.saving.register_keras_serializable("clothing")
+class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up to a peak, then a constant rate or half a cosine down to zero.
+
+    Args:
+        peak: learning rate after warm-up.
+        total_steps: optimizer steps of the whole run.
+        warmup_steps: steps of the ramp peak / warmup_steps, 2 peak / warmup_steps, ... peak.
+        cosine: False keeps the peak after warm-up.
+
+    Example:
+        >>> rate = WarmupCosine(1.0, total_steps=12, warmup_steps=2)
+        >>> [round(float(rate(step)), 2) for step in (0, 1, 2, 7, 12)]
+        [0.5, 1.0, 1.0, 0.5, 0.0]
+
+    Source: Loshchilov & Hutter 2017, arXiv:1608.03983; warm-up: Goyal et al. 2017, arXiv:1706.02677.
+    """
+
+    def __init__(self, peak, total_steps, warmup_steps=0, cosine=True):
+        self.peak, self.total_steps, self.warmup_steps, self.cosine = peak, total_steps, warmup_steps, cosine
+
+    def __call__(self, step):
+        step = keras.ops.cast(step, "float32")
+        ramp = self.peak * (step + 1) / max(self.warmup_steps, 1)
+        rest = max(self.total_steps - self.warmup_steps, 1)
+        share = keras.ops.clip((step - self.warmup_steps) / rest, 0.0, 1.0)
+        after = self.peak * 0.5 * (1 + keras.ops.cos(math.pi * share)) if self.cosine else self.peak + 0.0 * step
+        return keras.ops.where(step < self.warmup_steps, ramp, after)
+
+    def get_config(self):
+        names = ("peak", "total_steps", "warmup_steps", "cosine")
+        return {name: getattr(self, name) for name in names}
+
+
+def make_optimizer(config, steps_per_epoch):
+    """The keras.optimizers.Optimizer of a run, with its schedule; not yet built."""
+    rate, total, warmup = config.learning_rate, config.epochs * steps_per_epoch, config.warmup_epochs * steps_per_epoch
+    if config.schedule == "cosine" or warmup:
+        rate = WarmupCosine(rate, total, round(warmup), config.schedule == "cosine")
+    if config.optimizer == "adam":
+        return keras.optimizers.Adam(rate)
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer

@@ -1,10 +1,19 @@
-"""A finished run: choices, history, best weights; loading, predicting, and the compact form that is shipped."""
+"""A finished run: choices, history, best weights; loading, predicting, and the compact form that ships.
 
+A run's folder holds ``run.json``, which describes it and names its file with a SHA-256: ``weights.npz``, or for a run
+that ships as a record ``predictions.npz``. While it trains there is ``checkpoint.npz`` alone, replaced in one step.
+"""
+
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import html
+import json
+import os
 import pathlib
 import warnings
+import zipfile
 
 import keras
 import numpy as np
@@ -12,18 +21,26 @@ import pandas as pd
 
 from utils import files, models
 from utils.datasets import pipeline
-from utils.training import run_records
-from utils.training.config import BASELINE, RunConfig
-from utils.training.run_store import SCHEMA, DamagedRun, RunStore, assign, read_arrays, variables_to_arrays
+
+from .config import BASELINE, RunConfig
 
 SHIPPED = files.PROJECT / "models"  # finished runs that are part of the repository
-SHIPPED_STATE, SHIPPED_WEIGHTS = "run.json", "weights.npz"
+SCHEMA = 1
+STATE, WEIGHTS, PREDICTIONS, CHECKPOINT = "run.json", "weights.npz", "predictions.npz", "checkpoint.npz"
 HEAD_ARRAYS = 2  # kernel and bias of the dense layer that a frozen run trains
+
+
+class DamagedRun(ValueError):
+    """A run folder does not hold what its state says."""
+
+
+class RunBusy(RuntimeError):
+    """Another process trains the same run."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """What a training run left behind.
+    """What a training run left behind; prints itself.
 
     Attributes:
         config: its RunConfig.
@@ -37,9 +54,8 @@ class Run:
         duration_s: seconds of work, interruptions left out.
         n_train, n_validation: photos (copies of balancing counted).
         weights_source: what the weights started from.
+        files: kind ("weights" or "predictions") -> name, sha256, size_bytes.
         folder: where it lies.
-        finished: False for a run that is still to be trained to its end.
-        recorded: True where it ships what it predicted, and not its weights.
     """
 
     config: RunConfig
@@ -54,9 +70,13 @@ class Run:
     n_train: int
     n_validation: int
     weights_source: str
+    files: dict
     folder: pathlib.Path
-    finished: bool
-    recorded: bool = False
+
+    @property
+    def recorded(self):
+        """Whether it ships what it predicted, and not its weights."""
+        return "predictions" in self.files
 
     def architecture(self):
         """The full network with random weights: what costs are counted on. keras.Model, uncompiled."""
@@ -70,13 +90,14 @@ class Run:
 
         Raises:
             FileNotFoundError: the run ships as a record, without its weights; says how to have them.
+            WeightsUnavailable: the run ships as a head, and its backbone's weights cannot be had.
         """
         if self.recorded:
             raise FileNotFoundError(
                 f"run {self.run_id} ships what it predicted, not its weights; "
                 "training.train(run.config, dataset, resume=False) trains it again"
             )
-        arrays = _weights(self.folder)
+        arrays = read_arrays(self.folder / self.files["weights"]["name"])
         alone = len(arrays) == HEAD_ARRAYS  # a shipped head: the backbone's own weights are below it
         model = build(self.config, self.classes, weights="auto" if alone else None)
         if alone:
@@ -110,11 +131,11 @@ class Run:
             ValueError: unknown `tta`, a file that cannot be decoded, or a photo or `tta` that a record does not hold.
         """
         if tta not in (False, None, True, "flip"):
-            raise ValueError(f"tta is {tta!r}; choose False or 'flip'")
+            raise ValueError(f"tta must be False or 'flip', got {tta!r}")
         if self.recorded:
             if tta:
                 raise ValueError(f"run {self.run_id} ships what it predicted for plain photos; train it again for tta")
-            return run_records.look_up(self.folder, frame)
+            return _look_up(self, frame)
         parts = [np.zeros((0, len(self.classes)), np.float32)]
         for start in range(0, len(frame), 8 * batch_size):
             images = pipeline.load_images(frame.iloc[start : start + 8 * batch_size], self.config.input_size)
@@ -140,13 +161,12 @@ class Run:
         return self.history.copy()
 
     def __repr__(self):
-        state = "finished" if self.finished else "unfinished"
         judged = ""
         if self.best_epoch and "val_accuracy" in self.history:
             best = self.history.loc[self.history["epoch"] == self.best_epoch, "val_accuracy"].iloc[0]
             judged = f", best epoch {self.best_epoch} (validation accuracy {best:.3f})"
         return (
-            f"Run {self.run_id}: {state}, {len(self.history)} of {self.config.epochs} epochs{judged}, "
+            f"Run {self.run_id}: finished, {len(self.history)} of {self.config.epochs} epochs{judged}, "
             f"{self.n_train} training photos, {self.duration_s / 60:.1f} minutes"
         )
 
@@ -161,72 +181,7 @@ def build(config, classes, weights="auto"):
     return models.transfer(config.model, list(classes), config.input_size, dropout=config.dropout, weights=weights)
 
 
-def from_state(state, folder):
-    """The Run that a state describes.
-
-    Raises:
-        DamagedRun: a field is missing or makes no sense.
-    """
-    try:
-        return Run(
-            config=RunConfig.from_dict(state["config"]),
-            run_id=str(state["run_id"]),
-            fingerprint=str(state["fingerprint"]),
-            classes=tuple(map(str, state["classes"])),
-            history=pd.DataFrame(state["history"], columns=None if state["history"] else ["epoch", "loss", "accuracy"]),
-            best_epoch=int(state["best_epoch"]),
-            initial=dict(state["initial"]),
-            environment=dict(state["environment"]),
-            duration_s=float(state["duration_s"]),
-            n_train=int(state["n_train"]),
-            n_validation=int(state["n_validation"]),
-            weights_source=str(state["weights_source"]),
-            folder=pathlib.Path(folder),
-            finished=state["status"] == "finished",
-            recorded="predictions" in state.get("files", {}),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedRun(f"its state does not describe a run ({error})") from error
-
-
-def find_finished(run_id, folder, shipped=True):
-    """The finished run of this id in `folder` or (with `shipped`) among those in ``models/``, or None.
-
-    A damaged folder counts as not there; a shipped one is named in a warning.
-    """
-    store = RunStore(pathlib.Path(folder) / run_id)
-    try:
-        state = store.read()
-        if state and state.get("status") == "finished":
-            return from_state(state, store.folder)
-    except DamagedRun:
-        pass  # the caller, who owns the run's lock, sets it aside
-    if not shipped:
-        return None
-    shipped = SHIPPED / run_id
-    if not (shipped / SHIPPED_STATE).exists():
-        return None
-    try:
-        state = files.read_json(shipped / SHIPPED_STATE)
-        if not isinstance(state, dict) or state.get("schema") != SCHEMA:
-            raise DamagedRun(f"{SHIPPED_STATE} is not one of this version")
-        if not state["files"]:
-            raise DamagedRun(f"{SHIPPED_STATE} names neither weights nor predictions")
-        for entry in state["files"].values():
-            RunStore(shipped)._check(entry)
-        run = from_state(state, shipped)
-        return run if not state.get("head_only") or _same_backbone(run) else None
-    except (DamagedRun, ValueError, OSError, KeyError, TypeError) as error:
-        warnings.warn(f"{shipped} is not used: {error}; fetch the repository again", stacklevel=2)
-        return None
-
-
-def _same_backbone(run):
-    """Whether this machine has the pretrained weights that a shipped head was trained on."""
-    try:
-        return models.weights_source(run.config.model) == run.weights_source
-    except models.WeightsUnavailable:
-        return False
+# --- finding ----------------------------------------------------------------------------------------------------------
 
 
 def load(run_id, folder=None):
@@ -241,6 +196,80 @@ def load(run_id, folder=None):
     return run
 
 
+def find_finished(run_id, folder, shipped=True):
+    """The finished run of this id in `folder` or (with `shipped`) among those in ``models/``, or None.
+
+    A damaged one is named in a warning and counts as not there.
+    """
+    for home in (pathlib.Path(folder), SHIPPED)[: 1 + bool(shipped)]:
+        try:
+            run = _read(home / run_id)
+        except DamagedRun as error:
+            again = "fetch the repository again" if home == SHIPPED else "it is trained again when it is asked for"
+            warnings.warn(f"{home / run_id} is not used: {error}; {again}", stacklevel=2)
+            continue
+        if run:
+            return run
+    return None
+
+
+def _read(folder):
+    """The finished run in a folder, or None where there is none."""
+    # state.json: how runs were kept before run.json did for both
+    path = next((folder / name for name in (STATE, "state.json") if (folder / name).exists()), None)
+    if path is None:
+        return None
+    try:
+        state = files.read_json(path)
+        if state["schema"] != SCHEMA:
+            raise DamagedRun(f"{path.name} is not one of this version")
+        if state["status"] != "finished":
+            return None
+        if not state["files"]:
+            raise DamagedRun(f"{path.name} names neither weights nor predictions")
+        for entry in state["files"].values():
+            data = (folder / entry["name"]).read_bytes()
+            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+                raise DamagedRun(
+                    f"{entry['name']} is not what was written ({len(data):,} of {entry['size_bytes']:,} bytes)"
+                )
+        run = Run(
+            **{name: state[name] for name in _PLAIN},
+            config=RunConfig.from_dict(state["config"]),
+            classes=tuple(state["classes"]),
+            history=pd.DataFrame(state["history"]),
+            folder=folder,
+        )
+    except DamagedRun:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise DamagedRun(f"{path.name} does not describe a run ({error})") from error
+    return run if not state.get("head_only") or _same_backbone(run) else None
+
+
+_PLAIN = (
+    "run_id", "fingerprint", "best_epoch", "initial", "environment", "duration_s", "n_train", "n_validation",
+    "weights_source", "files",
+)  # fmt: skip
+
+
+def _same_backbone(run):
+    """Whether a shipped head goes with the pretrained weights of this machine."""
+    try:
+        return models.weights_source(run.config.model) == run.weights_source
+    except models.WeightsUnavailable:
+        return False
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write(folder, state, arrays):
+    """Write a finished run: its weights, and then the state that names them."""
+    entry = files.write_arrays(folder / WEIGHTS, arrays)
+    files.write_json(folder / STATE, {**state, "schema": SCHEMA, "files": {"weights": entry}})
+
+
 def export(run, folder=None, dtype="float16"):
     """Write a finished run in compact form: ``run.json`` and ``weights.npz``.
 
@@ -248,7 +277,7 @@ def export(run, folder=None, dtype="float16"):
     Such a run is found only where the same pretrained weights can be had.
 
     Args:
-        run: a finished Run.
+        run: a Run with its weights.
         folder: the folder to write to; default ``models/<run_id>`` of the repository, where :func:`load` looks.
         dtype: of the kernels, "float16" (half the bytes; about three digits) or "float32". Biases and batch-norm
             parameters stay float32.
@@ -257,34 +286,30 @@ def export(run, folder=None, dtype="float16"):
         pathlib.Path of the folder.
 
     Raises:
-        ValueError: the run is not finished, its frozen backbone was calibrated on photos, or unknown `dtype`.
+        ValueError: the run's frozen backbone was calibrated on photos, or unknown `dtype`.
     """
-    if not run.finished:
-        raise ValueError(f"run {run.run_id} is not finished; train it to its end first")
     if dtype not in ("float16", "float32"):
-        raise ValueError(f"dtype is {dtype!r}; choose 'float16' or 'float32'")
+        raise ValueError(f"dtype must be 'float16' or 'float32', got {dtype!r}")
     folder = pathlib.Path(folder) if folder else SHIPPED / run.run_id
-    head_only = run.config.mode in ("frozen", "frozen_online")
+    head_only = run.config.mode == "frozen"
     if head_only and run.weights_source == models.WARM_START:
         raise ValueError(
             f"run {run.run_id} stands on a backbone that was calibrated on photos; its head alone is no model"
         )
-    arrays = sorted(_weights(run.folder).items())[-HEAD_ARRAYS if head_only else 0 :]
-    arrays = {name: value.astype(dtype) if value.ndim >= 2 else value.astype(np.float32) for name, value in arrays}
-    entry = files.write_arrays(folder / SHIPPED_WEIGHTS, arrays)
-    files.write_json(
-        folder / SHIPPED_STATE, {**to_state(run), "schema": SCHEMA, "head_only": head_only, "files": {"weights": entry}}
-    )
+    arrays = read_arrays(run.folder / run.files["weights"]["name"])
+    arrays = dict(sorted(arrays.items())[-HEAD_ARRAYS if head_only else 0 :])
+    arrays = {name: value.astype(dtype if value.ndim >= 2 else np.float32) for name, value in arrays.items()}
+    write(folder, {**_to_state(run), "head_only": head_only}, arrays)
     return folder
 
 
 def export_record(run, dataset, folder=None):
-    """Write a finished run as a record: ``run.json`` and what it predicts for the validation and the test part.
+    """Write a finished run as a record: ``run.json`` and what it predicts for the validation and the test set.
 
     For runs whose numbers a table shows and whose network nobody will use: a hundred kilobytes or two, not megabytes.
 
     Args:
-        run: a finished Run with its weights.
+        run: a Run with its weights.
         dataset: the Dataset that it was trained on.
         folder: the folder to write to; default ``models/<run_id>`` of the repository, where :func:`load` looks.
 
@@ -292,47 +317,132 @@ def export_record(run, dataset, folder=None):
         pathlib.Path of the folder.
 
     Raises:
-        ValueError: the run is not finished, is a record already, or was trained on other photos.
+        ValueError: the run is a record already, or was trained on other photos.
     """
-    if not run.finished or run.recorded:
-        raise ValueError(f"run {run.run_id} is {'a record already' if run.recorded else 'not finished'}")
+    if run.recorded:
+        raise ValueError(f"run {run.run_id} is a record already")
     if run.fingerprint != str(dataset.fingerprint):
-        raise ValueError(f"run {run.run_id} was trained on photos {run.fingerprint}, not {dataset.fingerprint}")
+        raise ValueError(f"run {run.run_id} was trained on photos {run.fingerprint}, got {dataset.fingerprint}")
     folder = pathlib.Path(folder) if folder else SHIPPED / run.run_id
     frame = dataset.frame[dataset.frame["split"] != "train"]
-    entry = run_records.write(folder, frame, run.predict(frame))
+    arrays = {"id": np.array([str(one) for one in frame["id"]]), "probabilities": run.predict(frame)}
+    entry = files.write_arrays(folder / PREDICTIONS, arrays)
     # The state comes last and names the hash: predictions without it count as not there.
-    files.write_json(folder / SHIPPED_STATE, {**to_state(run), "schema": SCHEMA, "files": {"predictions": entry}})
+    files.write_json(folder / STATE, {**_to_state(run), "schema": SCHEMA, "files": {"predictions": entry}})
     return folder
 
 
-def to_state(run):
-    """The part of a run's state file that describes it (its files left out)."""
-    return {
-        "run_id": run.run_id,
-        "status": "finished" if run.finished else "training",
-        "config": run.config.to_dict(),
-        "fingerprint": run.fingerprint,
-        "classes": list(run.classes),
-        "epochs_done": len(run.history),
-        "best_epoch": run.best_epoch,
-        "history": run.history.to_dict("records"),
-        "initial": run.initial,
-        "environment": run.environment,
-        "duration_s": run.duration_s,
-        "n_train": run.n_train,
-        "n_validation": run.n_validation,
-        "weights_source": run.weights_source,
-    }
+def _look_up(run, frame):
+    """The recorded probabilities of a frame's photos; any selection of them, in any order."""
+    arrays = read_arrays(run.folder / run.files["predictions"]["name"])
+    place = {one: row for row, one in enumerate(arrays["id"].tolist())}
+    wanted = [str(one) for one in frame["id"]]
+    if missing := [one for one in wanted if one not in place]:
+        raise ValueError(
+            f"run {run.run_id} ships what it predicted for {len(place):,} photos; {len(missing):,} of the "
+            f"{len(wanted):,} asked for (such as {missing[0]}) are not among them: train it again to judge others"
+        )
+    return arrays["probabilities"][[place[one] for one in wanted]]
 
 
-def weights_to_arrays(model):
-    """The weights of a model as arrays, in the form that :meth:`Run.model` reads."""
-    return variables_to_arrays(model.weights)
+def _to_state(run):
+    state = {name: getattr(run, name) for name in _PLAIN if name != "files"}
+    return state | {
+        "status": "finished", "config": run.config.to_dict(), "classes": list(run.classes),
+        "epochs_done": len(run.history), "history": run.history.to_dict("records"),
+    }  # fmt: skip
 
 
-def _weights(folder):
-    if (folder / SHIPPED_STATE).exists():
-        return read_arrays(folder / SHIPPED_WEIGHTS)
-    store = RunStore(folder)
-    return store.arrays(store.read(), "weights")
+# --- the folder while it trains ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def lock(folder):
+    """Own a run inside the block; the lock ends with the process, however it ends.
+
+    Raises:
+        RunBusy: another process owns it; names the process.
+        OSError: the folder of the runs cannot be written to.
+    """
+    path = folder.parent / ".locks" / f"{folder.name}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a+")
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"cannot write to {folder.parent}: {error.strerror}; set CLOTHING_RUNS_DIR to a folder of yours",
+        ) from error
+    with handle:
+        with contextlib.suppress(ImportError):  # Windows has no such locks: two processes must not train one run there
+            import fcntl
+
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                owner = handle.read().strip() or "unknown"
+                raise RunBusy(
+                    f"run {folder.name} is being trained by process {owner}; wait for it, or pass another folder"
+                ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        for path in folder.glob(".*.part.*"):  # we are alone here: every unfinished file is a dead process's
+            path.unlink(missing_ok=True)
+        yield
+
+
+def set_aside(folder, reason):
+    """Rename a run's folder, so that nothing of it is used and nothing is lost; says so in a warning."""
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    folder.rename(target)
+    warnings.warn(f"run {folder.name}: {reason}; the folder was set aside as {target.name}", stacklevel=3)
+
+
+def write_checkpoint(path, state, **groups):
+    """Replace the checkpoint, one file, in one step: arrays by group and name, and the state (fit for JSON)."""
+    arrays = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
+    with files.atomic_path(path) as part:
+        np.savez(part, state=np.frombuffer(files.json_bytes(state), np.uint8), **arrays)
+
+
+def read_checkpoint(path):
+    """(state, dict group -> dict name -> array) that :func:`write_checkpoint` wrote."""
+    arrays, groups = read_arrays(path), {}
+    state = json.loads(arrays.pop("state").tobytes())
+    for name, value in arrays.items():
+        group, _, rest = name.partition(".")
+        groups.setdefault(group, {})[rest] = value
+    return state, groups
+
+
+def read_arrays(path):
+    """dict name -> array of an ``.npz`` file; nothing in it is executed, and a damaged one is a DamagedRun."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise DamagedRun(f"{path.name} cannot be read ({error})") from error
+
+
+def variables_to_arrays(variables):
+    """Copies of Keras variables as arrays, named by position and kind, e.g. ``"0003.kernel"``."""
+    return {name: np.array(variable.value.numpy()) for name, variable in zip(_names(variables), variables, strict=True)}
+
+
+def assign(variables, arrays, what):
+    """Give Keras variables the values that :func:`variables_to_arrays` took; names, number and shapes must agree."""
+    wanted = dict(zip(_names(variables), variables, strict=True))
+    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+    if shapes != {name: tuple(variable.shape) for name, variable in wanted.items()}:
+        raise DamagedRun(f"the {what} do not fit the network's {len(wanted)} variables")
+    for name, variable in wanted.items():
+        variable.assign(arrays[name].astype(variable.dtype))
+
+
+def _names(variables):
+    # The last word of a name: what comes before ("sequential_3_dense_1_kernel_velocity") counts layers of the process.
+    return [f"{i:04d}.{variable.name.replace('/', '_').split('_')[-1]}" for i, variable in enumerate(variables)]
