@@ -198,7 +198,7 @@ def record_split(row, dataset, run, folder=None):
         }
     )  # fmt: skip
     places = list(study.rows("full"))
-    kept.sort(key=lambda line: (files.index(line["row"]) if line["row"] in places else len(places), line["split"]))
+    kept.sort(key=lambda line: (places.index(line["row"]) if line["row"] in places else len(places), line["split"]))
     return results.write("splits", {}, {"splits": kept}, "full", dataset.name, folder)
 
 

@@ -24,11 +24,6 @@ RUN_BY = {
     "python -m pytest -m oracle": (".ci/run", "\nmake test\n"),
     "python -m utils.classify PHOTO.jpg": (__file__, "def test_classify"),
     "python -m study ROW": (__file__, "def test_study_finds"),
-    "python tests/hostile.py": ("tests/test_hostile.py", "hostile.__file__"),
-    "python tests/killed_work.py": ("tests/test_killed_work.py", "killed_work.__file__"),
-    "python tests/interruptions.py --kills 80": (
-        "tests/training/test_training.py", '"interruptions.py"), "--kills", "1"',
-    ),
     "python -m utils.datasets clothing-10": (__file__, "def test_fetch"),
     "python -m utils.datasets clothing-10 ARCHIVE": (
         "tests/datasets/test_published.py", "def test_the_command_takes_an_archive"

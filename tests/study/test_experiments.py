@@ -3,8 +3,7 @@
 import pytest
 
 from study import experiments
-from utils import datasets
-from utils.models import networks as models
+from utils import datasets, models
 
 
 def test_a_backbone_without_weights_is_replaced_aloud(monkeypatch, capsys):

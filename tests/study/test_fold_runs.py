@@ -119,4 +119,4 @@ def test_an_interrupted_cross_validation_goes_on_with_finished_folds(photos, tmp
         fold_runs.cross_validate(config, photos, k=2, folder=tmp_path, verbose=0)
     judged = fold_runs.cross_validate(config, photos, k=2, folder=tmp_path, verbose=0)
     assert judged["plain"].n == len(photos.frame)
-    assert len(list(tmp_path.glob("tiny-folds-*/state.json"))) == 2
+    assert len(list(tmp_path.glob("tiny-folds-*/run.json"))) == 2

@@ -78,7 +78,7 @@ def test_baselines_can_have_a_profile_of_their_own():
 def test_the_chosen_recipe_is_the_best_of_the_trials_on_validation(photos, chosen):
     table = study_tables.trials_table(photos)
     assert table.loc[0, "recipe"] == chosen
-    assert set(table["recipe"]) <= set(study.trials())
+    assert {chosen} <= set(table["recipe"]) & set(study.trials())  # some lines are of recipes that are no longer offered
     assert (table["low"] < table["validation_accuracy"]).all() and (table["validation_accuracy"] < table["high"]).all()
 
 
@@ -225,7 +225,7 @@ def test_a_trial_that_is_not_at_hand_keeps_its_line(tmp_path, monkeypatch):
     data = {"clothing-10": types.SimpleNamespace(
         name="clothing-10", split="official", fingerprint="0", frame=pd.DataFrame({"split": ["validation"] * 10})
     )}  # fmt: skip
-    at_hand = {known["b-lite0-fine"].run.run_id_for("0"): 0.9, known["try-progressive"].run.run_id_for("0"): 0.8}
+    at_hand = {known["b-lite0-fine"].run.run_id_for("0"): 0.9, known["a-baseline-1e-3"].run.run_id_for("0"): 0.8}
 
     def find(run_id, folder):
         run = fake_run([at_hand[run_id]], 1) if run_id in at_hand else None
@@ -239,12 +239,12 @@ def test_a_trial_that_is_not_at_hand_keeps_its_line(tmp_path, monkeypatch):
     study_tables.record_trials(data, known, tmp_path / "results")
     monkeypatch.setattr(study_tables, "PROJECT", tmp_path)
     table = study_tables.trials_table("clothing-10").set_index("recipe")
-    assert table["validation_accuracy"].to_dict() == {"try-progressive": 0.8, "b-lite0-fine": 0.7}
-    assert "progressive [128, 160, 192]" in table.loc["try-progressive", "choices"]
+    assert table["validation_accuracy"].to_dict() == {"a-baseline-1e-3": 0.8, "b-lite0-fine": 0.7}
+    assert "learning rate 0.001" in table.loc["a-baseline-1e-3", "choices"]
 
 
 def test_the_command_keeps_what_a_finished_run_predicted(monkeypatch, capsys):
-    from utils.training import loop as training
+    from utils import training
 
     datasets = importlib.import_module("utils.datasets")
 

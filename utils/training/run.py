@@ -406,7 +406,7 @@ def write_checkpoint(path, state, **groups):
     """Replace the checkpoint, one file, in one step: arrays by group and name, and the state (fit for JSON)."""
     arrays = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
     with files.atomic_path(path) as part:
-        np.savez(part, state=np.frombuffer(files.json_bytes(state), np.uint8), **arrays)
+        np.savez(part, state=np.frombuffer(json.dumps(state).encode(), np.uint8), **arrays)
 
 
 def read_checkpoint(path):
