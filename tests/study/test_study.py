@@ -78,7 +78,9 @@ def test_baselines_can_have_a_profile_of_their_own():
 def test_the_chosen_recipe_is_the_best_of_the_trials_on_validation(photos, chosen):
     table = study_tables.trials_table(photos)
     assert table.loc[0, "recipe"] == chosen
-    assert {chosen} <= set(table["recipe"]) & set(study.trials())  # some lines are of recipes that are no longer offered
+    assert {chosen} <= set(table["recipe"]) & set(
+        study.trials()
+    )  # some lines are of recipes that are no longer offered
     assert (table["low"] < table["validation_accuracy"]).all() and (table["validation_accuracy"] < table["high"]).all()
 
 

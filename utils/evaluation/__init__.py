@@ -5,6 +5,7 @@ models against each other on the same photos, :func:`grouped_cv` judges a recipe
 :func:`confusions` and :func:`worst_mistakes` list errors, and :func:`gradcam` shows where the model looked.
 """
 
+from .calibrate import fit_temperature, rescale
 from .compare import Paired, compare
 from .gradcam import GradCam, gradcam
 from .grouped_cv import GroupedCV, grouped_cv
@@ -13,5 +14,5 @@ from .judge import EPSILON, Evaluation, check_labels, confusions, evaluate, reli
 
 __all__ = [
     "EPSILON", "Evaluation", "GradCam", "GroupedCV", "Paired", "check_labels", "compare", "confusions", "evaluate",
-    "gradcam", "grouped_cv", "reliability", "sender_interval", "wilson", "worst_mistakes",
+    "fit_temperature", "gradcam", "grouped_cv", "reliability", "rescale", "sender_interval", "wilson", "worst_mistakes",
 ]  # fmt: skip
