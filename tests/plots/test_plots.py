@@ -211,6 +211,11 @@ def test_no_name_covers_another_in_the_zoo():
     assert not any(a.overlaps(b) for place, a in enumerate(boxes) for b in boxes[:place])
 
 
+def test_no_mistake_and_no_changed_answer_are_said_so(photos):
+    assert "no mistake" in words(plots.predictions(photos.head(0)))
+    assert "No answer changed" in words(plots.changed_answers(photos.head(0)))
+
+
 def test_a_cover_names_the_file_that_is_no_photo(photos, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 no photo")
     broken = photos.head(1).assign(path=str(tmp_path / "bad.jpg"))

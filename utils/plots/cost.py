@@ -23,6 +23,7 @@ def macs_by_resolution(stages):
         >>> import pandas as pd
         >>> page = macs_by_resolution({"Small": pd.DataFrame({"side": [8, 4], "macs": [0, 768]})})
     """
+    stages = {title: frame[frame["macs"] > 0] for title, frame in stages.items()}  # without the input and paddings
     heights = [len(frame) for frame in stages.values()]
     page, axes = style.figure(
         8.6, 0.7 + 0.36 * sum(heights), len(stages), 1, sharex=True, height_ratios=[height + 0.6 for height in heights]
@@ -203,7 +204,8 @@ def effective_maps(maps, photo=None):
     """
     columns = min(3, len(maps))
     rows = math.ceil(len(maps) / columns)
-    page, axes = style.figure(3.3 * columns, 3.8 * rows + 1.1, rows, columns, photos=photo is not None)
+    lines = 1 + max(title.count("\n") for title in maps)
+    page, axes = style.figure(3.3 * columns, (3.3 + 0.25 * lines) * rows + 0.4, rows, columns, photos=photo is not None)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, (title, (values, start, stop, center, size)) in zip(axes.flat, maps.items(), strict=False):

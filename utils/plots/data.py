@@ -54,6 +54,8 @@ def predictions(table, columns=6, side=140):
     Example:
         >>> sheet = predictions(evaluation.worst_mistakes(judged, frame, n=12))  # doctest: +SKIP
     """
+    if len(table) == 0:
+        return style.nothing("No photo to show: there is no mistake.")
     style.need(table, "path", "true", "predicted", "confidence")
     page, axes = style.sheet(len(table), columns, side, foot=40)
     for axis, row in zip(axes, table.to_dict("records"), strict=True):

@@ -91,6 +91,8 @@ def changed_answers(table, columns=3, side=150):
     Example:
         >>> page = changed_answers(table)  # doctest: +SKIP
     """
+    if len(table) == 0:
+        return style.nothing("No answer changed.")
     style.need(table, "path", "true", "float32", "int8")
     columns = min(columns, len(table))
     rows = -(-len(table) // columns)
@@ -187,9 +189,10 @@ def latency_bars(table, marks=None):
         style.note(axis, _milliseconds(value), (x, place), (8, 0))
     for words, value in marks.items():
         axis.axvline(value, color=WRONG, linestyle="--", linewidth=1.6)
+        said = _milliseconds(value)
         style.note(
             axis,
-            f"{words}: {_milliseconds(value)}",
+            words if said in words else f"{words}: {said}",
             (value, 1),
             (0, 3),
             xycoords=("data", "axes fraction"),

@@ -336,7 +336,8 @@ def clipped_bias(bias, scale, stored=None, bits=32):
     page, (axis,) = style.drawing(9, 1.9)
     span = 1.15 * max(abs(bias), reach)
     axis.plot([-span, span], [0, 0], color=GREY, linewidth=1)
-    axis.plot([-reach, reach], [0, 0], color=INT8, linewidth=9, solid_capstyle="butt")
+    shown = max(reach, 0.004 * span)  # else the range of a tiny scale could not be seen
+    axis.plot([-shown, shown], [0, 0], color=INT8, linewidth=9, solid_capstyle="butt")
     axis.plot(bias, 0, "o", color=WRONG, markersize=11)
     axis.annotate("", (kept, 0.12), (bias, 0.12), arrowprops={"arrowstyle": "->", "color": WRONG, "linewidth": 2,
                   "connectionstyle": "arc3,rad=0.25"})  # fmt: skip

@@ -123,6 +123,13 @@ def sheet(count, columns, side=120, foot=0, head=0, gap=8):
     return page, axes
 
 
+def nothing(words):
+    """A Picture that says that there is nothing to draw."""
+    page, (axis,) = drawing(6, 0.5)
+    axis.text(0, 0.5, words, fontsize=LABEL, va="center")
+    return page
+
+
 def show_photo(axis, photo, side, words="", colour="black", frame=None):
     """Draw a photo, cut to a square, into axes of :func:`sheet`, with words below it."""
     axis.imshow(thumbnail(photo, side), extent=(0, 1, 0, 1), aspect="auto")
