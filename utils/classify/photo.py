@@ -6,6 +6,8 @@ TensorFlow: the shipped classifier must see a photo exactly as the model did in 
 interpreter lock while it does, and obeys the orientation that a phone writes into the file, which TensorFlow ignores.)
 """
 
+import contextlib
+import functools
 import hashlib
 import io
 import pathlib
@@ -14,7 +16,7 @@ import struct
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # no format whose reader starts a program (EPS) or a big C library
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # no format whose reader starts a program (EPS)
 MAX_PIXELS = 50_000_000  # 50 megapixels: the largest phone photos; 150 MB decoded
 MAX_BYTES = 64 * 2**20
 MAX_SCANS = 100  # a progressive JPEG has about ten; thousands are an attack on the decoder's time
@@ -40,9 +42,9 @@ def read_photo(source, input_size):
 
     What is done with unusual photos: the orientation in the EXIF block is obeyed; greyscale, palette and CMYK become
     RGB; transparency is laid over white; 16-bit grey keeps its upper 8 bits; of an animation the first frame counts;
-    the format is told by the content, not by the file name (JPEG, PNG, WebP, GIF, BMP). Size is judged by the header,
-    before anything is decoded. A JPEG with both sides at least four times `input_size` is decoded at a half, a quarter
-    or an eighth of its size (libjpeg does that in the DCT), which saves time and memory and is the same everywhere.
+    the format is told by the content, not by the file name (JPEG, PNG, WebP, GIF, BMP, AVIF, HEIC). Size is judged by
+    the header, before anything is decoded. A JPEG with both sides at least four times `input_size` is decoded at a
+    half, a quarter or an eighth of its size (libjpeg does that in the DCT), which saves time and memory.
 
     Args:
         source: path, or the file's bytes.
@@ -138,7 +140,7 @@ def _name_and_bytes(source):
 def _open(data, facts=None):
     if not data:
         raise ValueError("it is empty")
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    image = Image.open(io.BytesIO(data), formats=_phone_formats() if data[4:8] == b"ftyp" else FORMATS)
     width, height = image.size
     if facts is not None:
         facts.update(width=width, height=height, mode=image.mode, format=image.format)
@@ -147,6 +149,17 @@ def _open(data, facts=None):
     if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
         raise ValueError(f"a JPEG with more than {MAX_SCANS} scans")
     return image
+
+
+@functools.cache
+def _phone_formats():
+    """AVIF and HEIC, as far as Pillow (or pillow-heif, which registers itself) reads them here."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    return tuple(kind for kind in ("AVIF", "HEIF") if kind in Image.OPEN)
 
 
 def _orientation(image):
@@ -160,7 +173,9 @@ def _phrase(error):
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"it has more than {MAX_PIXELS // 10**6} megapixels"
     if isinstance(error, UnidentifiedImageError):
-        return "not a JPEG, PNG, WebP, GIF or BMP image"
+        return (
+            "not a JPEG, PNG, WebP, GIF or BMP image, nor AVIF or HEIC that can be read here (HEIC needs pillow-heif)"
+        )
     return str(error) or type(error).__name__
 
 
