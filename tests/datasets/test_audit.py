@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from utils.datasets import audit
+from utils.datasets import audit, sketches
 
 HEADER = "image,sender_id,label,kids\n"
 
@@ -140,6 +140,22 @@ def test_check_photos_finds_each_defect(tmp_path):
     assert facts.loc[["grey", "print"], "mode"].tolist() == ["L", "CMYK"]
     twins = audit.twins(facts.assign(id=facts.index, label="Hat"))
     assert twins["id"].tolist() == ["good", "twin"]
+
+
+def test_a_picture_saved_again_is_a_twin_and_another_is_not(tmp_path):
+    first, other = (sketches.draw(label, "style-1", 200, 3) for label in ("shirt", "outwear"))
+    first.save(tmp_path / "a.png")
+    first.save(tmp_path / "b.jpg", quality=40)
+    first.resize((90, 90)).save(tmp_path / "c.webp", quality=70)
+    first.point(lambda value: min(255, int(1.15 * value))).save(tmp_path / "d.jpg")
+    other.save(tmp_path / "e.png")
+    (tmp_path / "f.jpg").write_text("no photo")
+    (tmp_path / "g.jpg").write_text("no photo either")
+    looks = audit.check_photos(sorted(tmp_path.glob("*.*")), tmp_path)["look"]
+    assert audit.picture_twins(looks.tolist()).tolist() == [0, 0, 0, 0, 1, 2, 3]
+    names = audit.twin_names(pd.Series(list("abcdefg")), looks)
+    assert names == ["a"] * 4 + [""] * 3
+    assert audit.picture_twins([]).tolist() == []
 
 
 def test_photos_are_looked_at_once(tmp_path, monkeypatch):

@@ -143,6 +143,12 @@ def test_the_fingerprint_knows_the_data_and_not_the_place(little, tmp_path_facto
     assert quiet("clothing-17", elsewhere).fingerprint != first.fingerprint
 
 
+def test_the_fingerprint_follows_the_bytes_of_photos_that_are_not_the_published_ones(little):
+    first = quiet("clothing-10", little).fingerprint
+    picture(little / "clothing-dataset-small" / "train" / "hat" / "id-9.jpg", 777)
+    assert quiet("clothing-10", little).fingerprint != first
+
+
 def test_random_and_grouped_splits_by_name(little):
     loaded = quiet("clothing-17", little, split="random")
     with pytest.raises(splits.SplitLeak, match="sender"):
@@ -209,7 +215,7 @@ def test_sketches_are_a_stand_in_and_say_so(tmp_path):
     assert "a stand-in for photos" in repr(loaded)
     assert "stand-in" in repr(loaded.report())
     splits.check(loaded.frame)
-    assert list(loaded.frame) == ["path", "label", "split", "sender", "kids", "id", "sha256"]
+    assert list(loaded.frame) == ["path", "label", "split", "sender", "kids", "id", "sha256", "twin"]
     assert loaded.fingerprint == datasets.load("sketches", tmp_path, per_class=20, size=16).fingerprint
 
 
@@ -280,6 +286,11 @@ def test_clothing_17_is_as_study_a_cleaned_it(photos_dir):
     assert step(loaded, "files without a row")["found"] == 358
     assert step(loaded, "photos with unimportant labels")["details"] == "Not sure 228, Other 67, Skip 7"
     assert step(loaded, "files with a byte-identical twin").tolist() == [2, "kept on one side", "1 without a row"]
+    assert step(loaded, "photos of one picture, saved twice").tolist() == [2, "kept", "Skirt, Shorts"]
+    twins = loaded.frame[loaded.frame["twin"].ne("")]
+    assert len(set(twins["sender"])) == len(set(twins["split"])) == 2  # in the split of the published runs
+    tied = splits.grouped_split(loaded.frame, seed=0, tie=("sha256", "twin"))
+    assert len(set(tied[twins.index])) == 1
     splits.check(loaded.frame)
     official = loaded.frame["sender"].isin(datasets.OFFICIAL_TEST_SENDERS)
     assert int(official.sum()) == 924

@@ -81,6 +81,17 @@ def test_grouped_split_ties_senders_of_identical_files():
         assert len(set(parts[frame["sha256"] == "same"])) == 1
 
 
+def test_any_column_can_tie_senders():
+    frame = people().assign(twin="")
+    frame.loc[frame["sender"].isin(["s4", "s5"]), "twin"] = "one picture"
+    for seed in range(5):
+        parts = splits.grouped_split(frame, seed=seed, tie=("sha256", "twin"))
+        assert len(set(parts[frame["twin"].ne("")])) == 1
+    for train, test in splits.grouped_folds(frame, 5, tie=("twin",)):
+        assert not frame["twin"].iloc[train].any() or not frame["twin"].iloc[test].any()
+    assert splits.grouped_split(frame).equals(splits.grouped_split(frame.drop(columns="twin")))
+
+
 def test_grouped_split_needs_three_senders():
     with pytest.raises(ValueError, match="needs 3 senders or more, got 2"):
         splits.grouped_split(people(2))

@@ -10,6 +10,7 @@ import logging
 import pathlib
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
@@ -19,8 +20,9 @@ from utils.environment import describe
 
 INDEX_COLUMNS = {"image": "id", "sender_id": "sender", "label": "label", "kids": "kids"}
 UNIMPORTANT_LABELS = ("Not sure", "Skip", "Other")  # study A drops these
-_CHECK_VERSION = 1  # of what is remembered about a photo
-_FACTS = ("sha256", "width", "height", "mode", "format", "orientation", "problem")
+TWIN_DISTANCE = 24  # bits of 256: a photo saved again, half as large or brighter has up to 18, another photo 36 or more
+_CHECK_VERSION = 2  # of what is remembered about a photo
+_FACTS = ("sha256", "width", "height", "mode", "format", "orientation", "problem", "look")
 _log = logging.getLogger(__name__)
 
 
@@ -133,7 +135,8 @@ def check_photos(paths, folder, progress=True):
         progress: show a bar while photos are decoded.
 
     Returns:
-        DataFrame, index like `paths`: sha256, width, height, mode, format, orientation, problem ("" for a good photo).
+        DataFrame, index like `paths`: sha256, width, height, mode, format, orientation, problem ("" for a good photo),
+        look (perceptual hash of 256 bits in hexadecimal, for `picture_twins`).
 
     Raises:
         FileNotFoundError: a path does not exist.
@@ -169,7 +172,12 @@ def check_photos(paths, folder, progress=True):
 
 
 def _look(path):
-    facts = photo.check_photo(path)
+    import imagehash
+
+    facts = photo.check_photo(path) | {"look": ""}
+    if not facts["problem"]:
+        small = photo.Image.fromarray(photo.read_photo(path, 64))
+        facts["look"] = np.packbits(imagehash.phash(small, hash_size=16).hash).tobytes().hex()
     return [facts[name] for name in _FACTS]
 
 
@@ -192,6 +200,43 @@ def twins(frame):
     """
     same = frame[frame["sha256"].ne("") & frame["sha256"].duplicated(keep=False)]
     return same.sort_values(["sha256", "id"])
+
+
+def picture_twins(looks, distance=TWIN_DISTANCE):
+    """Which photos show one picture, whatever its size, compression and file format.
+
+    Args:
+        looks: sequence of perceptual hashes as `check_photos` makes them; "" is like nothing.
+        distance: bits in which two hashes of one picture may differ, of 256.
+
+    Returns:
+        int array: a number per photo, the same for photos that show one picture.
+
+    Example:
+        >>> picture_twins(["00" * 32, "ff" * 32, "01" + "00" * 31, ""]).tolist()
+        [0, 1, 0, 2]
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    rows = np.flatnonzero([bool(look) for look in looks])
+    codes = np.frombuffer(bytes.fromhex("".join(looks)), np.uint64).reshape(-1, 4)
+    pairs = [np.zeros((0, 2), int)]
+    for start in range(0, len(rows), 64):
+        half = sum(np.bitwise_count(part[start : start + 64, None] ^ part[start:]) for part in codes.T[:2])
+        near = start + np.argwhere(half <= distance)  # in 128 bits; few are left to compare in all 256
+        bits = np.bitwise_count(codes[near[:, 0]] ^ codes[near[:, 1]]).sum(axis=1)
+        pairs.append(near[bits <= distance])
+    first, second = rows[np.concatenate(pairs)].T
+    near = coo_array((np.ones(len(first)), (first, second)), shape=(len(looks), len(looks)))
+    return connected_components(near, directed=False)[1]
+
+
+def twin_names(ids, looks):
+    """A name for each picture that several photos show (the first id of them), "" for all other photos: list of str."""
+    groups = pd.Series(picture_twins(list(looks)), index=ids.index)
+    first = ids.groupby(groups).transform("first")
+    return first.where(groups.duplicated(keep=False), "").tolist()
 
 
 def label_conflicts(frame, other):

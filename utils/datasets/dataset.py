@@ -21,7 +21,7 @@ from . import audit, published, sketches, splits
 NAMES = ("clothing-10", "clothing-17", "sketches", "auto")
 OFFICIAL_TEST_SENDERS = ("46", "204", "227", "309", "310")  # all photos of the small set's test part are theirs
 FRACTIONS = (0.70, 0.15, 0.15)
-_COLUMNS = ["path", "label", "split", "sender", "kids", "id", "sha256"]
+_COLUMNS = ["path", "label", "split", "sender", "kids", "id", "sha256", "twin"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Dataset:
         name: "clothing-10", "clothing-17" or "sketches".
         root: folder of the photos.
         frame: DataFrame, one row per photo: `path` (absolute), `label`, `split` (train / validation / test), `sender`
-            (str), `kids` (boolean or <NA>), `id`, `sha256`.
+            (str), `kids` (boolean or <NA>), `id`, `sha256`, `twin` (a name for each picture saved twice, else "").
         classes: tuple of the labels, sorted.
         split: the protocol: "official", "grouped" or "random".
         stand_in: True for drawings, which stand in for photos; say so wherever a number rests on them.
@@ -65,10 +65,18 @@ class Dataset:
 
     @functools.cached_property
     def fingerprint(self):
-        """12 hexadecimal digits over ids, labels, splits and senders: the same data give the same anywhere."""
-        digest = hashlib.sha256(repr((self.name, self.classes)).encode())
-        for row in sorted(self.frame[["id", "label", "split", "sender"]].itertuples(index=False, name=None)):
-            digest.update(repr(tuple(map(str, row))).encode())
+        """12 hexadecimal digits over photos, labels and split: the same data give the same anywhere, other data others.
+
+        A published photo counts by id and sender as long as its bytes are the published ones, any other by its bytes.
+        """
+        known = {sha for source in published.SOURCES.values() for sha in published.manifest(source.folder).values()}
+        named = self.name if self.name in NAMES else ""
+        columns = ["id", "label", "split", "sender"] if named else ["label", "split"]
+        rows = self.frame[columns].astype(str).to_numpy().tolist()
+        contents = self.frame["sha256"].where(~self.frame["sha256"].isin(known) | (not named), "")
+        digest = hashlib.sha256(repr((named, self.classes)).encode())
+        for row in sorted((*row, *([sha] if sha else [])) for row, sha in zip(rows, contents, strict=True)):
+            digest.update(repr(row).encode())
         return digest.hexdigest()[:12]
 
     def __repr__(self):
@@ -175,7 +183,9 @@ def _load_small(folder, split, seed):
     split = split or "official"
     if split == "grouped":
         frame["split"] = splits.grouped_split(frame, (0.75, 0.15, 0.10), seed, OFFICIAL_TEST_SENDERS, closed_test=True)
-    return _finish("clothing-10", folder, frame, split, seed, steps, details)
+    elif split == "random":
+        frame["split"] = splits.random_split(frame, FRACTIONS, seed)
+    return finish("clothing-10", folder, frame, split, steps, details)
 
 
 def _load_full(folder, split, seed):
@@ -199,7 +209,9 @@ def _load_full(folder, split, seed):
     split = split or "grouped"
     if split == "grouped":
         frame["split"] = splits.grouped_split(frame, FRACTIONS, seed, OFFICIAL_TEST_SENDERS)
-    return _finish("clothing-17", folder, frame, split, seed, steps, details)
+    elif split == "random":
+        frame["split"] = splits.random_split(frame, FRACTIONS, seed)
+    return finish("clothing-17", folder, frame, split, steps, details)
 
 
 def _load_sketches(root, split, seed, options):
@@ -212,18 +224,20 @@ def _load_sketches(root, split, seed, options):
     if split == "grouped":
         frame["split"] = splits.grouped_split(frame, FRACTIONS, seed)
     frame["kids"] = pd.array([pd.NA] * len(frame), dtype="boolean")
-    frame["sha256"] = ""
-    return _finish("sketches", folder, frame, split, seed, steps, details)
+    frame["sha256"] = [hashlib.sha256(f"{folder.name}/{name}".encode()).hexdigest() for name in frame["id"]]
+    frame["twin"] = ""
+    if split == "random":
+        frame["split"] = splits.random_split(frame, FRACTIONS, seed)
+    return finish("sketches", folder, frame, split, steps, details)
 
 
 def _counted(values):
-    """ "hat 3, shoes 1": how often each value occurs, the most frequent first."""
+    """How often each value occurs, the most frequent first: "hat 3, shoes 1"."""
     return ", ".join(f"{value} {n}" for value, n in values.value_counts().items())
 
 
-def _finish(name, folder, frame, split, seed, steps, details):
-    if split == "random":
-        frame["split"] = splits.random_split(frame, FRACTIONS, seed)
+def finish(name, folder, frame, split, steps, details, allowed=None):
+    """The Dataset of a cleaned and split frame; warns where a part lacks a class."""
     classes = tuple(sorted(frame["label"].unique()))
     if len(classes) < 2:
         raise ValueError(f"a classifier needs two classes or more, got photos of {classes[0]} only in {folder}")
@@ -231,7 +245,8 @@ def _finish(name, folder, frame, split, seed, steps, details):
         here = set(frame.loc[frame["split"] == part, "label"])
         if absent := [label for label in classes if label not in here]:
             warnings.warn(f"{name}: no photo of {', '.join(absent)} in the {part} part", stacklevel=4)
-    allowed = {"official": ("sender",), "random": ("sender", "file"), "grouped": ()}[split]
+    if allowed is None:
+        allowed = {"official": ("sender",), "random": ("sender", "file"), "grouped": ()}[split]
     counts = ", ".join(f"{part} {(frame['split'] == part).sum():,}" for part in splits.PARTS)
     steps.append(("photos kept", len(frame), "", f"{split} split: {counts}"))
     frame = frame[_COLUMNS].sort_values(["split", "label", "id"], ignore_index=True)
@@ -263,6 +278,9 @@ def _clean(frame, folder, steps, details, unused=()):
     details["changed"] = frame.loc[changed, ["id", "path"]]
     steps.append(("photos whose bytes differ from the published ones", sum(changed), "kept", ""))
     _report_twins(frame, unused, steps, details)
+    frame["twin"] = audit.twin_names(frame["id"], frame["look"])
+    details["pictures"] = same = frame.loc[frame["twin"].ne(""), ["twin", "id", "label", "sender"]].sort_values("twin")
+    steps.append(("photos of one picture, saved twice", len(same), "kept", ", ".join(same["label"])))
     return frame
 
 

@@ -88,7 +88,7 @@ def random_split(frame, fractions=(0.70, 0.15, 0.15), seed=0):
     return pd.Series(parts, index=frame.index, name="split")
 
 
-def grouped_split(frame, fractions=(0.70, 0.15, 0.15), seed=0, test_senders=(), closed_test=False):
+def grouped_split(frame, fractions=(0.70, 0.15, 0.15), seed=0, test_senders=(), closed_test=False, tie=("sha256",)):
     """Split by sender, so that no sender stands on two sides, as near to `fractions` in every class as can be.
 
     How it is chosen: senders are taken from the largest to the smallest (equal ones in seeded order) and each goes
@@ -103,6 +103,7 @@ def grouped_split(frame, fractions=(0.70, 0.15, 0.15), seed=0, test_senders=(), 
         seed: another seed, another split.
         test_senders: senders who must be in test; if they are more than its share already, few or none join them.
         closed_test: nobody joins them.
+        tie: columns whose equal values tie senders together; with "twin" pictures that were saved again tie them too.
 
     Returns:
         Series of "train" / "validation" / "test", index of `frame`.
@@ -118,7 +119,7 @@ def grouped_split(frame, fractions=(0.70, 0.15, 0.15), seed=0, test_senders=(), 
     """
     _check_fractions(fractions)
     require(frame, ["label", "sender"], "a frame to split by sender")
-    groups = _groups(frame)
+    groups = _groups(frame, tie)
     counts = pd.crosstab(groups, frame["label"])
     if len(counts) < len(PARTS):
         raise ValueError(
@@ -171,13 +172,14 @@ def grouped_split(frame, fractions=(0.70, 0.15, 0.15), seed=0, test_senders=(), 
     return pd.Series([PARTS[by_group[g]] for g in groups], index=frame.index, name="split")
 
 
-def grouped_folds(frame, k=5, seed=0):
+def grouped_folds(frame, k=5, seed=0, tie=("sha256",)):
     """Folds for cross-validation in which no sender stands on two sides, stratified as well as senders allow.
 
     Args:
         frame: DataFrame with `label` and `sender` (and `sha256`: twins stay together).
         k: folds.
         seed: another seed, other folds.
+        tie: as in `grouped_split`.
 
     Returns:
         list of k pairs of int arrays (train rows, test rows), positions in `frame`; each row is in test once.
@@ -195,7 +197,7 @@ def grouped_folds(frame, k=5, seed=0):
     from sklearn.model_selection import StratifiedGroupKFold
 
     require(frame, ["label", "sender"], "a frame to fold by sender")
-    groups = _groups(frame)
+    groups = _groups(frame, tie)
     if len(set(groups)) < k:
         raise ValueError(f"{k} folds need {k} senders or more, got {len(set(groups))}; use fewer folds")
     labels = pd.factorize(frame["label"], sort=True)[0]
@@ -259,11 +261,9 @@ def require(frame, columns, what):
         raise ValueError(f"{what} needs rows, got none; check what it was filtered by")
 
 
-def _groups(frame):
-    """Sender of every row as an array; senders who share a byte-identical file count as one."""
+def _groups(frame, tie):
+    """Sender of every row as an array; senders who share a value in one of the columns `tie` count as one."""
     senders = frame["sender"].astype(str).to_numpy()
-    if "sha256" not in frame:
-        return senders
     parent = {sender: sender for sender in senders}
 
     def find(sender):
@@ -271,12 +271,13 @@ def _groups(frame):
             sender = parent[sender]
         return sender
 
-    known = pd.DataFrame({"sha256": frame["sha256"].to_numpy(), "sender": senders})
-    known = known.replace({"sha256": ""}, pd.NA).dropna().drop_duplicates()
-    for _, group in known[known["sha256"].duplicated(keep=False)].groupby("sha256")["sender"]:
-        first, *others = sorted(map(find, group))
-        for other in others:
-            parent[other] = first
+    for column in [column for column in tie if column in frame]:
+        known = pd.DataFrame({"value": frame[column].to_numpy(), "sender": senders})
+        known = known[known["value"].notna() & known["value"].ne("")].drop_duplicates()
+        for _, group in known[known["value"].duplicated(keep=False)].groupby("value")["sender"]:
+            first, *others = sorted(map(find, group))
+            for other in others:
+                parent[other] = first
     return np.array([find(sender) for sender in senders])
 
 
