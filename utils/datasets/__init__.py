@@ -1,14 +1,15 @@
 """Which photos there are, cleaned and split by photographer, and how they become batches.
 
-Begin with ``load("clothing-10")``: a Dataset with its photos, classes and split. `splits` decides who may stand on
-which side, `audit` says what is wrong with a folder, `pipeline` decodes photos (`load_images`) and feeds them to Keras
-(`batches`). Nothing here imports TensorFlow before photos become tensors.
+Begin with ``load("clothing-10")``, or ``from_folder("my_photos")`` for your own: a Dataset with photos, classes and a
+split. `splits` decides who may stand on which side, `audit` says what is wrong with photos, `pipeline` decodes them
+(`load_images`) and feeds them to Keras (`batches`). Nothing here imports TensorFlow before photos become tensors.
 """
 
 import importlib
 
 _HOMES = {
     "dataset": ("Dataset", "FRACTIONS", "NAMES", "OFFICIAL_TEST_SENDERS", "load"),
+    "folder": ("from_folder",),
     "pipeline": ("Augment", "batches", "load_images"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

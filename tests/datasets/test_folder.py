@@ -1,0 +1,238 @@
+"""Your own photos: the folders that people really have, each with an answer or one sentence."""
+
+import os
+import pathlib
+import shutil
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from utils import datasets
+from utils.classify import photo
+from utils.datasets import pipeline, sketches, splits
+
+KINDS = {".jpg": "JPEG", ".JPG": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".WebP": "WEBP"}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("CLOTHING_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
+def save(path, number=0, label="hat", kind="JPEG", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sketches.draw(label, f"style-{number % 7}", 96, number)
+    image.save(path, kind, **options)
+    return path
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Three classes of 20 phone photos in a folder with a space and an umlaut, by four people."""
+    root = tmp_path / "Röcke & mehr"
+    for label in ("hat", "shoes", "skirt"):
+        for number in range(20):
+            ending = list(KINDS)[number % 5]
+            person = ["anna", "ben", "carla", "dora"][number % 4]
+            save(root / label / f"{person} {number}{ending}", number, label, KINDS[ending])
+    return root
+
+
+def quiet(path, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return datasets.from_folder(path, **options)
+
+
+def found(dataset, step):
+    return dataset.report().to_frame().loc[step]
+
+
+def by_name(path):
+    return path.stem.split()[0]
+
+
+def test_a_folder_of_phone_photos_is_split_at_random_and_says_what_that_means(mine):
+    with pytest.warns(UserWarning, match=r"nobody said who took the photos \(senders=\).*both sides"):
+        loaded = datasets.from_folder(mine)
+    assert (loaded.classes, loaded.split, loaded.name) == (("hat", "shoes", "skirt"), "random", mine.name)
+    assert loaded.distribution().to_numpy().tolist() == [[14, 3, 3]] * 3
+    splits.check(loaded.frame, loaded.allowed_leaks)
+    assert list(loaded.frame) == list(quiet(mine).frame) and loaded.frame["id"].is_unique
+    assert pipeline.load_images(loaded.part("test"), 16).shape == (9, 16, 16, 3)
+    assert {os.path.relpath(path, mine) for path in loaded.frame["path"]} == set(loaded.frame["id"])
+
+
+def test_with_people_nobody_is_on_two_sides(mine):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = datasets.from_folder(mine, senders=by_name)
+    assert loaded.split == "grouped" and set(loaded.frame["sender"]) == {"anna", "ben", "carla", "dora"}
+    splits.check(loaded.frame)
+    assert (loaded.distribution() > 0).all(axis=None)
+    mixed = quiet(mine, senders=by_name, split="random")
+    assert mixed.allowed_leaks == ("sender",)
+    with pytest.raises(splits.SplitLeak):
+        splits.check(mixed.frame)
+    with pytest.raises(ValueError, match="needs 3 senders or more, got 2; use the random split"):
+        datasets.from_folder(mine, senders=lambda path: by_name(path) < "b")
+
+
+@pytest.mark.parametrize("key", [lambda p: p.relative_to(p.parents[1]).as_posix(), lambda p: p.name, lambda p: p.stem])
+def test_people_come_from_a_column_of_a_csv(mine, tmp_path, key):
+    photos = [
+        path for path in sorted(mine.rglob("*.*")) if path.parent.name == "hat" or "parents" in key.__code__.co_names
+    ]
+    table = pd.DataFrame({"note": "x", "Foto": map(key, photos), "who": map(by_name, photos)}).drop_duplicates("Foto")
+    table.to_csv(tmp_path / "people.csv", index=False)
+    loaded = quiet(mine, senders=(tmp_path / "people.csv", "who"))
+    known = loaded.frame[~loaded.frame["sender"].str.startswith("unknown-")]
+    assert len(known) >= 20 and (known["sender"] == [by_name(pathlib.Path(path)) for path in known["path"]]).all()
+    for senders, reason in (
+        ((tmp_path / "people.csv", "person"), "needs the column 'person', got note, Foto, who"),
+        ((tmp_path / "people.csv", "Foto"), "no column of .*people.csv names the photos"),
+        ((tmp_path / "gone.csv", "who"), "there is no CSV file"),
+        ("people.csv", r"senders must be a function or \(CSV file, column\), got 'people.csv'"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=reason):
+            datasets.from_folder(mine, senders=senders)
+
+
+def test_photos_whose_person_is_unknown_count_by_themselves(mine):
+    loaded = datasets.from_folder(mine, senders=lambda path: "anna" if "anna" in path.name else None)
+    assert found(loaded, "photos whose sender is unknown")["found"] == 45
+    assert loaded.frame["sender"].nunique() == 46
+
+
+def test_what_is_wrong_is_named_by_file_name_and_costs_nothing_else(mine):
+    (mine / "notes.txt").write_text("shopping list")
+    (mine / "hat" / "readme.md").write_text("hats")
+    (mine / "hat" / ".hidden.jpg").write_bytes(b"x")
+    (mine / "__MACOSX" / "hat").mkdir(parents=True)
+    (mine / "__MACOSX" / "hat" / "a.jpg").write_bytes(b"x")
+    (mine / "gloves").mkdir()
+    (mine / "hat" / "broken.jpg").write_bytes((mine / "hat" / "anna 0.jpg").read_bytes()[:500])
+    shutil.copyfile(mine / "hat" / "anna 0.jpg", mine / "hat" / "copy of anna.jpg")
+    shutil.copyfile(mine / "hat" / "ben 1.JPG", mine / "shoes" / "which.jpg")
+    with Image.open(mine / "skirt" / "anna 0.jpg") as image:
+        image.resize((60, 60)).save(mine / "skirt" / "smaller.png")
+    for number in range(5):
+        save(mine / "Ümlaut" / f"{number}.png", 90 + number, "dress", "PNG")
+    with pytest.warns(UserWarning) as told:
+        loaded = datasets.from_folder(mine)
+    said = "\n".join(str(warning.message) for warning in told)
+    assert "1 files cannot be read as photos and are left out (hat/broken.jpg)" in said
+    assert "2 copies of a file lie under two labels and are left out (hat/ben 1.JPG, shoes/which.jpg)" in said
+    assert "fewer than 10 photos: Ümlaut (5)" in said
+    assert found(loaded, "files that are not photos").tolist() == [2, "not used", "hat/readme.md, notes.txt"]
+    assert found(loaded, "classes without photos")["details"] == "gloves"
+    assert "hat/broken.jpg: " in found(loaded, "files that cannot be read as photos")["details"]
+    assert found(loaded, "copies of a file")["details"] == "hat/copy of anna.jpg"
+    twins = loaded.frame[loaded.frame["twin"].ne("")]
+    assert set(twins["id"]) == {"skirt/anna 0.jpg", "skirt/smaller.png"} and len(set(twins["split"])) == 1
+    assert loaded.distribution().loc["Ümlaut"].tolist() == [3, 1, 1]
+    assert len(loaded.frame) == 60 - 1 + 1 + 5
+    assert "hat/copy of anna.jpg" in repr(loaded.report())
+
+
+def test_train_validation_and_test_stay_as_they_lie(mine, tmp_path):
+    for path in sorted(mine.rglob("*.*")):
+        part = {0: "Test", 1: "val"}.get(int(path.stem.split()[1]) % 5, "train")
+        (tmp_path / "parts" / part / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, tmp_path / "parts" / part / path.parent.name / path.name)
+    shutil.copyfile(tmp_path / "parts/Test/hat/anna 0.jpg", tmp_path / "parts/train/hat/again.jpg")
+    loaded = quiet(tmp_path / "parts")
+    assert loaded.split == "folders" and loaded.distribution().to_numpy().tolist() == [[12, 4, 4]] * 3
+    assert "again" not in " ".join(loaded.frame["id"])  # of two copies the one that is tested on stays
+    with pytest.warns(UserWarning, match="4 senders stand on two sides"):
+        assert datasets.from_folder(tmp_path / "parts", senders=by_name).allowed_leaks == ("sender",)
+    assert quiet(tmp_path / "parts", split="random").distribution().to_numpy().tolist() == [[14, 3, 3]] * 3
+    shutil.rmtree(tmp_path / "parts" / "val")
+    with pytest.raises(ValueError, match=r"no photos in .*validation; add them, or divide anew with split='random'"):
+        datasets.from_folder(tmp_path / "parts")
+
+
+def test_the_fingerprint_follows_content_and_labels_and_not_names(mine, tmp_path):
+    first = quiet(mine)
+    moved = shutil.copytree(mine, tmp_path / "moved")
+    for number, path in enumerate(sorted(moved.rglob("*.*"))):
+        path.rename(path.with_name(f"{1000 - number}{path.suffix}"))
+    assert quiet(moved).fingerprint == first.fingerprint
+    assert quiet(moved, seed=1).fingerprint != first.fingerprint
+    (moved / "hat").rename(moved / "x"), (moved / "shoes").rename(moved / "hat"), (moved / "x").rename(moved / "shoes")
+    assert quiet(moved).fingerprint != first.fingerprint  # two labels exchanged
+    save(mine / "hat" / "anna 0.jpg", 500)
+    assert quiet(mine).fingerprint != first.fingerprint  # another photo under an old name
+
+
+def test_at_most_so_many_photos_per_class(mine):
+    loaded = quiet(mine, per_class=12)
+    assert loaded.frame["label"].value_counts().tolist() == [12, 12, 12]
+    assert found(loaded, "photos above 12 per class")["found"] == 24
+    assert loaded.fingerprint == quiet(mine, per_class=12).fingerprint
+
+
+def test_heic_and_avif_are_read(mine):
+    import pillow_heif
+
+    for number, ending in enumerate((".HEIC", ".heif", ".avif")):
+        image = sketches.draw("hat", "style-1", 96, 70 + number)
+        target = mine / "hat" / f"phone {number}{ending}"
+        if ending == ".avif":
+            image.save(target, "AVIF", quality=90)
+        else:
+            pillow_heif.from_pillow(image).save(target, quality=90)
+        assert np.abs(photo.read_photo(target, 96).astype(int) - np.asarray(image)).mean() < 6
+    loaded = quiet(mine)
+    assert len(loaded.frame) == 63 and found(loaded, "files that cannot be read as photos")["found"] == 0
+
+
+def test_without_a_reader_heic_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(photo, "_phone_formats", lambda: ())
+    (tmp_path / "a.heic").write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(40))
+    with pytest.raises(ValueError, match=r"a\.heic cannot be decoded as a photo \(.*HEIC needs pillow-heif"):
+        photo.read_photo(tmp_path / "a.heic", 16)
+
+
+def test_a_read_only_folder_is_only_read(mine):
+    for folder in (mine, *(path for path in mine.iterdir())):
+        folder.chmod(0o555)
+    before = sorted(str(path) for path in mine.rglob("*"))
+    assert len(quiet(mine).frame) == 60
+    assert sorted(str(path) for path in mine.rglob("*")) == before
+    for folder in (mine, *(path for path in mine.iterdir())):
+        folder.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"split": "fair"}, "split must be 'folders', 'grouped', 'random' or None, got 'fair'"),
+        ({"split": "grouped"}, "a grouped split needs senders, got None"),
+        ({"split": "folders"}, "needs the folders train, validation and test, got none of them"),
+        ({"per_class": 0}, "per_class must be a positive integer, got 0"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(mine, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        datasets.from_folder(mine, **options)
+
+
+def test_folders_with_nothing_to_learn_from_are_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*one folder of photos per class"):
+        datasets.from_folder(tmp_path / "gone")
+    with pytest.raises(ValueError, match="expected <class>/<photo> or train/<class>/<photo>, got nothing"):
+        datasets.from_folder(tmp_path)
+    save(tmp_path / "loose.jpg")
+    with pytest.raises(ValueError, match=r"got loose\.jpg"):
+        datasets.from_folder(tmp_path)
+    save(tmp_path / "hat" / "a.jpg", 1)
+    with pytest.raises(ValueError, match="two classes or more, got hat in"):
+        datasets.from_folder(tmp_path)
+    (tmp_path / "shoes").mkdir()
+    (tmp_path / "shoes" / "b.jpg").write_bytes(b"broken")
+    with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(ValueError, match="two classes or more"):
+        datasets.from_folder(tmp_path)
