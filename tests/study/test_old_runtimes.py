@@ -162,3 +162,15 @@ def test_help_comes_in_under_a_second():
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
     assert "--sittings" in done.stdout
+
+
+@pytest.mark.skipif(
+    not (ROOT / "results" / "old_runtimes.json").exists(), reason="no quiet machine has recorded it yet"
+)
+def test_what_is_committed_holds_every_runtime_in_three_sittings():
+    rows = results.read("old_runtimes", ROOT / "results")["metrics"]["runtimes"]
+    assert {row["version"] for row in rows if row["runtime"] == "TensorFlow"} == set(bench.PINS)
+    for row in rows:
+        assert row["sittings"] >= 3
+        assert row["cpu_ms_low"] <= row["median_cpu_ms"] <= row["cpu_ms_high"]
+        assert row["ratio_low"] <= row["ratio_to_float32"] <= row["ratio_high"]
