@@ -1,11 +1,10 @@
 # Each target sets itself up: a .venv from requirements.txt, made once and reused until that file changes.
-#   make run    the three notebooks, quick profile (minutes)      make test   the tests
-#   make full   the three notebooks, full profile (hours)         make lint   ruff
+#   make run    the three notebooks into build/ (minutes)         make test   the tests
+#   make full   the same, training everything again (a day)       make lint   ruff
 #   make bench  side-by-side timings, on a quiet machine          make clean  what the others made (not data/, not runs/)
-# DATA=sketches runs on drawn garments, DATA=auto (default) on the photos where they are or can be fetched.
+# DATA=sketches runs on synthetic drawings, DATA=auto (default) on the photos where they are or can be fetched.
 
 DATA ?= auto
-PROFILE ?= quick
 NOTEBOOKS ?=
 PYTEST_ARGS ?=
 SUPPORTED := import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -34,10 +33,10 @@ setup: .venv/.ready
 	@touch $@
 
 run: .venv/.ready
-	@$(BIN)/python -m study.notebooks --profile $(PROFILE) --data $(DATA) $(NOTEBOOKS)
+	@$(BIN)/python -m study notebooks --data $(DATA) $(NOTEBOOKS)
 
-full:
-	@$(MAKE) --no-print-directory run PROFILE=full
+full: .venv/.ready
+	@$(BIN)/python -m study notebooks --retrain --data $(DATA) $(NOTEBOOKS)
 
 test: .venv/.ready
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -55,7 +54,7 @@ bench: .venv/.ready
 	@for script in $(filter-out benchmarks/bench_old_runtimes.py,$(wildcard benchmarks/bench_*.py)); do echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
 
 tables: .venv/.ready
-	@$(BIN)/python -m study.results
+	@$(BIN)/python -m study tables
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis .venv

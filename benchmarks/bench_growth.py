@@ -259,11 +259,11 @@ def main(argv=None):
 
     import pandas as pd
 
-    from study import results
+    from study import records
     from utils import environment
 
     if options.draw:
-        draw(results.read("growth", ROOT / "results")["metrics"])
+        draw(records.read("growth")["metrics"])
         return 0
     print(environment.sentence())
     grown = {"photos": photos_grow(options.photos, options.most), "layers": layers_grow(), "sides": sides_grow()}
@@ -276,7 +276,7 @@ def main(argv=None):
         print(f"{name}: exponent {slope:.2f}")
     if options.record:
         parameters = {"photos": options.photos, "most": options.most}
-        results.write("growth", parameters, grown, "full", "sketches", ROOT / "results")
+        records.write("growth", parameters, grown, "sketches", records.RESULTS)
         draw(grown)
     print(json.dumps(grown))
     return 0

@@ -295,10 +295,10 @@ def main(argv=None):
     metrics = metrics_of(lines)
     print(text_of(metrics))
     if options.record:
-        from study import results
+        from study import records
 
         parameters = {"sittings": options.sittings, "calls": options.calls}
-        print(f"wrote {results.write('old_runtimes', parameters, metrics, 'full', 'none').name}")
+        print(f"wrote {records.write('old_runtimes', parameters, metrics, 'none', records.RESULTS).name}")
     return 0
 
 

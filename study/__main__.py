@@ -1,8 +1,216 @@
-"""``python -m study …``"""
+"""``python -m study COMMAND``: everything that trains, measures, renders or fills a page.
 
+Nothing heavy is imported before the command line is read and checked.
+"""
+
+import argparse
+import dataclasses
 import sys
 
-from .recipes import main
+
+def parser():
+    """The command line: one subcommand per kind of work."""
+    made = argparse.ArgumentParser(
+        prog="python -m study", description="Train, measure, render: all that this study does."
+    )
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name, text, rows=None):
+        added = commands.add_parser(name, help=text, description=text)
+        if rows:
+            added.add_argument("rows", nargs=rows, metavar="ROW", help="row of `python -m study list`")
+        return added
+
+    command("list", "list the rows and trials: what is trained on which photos")
+    train = command("train", "train rows, or go on with them, or find them finished", "+")
+    train.add_argument("--data", choices=("photos", "sketches"), default="photos", help="sketches: synthetic drawings")
+    folds = command(
+        "folds", "train a row's recipe once per sender-grouped fold (default: the shortened b-lite0-fine)", "?"
+    )
+    folds.add_argument("--k", type=int, default=5, help="folds (default 5)")
+    folds.add_argument("--keep", action="store_true", help="ship what the folds predicted -> models/")
+    seeds = command("seeds", "train rows with several seeds -> results/seeds.json", "+")
+    seeds.add_argument("--count", type=int, default=3, help="seeds 0 .. COUNT-1 (default 3)")
+    command("splits", "train rows on their own and on a random split -> results/splits.json", "+")
+    command("trials", "record what finished trials gave on validation -> results/trials.json")
+    command("keep", "ship what finished rows predicted, without their weights -> models/", "+")
+    deployed = command("files", "convert, judge and time finished rows -> results/deployment.json", "*")
+    deployed.add_argument("--rounds", type=int, default=20, help="interleaved rounds (default 20)")
+    deployed.add_argument("--causes", action="store_true", help="what int8 loses rows by -> results/int8_causes.json")
+    command("pruning", "run the pruning sweep of notebook 3, hours -> results/pruning.json")
+    tables = command("tables", "fill the tables of README, docs/ and models/README.md from results/")
+    tables.add_argument("--check", action="store_true", help="write nothing; exit 1 with a diff where a page differs")
+    books = command("notebooks", "execute notebooks into build/")
+    books.add_argument("notebooks", nargs="*", help="1, 2, 3 or names; none: all")
+    books.add_argument("--render", action="store_true", help="replace the committed notebooks, records and figures")
+    books.add_argument("--retrain", action="store_true", help="train everything again (hours, resumable)")
+    books.add_argument("--data", choices=("auto", "sketches"), default="auto", help="sketches: synthetic drawings")
+    return made
+
+
+def main(argv=None):
+    """Run one command; returns the exit code: 0 fine, 1 pages differ or a notebook failed, 2 bad input."""
+    made = parser()
+    options = made.parse_args(argv)
+    for name, least in (("k", 2), ("count", 1), ("rounds", 1)):
+        if getattr(options, name, least) < least:
+            made.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
+    try:
+        return {"tables": tables, "notebooks": notebooks}.get(options.command, rows)(options, made)
+    except (ValueError, LookupError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def tables(options, _):
+    from study import readme
+
+    differing = readme.update(options.check)
+    print("\n".join(differing) if options.check else f"{len(differing)} pages written", flush=True)
+    if options.check and differing:
+        print("pages differ from results/; run python -m study tables", file=sys.stderr)
+    return int(options.check and bool(differing))
+
+
+def notebooks(options, made):
+    if options.render and (options.retrain or options.data != "auto"):
+        made.error("--render executes the committed source as it stands; leave out --retrain and --data")
+    from study import notebooks as runner
+
+    parameters = {"RETRAIN": True} if options.retrain else {}
+    if options.data != "auto":
+        parameters["DATA"] = options.data
+    return runner.run(runner.chosen(options.notebooks), parameters, options.render)
+
+
+def rows(options, made):
+    from study import recipes
+
+    known = recipes.rows(stand_in=getattr(options, "data", "photos") == "sketches")
+    if getattr(options, "data", "photos") == "photos":
+        known = recipes.trials() | known
+    folded = recipes.fold_recipe()
+    if options.command == "folds":
+        known[folded.name] = recipes.Row(folded.name, folded.name, "B", "clothing-10", folded)
+        options.rows = [options.rows or folded.name]
+    for name in getattr(options, "rows", []):
+        if name not in known:
+            made.error(f"unknown row {name!r}; expected one of {', '.join(known)}")
+    if options.command == "list":
+        for row in known.values():
+            print(f"{row.id:24} study {row.study}  {row.title:42} {row.note}")
+        return 0
+    from utils import datasets
+
+    loaded = {}
+
+    def data(row):
+        key = row.dataset, row.split
+        loaded[key] = loaded.get(key) or datasets.load(row.dataset, split=row.split)
+        return loaded[key]
+
+    return _WORK[options.command](options, known, data)
+
+
+def _train(options, known, data):
+    from utils import training
+
+    for name in options.rows:
+        run = training.train(known[name].run, data(known[name]), verbose=2)
+        print(f"{name}: {run.run_id}, best epoch {run.best_epoch}, {run.duration_s / 60:.0f} minutes", flush=True)
+    return 0
+
+
+def _folds(options, known, data):
+    from study import folds
+
+    row = known[options.rows[0]]
+    for judged in folds.cross_validate(row.run, data(row), k=options.k, verbose=2).values():
+        print(judged, flush=True)
+    if options.keep:
+        print(folds.export(row.run, data(row), k=options.k).name)
+    return 0
+
+
+def _seeds(options, known, data):
+    from study import records
+    from utils import training
+
+    for row in (known[name] for name in options.rows):
+        configs = [dataclasses.replace(row.run, seed=seed) for seed in range(options.count)]
+        runs = [training.train(config, data(row), verbose=2) for config in configs]
+        print(f"{row.id}: {options.count} seeds in {records.record_seeds(row, data(row), runs).name}", flush=True)
+    return 0
+
+
+def _splits(options, known, data):
+    from study import recipes, records
+    from utils import training
+
+    for row in (known[name] for name in options.rows):
+        for judged in (row, recipes.at_random(row)):
+            run = training.train(judged.run, data(judged), verbose=2)
+            print(f"{run.run_id}: {records.record_split(row, data(judged), run).name}", flush=True)
+    return 0
+
+
+def _finished(names, known, data, weights=False):
+    """Row id -> (Row, Run, Dataset) of those that are finished here; the others are named."""
+    from utils import files
+    from utils.training import find_finished
+
+    found = {}
+    for name in names:
+        row = known[name]
+        run = find_finished(row.run.run_id_for(data(row).fingerprint), files.runs_dir())
+        if run is None or (weights and run.recorded):
+            print(f"{name}: left out, {'it is not trained' if run is None else 'its weights are not'} here", flush=True)
+        else:
+            found[name] = row, run, data(row)
+    if not found:
+        raise LookupError("none of these rows is finished here; python -m study train ROW trains one")
+    return found
+
+
+def _trials(options, known, data):
+    from study import recipes, records
+
+    found = _finished(recipes.trials(), known, data)
+    print(records.record_trials({name: (dataset, run) for name, (_, run, dataset) in found.items()}))
+    return 0
+
+
+def _keep(options, known, data):
+    from utils import training
+
+    for name, (_, run, dataset) in _finished(options.rows, known, data).items():
+        print(f"{name}: {training.export_record(run, dataset).name}", flush=True)
+    return 0
+
+
+def _files(options, known, data):
+    from study import deployment, recipes
+
+    found = _finished(options.rows or recipes.rows(), known, data, weights=True)
+    path = deployment.record_causes(found) if options.causes else deployment.record(found, options.rounds)
+    print(f"wrote {path.name}")
+    return 0
+
+
+def _pruning(options, known, data):
+    from study import pruning, recipes, records
+
+    ((_, run, dataset),) = _finished(["b-lite0-fine"], known, data, weights=True).values()
+    metrics = pruning.measure(run, dataset, recipes.sizes())
+    print(records.write("pruning", {"row": "b-lite0-fine"}, metrics, dataset.name, records.RESULTS))
+    return 0
+
+
+_WORK = {
+    "train": _train, "folds": _folds, "seeds": _seeds, "splits": _splits, "trials": _trials, "keep": _keep,
+    "files": _files, "pruning": _pruning,
+}  # fmt: skip
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,8 +1,4 @@
-"""The study's small experiments on frozen features: what a protocol does to a number, with the model held still.
-
-Everything here trains a linear probe on features that are computed once, so that protocols can be compared in seconds
-and differ in nothing but the protocol.
-"""
+"""Experiments on frozen features: what a protocol does to a number, with the model held still."""
 
 import pandas as pd
 
@@ -23,17 +19,13 @@ def backbone_at_hand(backbone):
     return backbone
 
 
-def probe_recipe(backbone, classes, input_size=224, class_weight=None):
-    """A recipe for ``evaluation.grouped_cv``: a linear probe on frozen features of the training photos.
-
-    The strength of the probe is fixed (the middle of ``features.linear_probe``'s range), so that nothing is chosen on a
-    fold's test photos.
+def probe_recipe(backbone, classes, input_size=224):
+    """A recipe for ``evaluation.grouped_cv``: a linear probe of fixed strength on frozen features.
 
     Args:
         backbone: key of ``models.BACKBONES``.
         classes: class names in order.
         input_size: side of the square input, in pixels.
-        class_weight: None or "balanced".
 
     Returns:
         callable (train_frame, test_frame) -> probabilities (n_test, C).
@@ -46,10 +38,7 @@ def probe_recipe(backbone, classes, input_size=224, class_weight=None):
 
     def fit_predict(train, test):
         probe = features.linear_probe(
-            features.extract(backbone, train, input_size),
-            train["label"],
-            classes=list(classes),
-            class_weight=class_weight,
+            features.extract(backbone, train, input_size), train["label"], classes=list(classes)
         )
         return probe.predict(features.extract(backbone, test, input_size))
 
@@ -93,11 +82,11 @@ def balancing_order(dataset, backbone, input_size=224, at_most=500, seed=0):
     Args:
         dataset: datasets.Dataset with a sender-grouped split.
         backbone, input_size: as in :func:`probe_recipe`.
-        at_most: photos a class after balancing (study A: 500).
+        at_most: photos per class after balancing (study A: 500).
         seed: of splits and transforms.
 
     Returns:
-        DataFrame, one row a protocol: `protocol`, `n`, `accuracy`, `accuracy_low`, `accuracy_high` (Wilson, 95 %),
+        DataFrame, one row per protocol: `protocol`, `n`, `accuracy`, `accuracy_low`, `accuracy_high` (Wilson, 95 %),
         `macro_recall`, `shared_photos` (test photos of which a copy was trained on), `shared_senders` (senders of test
         photos who also have photos in train).
     """

@@ -1,8 +1,6 @@
-"""Sender-grouped cross-validation of a whole training recipe: one run a fold, resumable, and a compact form that ships.
+"""Sender-grouped cross-validation of a whole training recipe: one run per fold, resumable.
 
-``evaluation.grouped_cv`` judges any recipe; here the recipe is a :class:`RunConfig` whose folds take minutes to hours.
-Each fold is a run of its own under ``runs/``, found again where it is finished. What the folds predicted is small, so
-it ships in ``models/`` and a reader can recompute every number without training anything.
+What the folds predicted is small: it ships in ``models/``, and a reader can recompute every number without training.
 """
 
 import dataclasses
@@ -14,11 +12,11 @@ import numpy as np
 
 from utils import files, training
 from utils.evaluation.grouped_cv import grouped_cv
-from utils.training.config import RunConfig
-from utils.training.run import SHIPPED
+from utils.training import SHIPPED, RunConfig
 
 RECORD, PREDICTIONS = "cross_validation.json", "predictions.npz"
 SCHEMA = 1
+KINDS = ("plain", "flip")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,8 +39,8 @@ def cv_id(config, fingerprint, k=5, seed=0):
     return f"{recipe_of(config).run_id_for(f'{fingerprint}-{k}-folds-seed-{seed}')}-{k}fold"
 
 
-def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, only_finished=False):
-    """Train the recipe once a fold and judge each photo by the model that has seen nobody of its sender.
+def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, shipped=True):
+    """Train the recipe once per fold and judge each photo by the model that has seen nobody of its sender.
 
     Args:
         config: RunConfig; its validation choices do not apply (each fold keeps its last epoch).
@@ -51,10 +49,10 @@ def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, only_fi
         seed: of the folds.
         folder: folder of the runs; default as in ``training.train``.
         verbose: as in ``training.train``.
-        only_finished: return None instead of training where nothing finished is at hand.
+        shipped: False trains the folds, though their predictions ship in ``models/``.
 
     Returns:
-        dict, "plain" and "flip" (each photo averaged with its mirror image) -> GroupedCV; or None.
+        dict, "plain" and "flip" (each photo averaged with its mirror image) -> GroupedCV.
 
     Raises:
         ValueError: shipped predictions that do not go with the photos; and what ``training.train`` raises.
@@ -65,11 +63,9 @@ def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, only_fi
         >>> cross_validate(config, datasets.load("clothing-10"))["plain"].accuracy  # doctest: +SKIP
     """
     name = cv_id(config, dataset.fingerprint, k, seed)
-    for home in (files.runs_dir(folder), SHIPPED):
+    for home in (files.runs_dir(folder), *([SHIPPED] if shipped else [])):
         if (home / name / RECORD).exists():
             return load(home / name, dataset)
-    if only_finished:
-        return None
     recipe, found = recipe_of(config), {}
 
     def fit_predict(train, test):
@@ -87,9 +83,6 @@ def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, only_fi
     arrays = {kind: np.stack([found[i][place] for i in dataset.frame.index]) for place, kind in enumerate(KINDS)}
     _write(files.runs_dir(folder) / name, arrays, judged.fold, recipe, dataset, k, seed)
     return load(files.runs_dir(folder) / name, dataset)
-
-
-KINDS = ("plain", "flip")
 
 
 def load(folder, dataset):

@@ -1,7 +1,9 @@
-"""What pruning buys: a sweep over both kinds and several levels, each judged as float and as int8, then timed.
+"""What pruning buys: a sweep over kinds and levels, each judged as float and as int8; and study A's loop.
 
-Every point is a model pruned from the same start and fine-tuned on the same batches; what is reported of it is read
-from its .tflite files: accuracy on the given photos, bytes, bytes after gzip, MACs, time relative to the unpruned file.
+Every point starts from the same model and is fine-tuned on the same batches. What is reported of it is read from its
+.tflite files: accuracy, bytes, bytes after gzip, MACs, time relative to the unpruned file. The loop (score importance,
+remove, fine-tune, repeat) removes the same share of what is left in every round, as Han et al. 2015 prune iteratively
+(arXiv:1506.02626). Finished points and rounds are kept on disk, so that an interrupted experiment goes on.
 """
 
 import dataclasses
@@ -14,166 +16,151 @@ import numpy as np
 import pandas as pd
 
 from utils import files, flops, latency, quantization
-from utils.evaluation.intervals import wilson
-from utils.pruning import fine_tune, gzip_bytes, prune, sparsity_report, steps_of
-from utils.pruning.channels import prune_channels
+from utils.datasets import pipeline
+from utils.evaluation import wilson
+from utils.pruning import check_share, find_blocks, fine_tune, gzip_bytes, prune, prune_channels, sparsity_report
 from utils.quantization.runtimes import litert_candidates
 
 KINDS = ("weights", "weights, one-shot", "channels")
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True)
+class Lessons:
+    """The training photos of a fine-tuning. Each point gets a fresh stream, so that all of them see the same batches.
+
+    Attributes:
+        frame: DataFrame of photos with path and label.
+        classes: class names in order.
+        input_size: side in pixels.
+        seed: of order and augmentation.
+        batch_size: photos per step.
+    """
+
+    frame: pd.DataFrame
+    classes: tuple
+    input_size: int
+    seed: int = 0
+    batch_size: int = 16
+
+    def stream(self):
+        """The batches from the first pass on."""
+        return pipeline.batches(
+            self.frame, self.classes, self.input_size, self.batch_size, training=True, seed=self.seed
+        )
+
+    def key(self):
+        """What the outcome of a fine-tuning depends on: content and labels of the photos, order, seed."""
+        digest = hashlib.sha256(repr((tuple(self.classes), self.input_size, self.seed, self.batch_size)).encode())
+        for path, label in zip(self.frame["path"], self.frame["label"], strict=True):
+            digest.update(hashlib.sha256(pathlib.Path(path).read_bytes()).digest() + str(label).encode())
+        return digest.hexdigest()[:12]
+
+
+@dataclasses.dataclass(frozen=True)
 class Sweep:
     """The points of a sweep.
 
     Attributes:
-        frame: DataFrame, one row a point and scheme: kind ("weights", "channels, int8" ...), removed (share asked for),
-            accuracy with accuracy_low and accuracy_high (Wilson, 95 %), nonzero_weights, file_mb, gzip_mb, macs_m;
+        frame: DataFrame, one row per point and scheme: kind ("weights", "channels, int8" ...), removed (share asked
+            for), accuracy with accuracy_low and accuracy_high (Wilson, 95%), nonzero_weights, file_mb, gzip_mb, macs_m;
             after :meth:`timed` also ratio, ratio_low, ratio_high.
-        files: list of .tflite bytes, one a row.
-        models: {(kind, level): Keras model}.
+        files: list of .tflite bytes, one per row.
     """
 
     frame: pd.DataFrame
     files: list
-    models: dict
-
-    def to_frame(self):
-        """The table of points."""
-        return self.frame
 
     def timed(self, photo, threads=1, **settings):
-        """The same sweep with each file's time relative to the unpruned float32 file.
+        """The same sweep with each file's time relative to the unpruned float32 file, and the latency.Timings.
 
         Args:
             photo: (1, height, width, 3) in 0..255.
             threads: of the interpreter.
             settings: rounds, budget_s ... for `latency.measure`.
-
-        Returns:
-            (Sweep, latency.Timings).
         """
-        places = {
-            content: place for place, content in reversed(list(enumerate(self.files)))
-        }  # curves share their start
-        rows = {str(place): content for content, place in sorted(places.items(), key=lambda pair: pair[1])}
-        found = litert_candidates(rows, photo, threads, more_threads=(), detailed=())
-        timings = latency.measure(found, baseline="LiteRT 0", **settings)
+        places = {content: self.files.index(content) for content in self.files}  # curves share their start
+        listed = {str(place): content for content, place in sorted(places.items(), key=lambda pair: pair[1])}
+        ways = litert_candidates(listed, photo, threads, more_threads=(), detailed=())
+        timings = latency.measure(ways, baseline="LiteRT 0", **settings)
         names = [f"LiteRT {places[content]}" for content in self.files]
         ratios = timings.ratios().loc[names, ["ratio", "ratio_low", "ratio_high"]].reset_index(drop=True)
         return dataclasses.replace(self, frame=pd.concat([self.frame, ratios], axis="columns")), timings
 
-    def __repr__(self):
-        return self.frame.round(3).to_string(index=False)
-
-    def _repr_html_(self):
-        return self.frame.round(3).to_html(index=False)
-
 
 def sweep(
-    model,
-    train_batches,
-    photos,
-    labels,
-    levels=(0.5, 0.7, 0.8),
-    channel_levels=(0.25, 0.5),
-    kinds=KINDS,
-    epochs=1,
-    learning_rate=1e-4,
-    representative=None,
-    importance="l1",
-    folder=None,
-    steps_per_epoch=None,
-    verbose=0,
-):
+    model, lessons, photos, labels, levels=(0.5, 0.8), channel_levels=(0.25, 0.5), kinds=KINDS, epochs=1,
+    learning_rate=1e-4, representative=None, folder=None,
+):  # fmt: skip
     """Prune one model to several levels by each kind, fine-tune, convert, and judge every file.
 
     Args:
         model: a trained Keras 3 classifier; it is copied, not changed.
-        train_batches: (images, labels) batches, see `pruning.fine_tune`.
+        lessons: Lessons to fine-tune on.
         photos: uint8 (n, height, width, 3) to judge on.
         labels: int (n,), class numbers.
         levels: shares of weights; channel_levels: shares of expansion channels.
         kinds: of KINDS; "weights" is pruned gradually.
-        epochs, learning_rate, steps_per_epoch, verbose: of the fine-tuning after each removal.
+        epochs, learning_rate: of the fine-tuning after each removal.
         representative: calibration photos; with them every point is also converted to int8, and batch-norm statistics
             follow what was removed.
-        importance: of channels, "l1" or "gamma".
         folder: where finished points are kept and looked for.
 
     Returns:
-        Sweep; its first rows are the model as it came.
+        Sweep; the first rows of each kind are the model as it came.
 
     Raises:
         ValueError: unknown kind, a level outside [0, 1), photos and labels of different number, nothing to prune.
     """
-    unknown = set(kinds) - set(KINDS)
-    if unknown:
-        raise ValueError(f"kind {sorted(unknown)[0]!r} is unknown; choose of {', '.join(KINDS)}")
+    if unknown := set(kinds) - set(KINDS):
+        raise ValueError(f"kinds must be among {', '.join(KINDS)}, got {min(unknown)!r}")
     labels = np.asarray(labels)
     if len(photos) != len(labels) or not len(labels):
-        raise ValueError(f"there are {len(photos)} photos and {len(labels)} labels; give one label a photo")
-    tuning = {"epochs": epochs, "learning_rate": learning_rate, "steps_per_epoch": steps_per_epoch}
-    base, steps = _fingerprint(model), steps_of(train_batches, steps_per_epoch) if epochs else 0
-    rows, contents, models = [], [], {}
+        raise ValueError(f"expected one label per photo, got {len(photos)} photos and {len(labels)} labels")
+    rows, contents = [], []
     for kind in ("", *kinds):
         for level in (0.0,) if not kind else channel_levels if kind == "channels" else levels:
-            normalized = 0 if representative is None else len(representative)
-            plan = {
-                "model": base,
-                "norm_photos": normalized,
-                "kind": kind,
-                "level": level,
-                "steps": steps,
-                "importance": importance,
-                **tuning,
-            }
-            path = None if folder is None else _point_path(folder, kind, level, plan)
-            if not kind:
-                pruned = model
-            elif path is not None and path.exists():
+            plan = {"kind": kind, "level": level, "epochs": epochs, "learning_rate": learning_rate}
+            path = _point_path(folder, model, lessons, representative, plan) if kind and folder else None
+            if path and path.exists():
                 pruned = keras.saving.load_model(path, compile=False)
             else:
-                pruned = _point(model, train_batches, kind, level, importance, verbose, tuning, representative)
-                if path is not None:
+                tuning = {"epochs": epochs, "learning_rate": learning_rate, "norm_photos": representative}
+                pruned = _point(model, lessons, kind, level, tuning) if kind else model
+                if path:
                     with files.atomic_path(path) as part:
                         pruned.save(part)
-            models[kind or "unpruned", level] = pruned
             schemes = ("float32",) if representative is None else ("float32", "int8")
-            converted = quantization.convert_all(pruned, schemes, representative)
-            for scheme, content in converted.items():
-                rows.append(_row(kind, level, scheme, pruned, content, photos, labels))
+            for scheme, content in quantization.convert_all(pruned, schemes, representative).items():
+                rows.append(_judged(kind, level, scheme, pruned, content, photos, labels))
                 contents.append(content)
     frame = _with_starts(pd.DataFrame(rows), kinds)
-    return Sweep(frame, [contents[place] for place in frame.pop("file")], models)
+    return Sweep(frame, [contents[place] for place in frame.pop("file")])
 
 
-def _point(model, train_batches, kind, level, importance, verbose, tuning, photos):
-    tuning = {**tuning, "verbose": verbose, "norm_photos": photos}
+def _point(model, lessons, kind, level, tuning):
     if kind == "channels":
         smaller = prune_channels(model, level).model
-        fine_tune(smaller, train_batches, **tuning)
+        fine_tune(smaller, lessons.stream(), **tuning)
         return smaller
     schedule = "one_shot" if "one-shot" in kind else "gradual"
-    return prune(model, train_batches, level, schedule=schedule, **tuning).model
+    return prune(model, lessons.stream(), level, schedule=schedule, **tuning).model
 
 
-def _row(kind, level, scheme, model, content, photos, labels):
+def _judged(kind, level, scheme, model, content, photos, labels):
     right = int((quantization.TFLiteModel(content)(photos).argmax(axis=1) == labels).sum())
     low, high = wilson(right, len(labels))
-    report = sparsity_report(model)
     return {
         "kind": kind, "scheme": scheme, "removed": level, "accuracy": right / len(labels), "accuracy_low": low,
-        "accuracy_high": high, "nonzero_weights": int(report["nonzero"].sum()), "file_mb": len(content) / 1e6,
-        "gzip_mb": gzip_bytes(content) / 1e6, "macs_m": flops.count_tflite(content).total_macs / 1e6,
+        "accuracy_high": high, "nonzero_weights": int(sparsity_report(model)["nonzero"].sum()),
+        "file_mb": len(content) / 1e6, "gzip_mb": gzip_bytes(content) / 1e6,
+        "macs_m": flops.count_tflite(content).total_macs / 1e6,
     }  # fmt: skip
 
 
 def _with_starts(frame, kinds):
     """Every kind's curve starts at the unpruned model, whose rows are repeated; `file` says which file a row is of."""
     frame = frame.assign(file=range(len(frame)))
-    start = frame[frame["kind"] == ""]
-    parts = []
+    start, parts = frame[frame["kind"] == ""], []
     for kind in kinds:
         rows = pd.concat([start.assign(kind=kind), frame[frame["kind"] == kind]])
         for scheme in dict.fromkeys(rows["scheme"]):
@@ -182,14 +169,162 @@ def _with_starts(frame, kinds):
     return pd.concat(parts, ignore_index=True)
 
 
-def _point_path(folder, kind, level, plan):
-    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:8]
-    slug = kind.replace(", ", "-")
-    return pathlib.Path(folder) / f"{slug}-{round(100 * level)}-{digest}.keras"
-
-
-def _fingerprint(model):
+def _digest(*arrays):
     digest = hashlib.sha256()
-    for array in model.get_weights():
-        digest.update(array.tobytes())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:12]
+
+
+def _plan(model, lessons, photos, facts):
+    """All that a point or a round depends on, as plain JSON."""
+    norm = None if photos is None else _digest(photos)
+    return {"model": _digest(*model.get_weights()), "lessons": lessons.key(), "norm_photos": norm, **facts}
+
+
+def _point_path(folder, model, lessons, photos, facts):
+    plan = json.dumps(_plan(model, lessons, photos, facts), sort_keys=True)
+    slug = facts["kind"].replace(", ", "-")
+    return pathlib.Path(folder) / f"{slug}-{facts['level']:.0%}-{hashlib.sha256(plan.encode()).hexdigest()[:8]}.keras"
+
+
+def iterative_prune(
+    model, lessons, target, rounds=4, kind="weights", epochs=1, learning_rate=1e-4, score=None, folder=None,
+    norm_photos=None,
+):  # fmt: skip
+    """Score importance, remove, fine-tune, repeat until `target` of the weights or channels are gone.
+
+    After round i of n the share 1 - (1 - target)^(i / n) is removed.
+
+    Args:
+        model: a built Keras 3 classifier; it is copied, not changed.
+        lessons: Lessons to fine-tune on.
+        target: share to remove in the end, in [0, 1).
+        rounds: how many, 1 or more.
+        kind: "weights" (magnitudes) or "channels" (expansion channels; the target is met up to multiples of 8).
+        epochs, learning_rate: of fine-tuning in each round.
+        score: function of a model that returns a number (validation accuracy, say), for the table.
+        folder: where every round is kept; calling again with the same arguments goes on after the last one there.
+        norm_photos: photos by which batch-norm statistics follow each removal, see `pruning.fine_tune`.
+
+    Returns:
+        (the last round's Keras model, DataFrame with one row per round, round 0 being the model as it came: round,
+        removed, parameters, nonzero_weights, macs, gzip_bytes, before_tuning and score).
+
+    Raises:
+        ValueError: target outside [0, 1), fewer than one round, unknown kind, nothing to prune, or a folder that
+            holds another loop.
+    """
+    check_share(target, "target")
+    if kind not in ("weights", "channels"):
+        raise ValueError(f"kind must be weights or channels, got {kind!r}")
+    if rounds < 1:
+        raise ValueError(f"rounds must be a positive integer, got {rounds}")
+    whole, tuning = _size(model, kind), {"learning_rate": learning_rate, "norm_photos": norm_photos}
+    facts = {"target": target, "rounds": rounds, "kind": kind, "epochs": epochs, "learning_rate": learning_rate}
+    store = _Store(folder, _plan(model, lessons, norm_photos, facts) if folder else None)
+    current, rows = store.load(model)
+    if not rows:
+        value = _value(score, model)
+        rows.append(_round(0, 0.0, model, value, value))
+    for number in range(len(rows), rounds + 1):
+        due = 1 - (1 - target) ** (number / rounds)
+        if kind == "weights":
+            smaller = prune(current, [], due, epochs=0, norm_photos=norm_photos).model
+            before = _value(score, smaller)
+            # the masks have to hold while the weights are tuned, so the loop prunes again with training
+            current = prune(current, lessons.stream(), due, epochs, "one_shot", **tuning).model if epochs else smaller
+        else:
+            fraction = max(1 - (1 - due) * whole / _size(current, kind), 0.0)
+            current = prune_channels(current, fraction).model
+            fine_tune(current, [], 0, norm_photos=norm_photos)  # trains nothing: statistics only
+            before = _value(score, current)
+            if epochs:
+                fine_tune(current, lessons.stream(), epochs, **tuning)
+        removed = 1 - _size(current, kind) / whole
+        rows.append(_round(number, removed, current, before, _value(score, current)))
+        store.save(current, rows)
+    return current, pd.DataFrame(rows)
+
+
+def _size(model, kind):
+    """Prunable weights that are not zero, or expansion channels."""
+    if kind == "channels":
+        return sum(block.channels for block in find_blocks(model))
+    report = sparsity_report(model)
+    return int(report.loc[report["prunable"], "nonzero"].sum())
+
+
+def _round(number, removed, model, before, after):
+    report = flops.count(model, unsupported="ignore")
+    return {
+        "round": number, "removed": float(removed), "parameters": int(model.count_params()),
+        "nonzero_weights": int(sparsity_report(model)["nonzero"].sum()), "macs": int(report.total_macs),
+        "gzip_bytes": gzip_bytes(model), "before_tuning": before, "score": after,
+    }  # fmt: skip
+
+
+def _value(score, model):
+    return None if score is None else float(score(model))
+
+
+class _Store:
+    """The last round on disk: a Keras file, then the table that names it (written last, so that it is never ahead)."""
+
+    def __init__(self, folder, plan):
+        self.folder = None if folder is None else pathlib.Path(folder)
+        self.plan = plan
+
+    def load(self, model):
+        if self.folder is None or not (self.folder / "loop.json").exists():
+            return model, []
+        found = files.read_json(self.folder / "loop.json")
+        if found["plan"] != json.loads(json.dumps(self.plan)):
+            raise ValueError(f"{self.folder} holds another pruning loop; delete it, or choose another folder")
+        return keras.saving.load_model(self.folder / found["model"], compile=False), found["rows"]
+
+    def save(self, model, rows):
+        if self.folder is None:
+            return
+        name = f"round_{len(rows) - 1}.keras"
+        with files.atomic_path(self.folder / name) as part:
+            model.save(part)
+        files.write_json(self.folder / "loop.json", {"plan": self.plan, "model": name, "rows": rows})
+        for old in self.folder.glob("round_*.keras"):
+            if old.name != name:
+                old.unlink()
+
+
+def measure(run, dataset, size, seed=0):
+    """The sweep and the loop of notebook 3: the metrics of `results/pruning.json`. On photos it takes hours.
+
+    Args:
+        run: finished Run with weights; dataset: its Dataset.
+        size: of recipes.sizes().
+        seed: of the photos and their order.
+
+    Returns:
+        dict, "pruning" and "pruning_loop" -> list of rows.
+    """
+    model, side, labels = run.model(), run.config.input_size, list(dataset.classes)
+    parts = {name: dataset.part(name) for name in ("train", "validation", "test")}
+    train, test = parts["train"], parts["test"]
+    train = train.sample(min(size["prune_photos"] or len(train), len(train)), random_state=seed)
+    some = np.random.default_rng(seed).permutation(len(test))[: size["prune_test_photos"] or None]
+    photos, answers = pipeline.load_images(test, side)[some], test["label"].map(labels.index).to_numpy()[some]
+    calibration = quantization.representative_photos(dataset.frame, size["calibration_photos"], side, seed=seed)
+    lessons, rate = Lessons(train, dataset.classes, side, seed), size["prune_learning_rate"]
+    keep = files.runs_dir() / "pruning" / run.run_id
+    found = sweep(
+        model, lessons, photos, answers, size["prune_levels"], size["channel_levels"], size["prune_kinds"],
+        size["prune_epochs"], rate, calibration, keep,
+    )  # fmt: skip
+    found, _ = found.timed(photos[:1], rounds=size["timing_rounds"], budget_s=size["timing_budget_s"])
+    held = pipeline.load_images(parts["validation"], side).astype("float32")
+    right = parts["validation"]["label"].map(labels.index).to_numpy()
+    _, rounds = iterative_prune(
+        model, lessons, max(size["prune_levels"]), size["loop_rounds"], learning_rate=rate, norm_photos=calibration,
+        folder=keep / f"loop-{lessons.key()}",
+        score=lambda pruned: (pruned.predict(held, verbose=0).argmax(1) == right).mean(),
+    )  # fmt: skip
+    return {"pruning": found.frame.to_dict("records"), "pruning_loop": rounds.to_dict("records")}

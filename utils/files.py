@@ -122,7 +122,7 @@ def read_json(path):
     path = pathlib.Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, an endless number, too deep
         raise ValueError(
             f"{path} is not a JSON file ({error}); delete it and run the step that writes it again"
         ) from error

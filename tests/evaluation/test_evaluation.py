@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from study import results
+from study import records
 from utils import evaluation
 from utils.evaluation import sender_interval, wilson
 
@@ -218,7 +218,7 @@ def test_results_print_themselves_and_turn_into_tables(hand):
     assert "60.0%" in repr(hand)
     assert hand.to_frame().loc["by hand", "accuracy_%"] == pytest.approx(60)
     assert "<script" not in evaluation.evaluate(sure(["hat"]), photos(["hat"]), CLASSES, name="<script>")._repr_html_()
-    flat = results.plain(hand.to_dict())
+    flat = records.plain(hand.to_dict())
     assert json.loads(json.dumps(flat)) == flat
     assert flat["per_class"][0]["class"] == "hat"
 

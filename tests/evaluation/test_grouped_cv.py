@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study import results
+from study import records
 from utils import evaluation
 
 CLASSES = ("hat", "shirt")
@@ -98,7 +98,7 @@ def test_a_class_of_one_sender_is_named_where_it_is_missing():
     assert len(in_train) == 1
     assert in_train[0][2] == "shoes"
     assert f"fold {in_train[0][0]}: no photo of shoes in train" in repr(judged)
-    flat = results.plain(judged.to_dict())
+    flat = records.plain(judged.to_dict())
     assert json.loads(json.dumps(flat, allow_nan=False)) == flat
 
 

@@ -5,54 +5,109 @@ import os
 import re
 import subprocess
 import sys
+import types
 
 import pytest
 from conftest import ROOT
 
-from study import recipes as study
+from study import recipes
+from study.__main__ import main
 from utils.datasets import sketches
 
-COMMAND = re.compile(r"(?:make|python|uv|pip|git|cd) ")
-# command -> (the file that runs it, what stands there); hours of work run on drawn garments, or as a slice
+COMMAND = re.compile(r"(?:make|python|pip|git|cd) ")
+STUDY = "tests/study/test_commands.py"
+# command -> (the file that runs it, what stands there); hours of work run on drawings, or as a slice
 RUN_BY = {
     "make run": (".ci/run", "\nmake run DATA=sketches\n"),
+    "make run DATA=sketches": (".ci/run", "\nmake run DATA=sketches\n"),
     "make test": (".ci/run", "\nmake test\n"),
-    "make full": (".ci/run", "\nmake full DATA=sketches NOTEBOOKS=2\n"),
-    "python -m study.notebooks --profile full --baselines finished": (
-        ".ci/run", "\n.venv/bin/python -m study.notebooks --profile full --baselines finished --data sketches 1\n"
-    ),
+    "make full": (".ci/run", "\nmake full DATA=sketches NOTEBOOKS=1\n"),
+    "make tables": (STUDY, "def test_tables"),
+    "make bench": ("Makefile", "benchmarks/bench_*.py"),
+    "pip install .": (".ci/run", "pip install"),
     "python -m pytest -m oracle": (".ci/run", "\nmake test\n"),
-    "python -m utils.classify PHOTO.jpg": (__file__, "def test_classify"),
-    "python -m study ROW": (__file__, "def test_study_finds"),
-    "python -m utils.datasets clothing-10": (__file__, "def test_fetch"),
+    "python -m utils.classify PHOTO.jpg": (STUDY, "def test_classify"),
+    "python -m study --help": (STUDY, "def test_help"),
+    "python -m study list": (STUDY, "def test_list"),
+    "python -m study train ROW": (STUDY, "def test_study_finds"),
+    "python -m study notebooks --render": ("tests/study/test_notebooks.py", "render=True"),
+    "python -m utils.datasets clothing-10": (STUDY, "def test_fetch"),
     "python -m utils.datasets clothing-10 ARCHIVE": (
         "tests/datasets/test_published.py", "def test_the_command_takes_an_archive"
     ),
     "python -m utils.datasets.published DIR": ("tests/datasets/test_published.py", "published.write_manifests("),
     "cd data/clothing-dataset-small && gzip -dc ../../utils/datasets/manifests/clothing-dataset-small.sha256.gz"
-    " | sha256sum -c --quiet": (__file__, "def test_manifest"),
+    " | sha256sum -c --quiet": (STUDY, "def test_manifest"),
 }  # fmt: skip
-# What README's tables name only while a row has not been measured: (the test that runs it, what stands there).
-UNTIL_MEASURED = {"python -m study.deployment": ("tests/study/test_study_files.py", "study_files.main(")}
 
 
 def commands():
-    """What README pages show as something to type: lines of blocks without a language, and words between backticks."""
+    """What pages show as something to type: lines of blocks without a language, and words between backticks."""
     found = set()
-    for page in (ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))):
+    for page in (ROOT / "README.md", *sorted(ROOT.glob("*/*.md"))):
         text = page.read_text()
-        found |= {line for block in re.findall(r"```\n(.*?)```", text, flags=re.S) for line in block.splitlines()}
+        found |= {
+            line for block in re.findall(r"^```\n(.*?)```", text, flags=re.S | re.M) for line in block.splitlines()
+        }
         found |= set(re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S)))
-    found = {" ".join(one.split()) for one in found if COMMAND.match(one)}
-    return {re.sub(rf"(?<=study )({'|'.join(study.rows('full'))})$", "ROW", one) for one in found}
+    found = {" ".join(one.split()) for one in found if COMMAND.match(one)} - {"pip install"}
+    return {re.sub(rf"(?<=train )({'|'.join(recipes.rows())})$", "ROW", one) for one in found}
 
 
 def test_every_command_of_a_page_is_run_somewhere():
-    told = commands()
-    assert told - set(RUN_BY) - set(UNTIL_MEASURED) == set(), "name what runs these"
-    assert set(RUN_BY) - told == set(), "no page tells these any more"
-    for command, (name, text) in (RUN_BY | UNTIL_MEASURED).items():
+    assert commands() - set(RUN_BY) == set(), "name what runs these"
+    for command, (name, text) in RUN_BY.items():
         assert text in (ROOT / name).read_text(), f"{name} no longer runs {command}"
+
+
+@pytest.mark.parametrize("command", ["", "train", "folds", "seeds", "splits", "keep", "files", "tables", "notebooks"])
+def test_help_is_there_without_tensorflow(command):
+    program = (
+        f"import sys; from study.__main__ import main\ntry: main({[command, '--help'] if command else ['--help']})\n"
+    )
+    program += "except SystemExit: print(sorted({'tensorflow', 'keras', 'pandas', 'numpy'} & set(sys.modules)))"
+    assert run("-c", program).splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "b-lite9"], "unknown row 'b-lite9'; expected one of b-lite0-fine"),
+        (["files", "b-lite9"], "unknown row 'b-lite9'"),
+        (["seeds", "b-lite0-fine", "--count", "0"], "--count must be at least 1, got 0"),
+        (["folds", "--k", "1"], "--k must be at least 2, got 1"),
+        (["notebooks", "--render", "--retrain"], "leave out --retrain and --data"),
+        (["splits", "--data", "sketches", "a-baseline"], "unrecognized arguments: --data"),
+    ],
+)
+def test_input_is_checked_before_anything_is_done(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_list_names_every_row(capsys):
+    assert main(["list"]) == 0
+    assert set(recipes.rows()) | set(recipes.trials()) <= set(capsys.readouterr().out.split())
+
+
+def test_tables_say_where_a_page_differs(capsys, monkeypatch, tmp_path):
+    from study import readme
+
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table:costs --><!-- /table:costs -->")
+    monkeypatch.setattr(readme.update, "__defaults__", (False, [page], None))
+    assert main(["tables", "--check"]) == 1
+    assert "+| MobileNetV2" in capsys.readouterr().out
+    assert main(["tables"]) == 0 and main(["tables", "--check"]) == 0
+
+
+def test_rows_that_are_not_finished_are_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("CLOTHING_RUNS_DIR", str(tmp_path))
+    monkeypatch.setattr("utils.datasets.load", lambda name, split=None: types.SimpleNamespace(fingerprint="0"))
+    assert main(["files", "b-lite0-fine"]) == 2
+    said = capsys.readouterr()
+    assert "b-lite0-fine: left out, it is not trained here" in said.out and "trains one" in said.err
 
 
 def run(*command, **environment):
@@ -71,24 +126,9 @@ def test_classify_answers_with_the_model_that_ships(tmp_path):
     assert re.search(r"(dress|hat|longsleeve|outwear|pants|shirt|shoes|shorts|skirt|t-shirt)\D+\d", answer)
 
 
-def test_study_trains_a_row_on_drawings_and_finds_it_again(tmp_path):
-    command = ("-m", "study", "--profile", "quick", "--data", "sketches", "a-baseline")
-    first = run(*command, CLOTHING_RUNS_DIR=str(tmp_path))
-    assert "Epoch 10/10" in first
-    again = run(*command, CLOTHING_RUNS_DIR=str(tmp_path))
-    assert "Epoch" not in again
-    assert again.splitlines()[-1] == first.splitlines()[-1]
-
-
 @pytest.mark.photos
 def test_study_finds_the_run_that_ships(photos_dir):
-    assert "a-lite0-fine: a-lite0-fine-" in run("-m", "study", "a-lite0-fine")
-
-
-def test_drawings_go_into_no_record(capsys):
-    with pytest.raises(SystemExit):
-        study.main(["--data", "sketches", "--splits", "a-baseline"])
-    assert "--data sketches does not go with --splits: records are of photos" in capsys.readouterr().err
+    assert "a-lite0-fine: a-lite0-fine-" in run("-m", "study", "train", "a-lite0-fine")
 
 
 @pytest.mark.photos
@@ -98,8 +138,9 @@ def test_fetch_takes_what_is_there(photos_dir):
 
 @pytest.mark.photos
 def test_manifest_is_in_the_format_that_sha256sum_checks(photos_dir):
-    manifest = ROOT / "utils" / "datasets" / "manifests" / "clothing-dataset-small.sha256.gz"
-    sums = gzip.decompress(manifest.read_bytes())
+    sums = gzip.decompress(
+        (ROOT / "utils" / "datasets" / "manifests" / "clothing-dataset-small.sha256.gz").read_bytes()
+    )
     folder = photos_dir / "clothing-dataset-small"
     done = subprocess.run(["sha256sum", "-c", "--quiet"], input=sums, cwd=folder, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout.decode()[-500:]

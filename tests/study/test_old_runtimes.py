@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import bench_old_runtimes as bench
-from study import results
+from study import records
 
 
 def sitting(number, float32, dynamic_range, int8, runtime="2.4.4"):
@@ -58,8 +58,8 @@ def test_rows_stand_in_the_order_of_the_years_with_todays_runtime_last():
 
 def test_the_record_names_processor_load_pins_and_who_made_the_file(tmp_path):
     metrics = bench.metrics_of(THREE)
-    results.write("old_runtimes", {"sittings": 3}, metrics, "full", "none", tmp_path)
-    kept = results.read("old_runtimes", tmp_path)["metrics"]
+    records.write("old_runtimes", {"sittings": 3}, metrics, "none", tmp_path)
+    kept = records.read("old_runtimes", tmp_path)["metrics"]
     assert kept["load"] == {"median": 1, "low": 0, "high": 2}
     assert kept["pins"] == {"2.4.4": {"numpy": "1.19.5", "protobuf": "3.19.6"}}
     assert (kept["cpu"], kept["weights"], kept["not_run"]) == ("a processor", "random", {})

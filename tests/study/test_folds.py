@@ -8,9 +8,9 @@ import pytest
 import tiny_training
 
 from study import folds as fold_runs
-from utils.training import loop as training
+from utils import training
+from utils.training import RunConfig
 from utils.training import run as runs
-from utils.training.config import RunConfig
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +61,16 @@ def test_every_photo_once_by_a_stranger(photos, trained, tmp_path):
     np.testing.assert_array_equal(again["plain"].probabilities, judged["plain"].probabilities)
 
 
-def test_nothing_at_hand_trains_nothing(photos, trained, tmp_path):
-    assert fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path, only_finished=True) is None
-    assert not trained
-
-
 def test_the_compact_form_serves_without_the_runs(photos, trained, tmp_path, monkeypatch):
     judged = fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path / "runs", verbose=0)
     monkeypatch.setattr(fold_runs, "SHIPPED", tmp_path / "models")
     with pytest.raises(FileNotFoundError, match="train the folds first"):
         fold_runs.export(CONFIG, photos, k=4, folder=tmp_path / "runs")
     fold_runs.export(CONFIG, photos, k=3, folder=tmp_path / "runs")
-    shipped = fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path / "empty", only_finished=True)
-    assert shipped["plain"].accuracy == judged["plain"].accuracy
+    shipped = fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path / "empty")
+    assert shipped["plain"].accuracy == judged["plain"].accuracy and len(trained) == 3
+    fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path / "other", shipped=False, verbose=0)
+    assert len(trained) == 6  # RETRAIN
 
 
 def bend(folder, **changes):

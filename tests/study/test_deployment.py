@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_training
 
-from study import deployment as study_files
+from study import deployment
 from utils import training
 
 
@@ -26,7 +26,7 @@ def converted(tmp_path_factory):
             config = tiny_training.config("frozen", epochs=2, seed=seed)
             run = training.train(config, photos, folder=tmp_path_factory.mktemp("runs"), verbose=0)
             row = types.SimpleNamespace(id=name, title=name.title())
-            made[name], line = study_files.convert_and_judge(row, run, photos, photos=6)
+            made[name], line = deployment.convert_and_judge(row, run, photos, photos=6)
             lines.append(line)
     return made, lines
 
@@ -34,7 +34,7 @@ def converted(tmp_path_factory):
 def test_files_are_judged_on_the_test_part(converted):
     made, lines = converted
     for line in lines:
-        float32, _, int8 = (line["schemes"][scheme] for scheme in study_files.SCHEMES)
+        float32, _, int8 = (line["schemes"][scheme] for scheme in deployment.SCHEMES)
         assert line["n"] == 12 and line["classes"] == 3
         assert float32["agreement"] == 1 and 0 <= int8["agreement"] <= 1
         assert float32["accuracy_low"] <= float32["accuracy"] <= float32["accuracy_high"]
@@ -45,8 +45,8 @@ def test_files_are_judged_on_the_test_part(converted):
 def test_each_ratio_refers_to_the_row_s_own_float_file(converted):
     made, _ = converted
     photo = {name: np.full((1, tiny_training.SIZE, tiny_training.SIZE, 3), 90, np.uint8) for name in made}
-    times, sentence = study_files.time_files(made, photo, rounds=5)
-    assert [(time["row"], time["scheme"]) for time in times] == [(n, s) for n in made for s in study_files.SCHEMES]
+    times, sentence = deployment.time_files(made, photo, rounds=5)
+    assert [(time["row"], time["scheme"]) for time in times] == [(n, s) for n in made for s in deployment.SCHEMES]
     for time in times:
         own = next(t for t in times if (t["row"], t["scheme"]) == (time["row"], "float32"))
         if time["scheme"] == "float32":
@@ -66,24 +66,12 @@ def test_new_lines_replace_those_of_the_same_row_and_processor():
         "machines": {"old": "before"},
     }
     fresh = [{"row": "b-lite0-fine", "scheme": "int8", "median_ms": 4}]
-    merged = study_files.merge(known, [{"row": "b-lite0-fine", "n": 5}], fresh, "now", "new")
+    merged = deployment.merge(known, [{"row": "b-lite0-fine", "n": 5}], fresh, "now", "new")
     assert merged["models"] == [{"row": "b-lite0-fine", "n": 5}, {"row": "a-lite0-fine", "n": 1}]  # the study's order
     assert [(t["row"], t["cpu"], t["median_ms"]) for t in merged["times"]] == [
         ("a-lite0-fine", "new", 1), ("b-lite0-fine", "old", 2), ("b-lite0-fine", "new", 4),
     ]  # fmt: skip
     assert merged["machines"] == {"old": "before", "new": "now"}
-
-
-def test_the_command_names_rows_that_are_unknown_and_those_that_are_not_trained(monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        study_files.main(["b-lite9"])
-    assert "no row is called b-lite9; there are a-baseline" in capsys.readouterr().err
-    monkeypatch.setattr(study_files, "find_finished", lambda *_: None)
-    fake = types.SimpleNamespace(fingerprint="0")
-    monkeypatch.setattr("utils.datasets.load", lambda name: fake)
-    assert study_files.main(["b-lite0-fine"]) == 1
-    said = capsys.readouterr().out
-    assert "b-lite0-fine: left out, it is not trained here" in said and "trains one" in said
 
 
 def test_causes_compare_four_ways_on_the_validation_part(tmp_path_factory):
@@ -94,7 +82,7 @@ def test_causes_compare_four_ways_on_the_validation_part(tmp_path_factory):
         config = tiny_training.config("frozen", epochs=2)
         run = training.train(config, photos, folder=tmp_path_factory.mktemp("runs"), verbose=0)
         row = types.SimpleNamespace(id="b-b0-frozen", title="B0")
-        lines = study_files.causes(row, run, photos, photos=6)
+        lines = deployment.causes(row, run, photos, photos=6)
     ways = [(line["biases_mended"], line["ranges"]) for line in lines]
     assert ways == [(mended, method) for mended in (False, True) for method in ("min-max", "percentile")]
     for line in lines:

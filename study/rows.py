@@ -1,0 +1,214 @@
+"""From runs and their evaluations to the rows of a record, and from records to the tables that notebooks show."""
+
+import pandas as pd
+
+from study import records
+from utils import files, flops, models, training
+from utils.training import BASELINE, find_finished
+
+# Study B, table of its test results: F1 by class on the same 372 photos.
+PUBLISHED_F1 = {
+    "dress": 0.73, "hat": 0.82, "longsleeve": 0.81, "outwear": 0.80, "pants": 0.93,
+    "shirt": 0.60, "shoes": 0.99, "shorts": 0.85, "skirt": 0.86, "t-shirt": 0.87,
+}  # fmt: skip
+UNSEEN = "people never seen"
+MINUTES = ("fine_tune", "scratch")  # modes that take more than two minutes on photos
+
+
+def finished(row, dataset, retrain=False, verbose=0):
+    """The finished run of a row: loaded where it ships or was trained before.
+
+    Args:
+        row: recipes.Row.
+        dataset: its Dataset.
+        retrain: train it where it is not finished under runs/, though it ships.
+        verbose: as in `training.train`.
+
+    Returns:
+        Run. On drawings, and for heads on frozen features, what is missing is trained at once.
+
+    Raises:
+        LookupError: a run of many minutes that is not here; says which command trains it.
+    """
+    if retrain:
+        return training.train(row.run, dataset, verbose=verbose, shipped=False)
+    found = find_finished(row.run.run_id_for(dataset.fingerprint), files.runs_dir())
+    if found is not None:
+        return found
+    if dataset.stand_in or row.run.mode not in MINUTES:
+        return training.train(row.run, dataset, verbose=verbose)
+    raise LookupError(f"{row.title} is not trained on these photos; python -m study train {row.id} trains it")
+
+
+def best_by_validation(runs):
+    """Name of the run with the highest validation accuracy (the first of equals); nothing is chosen on test."""
+    return max(runs, key=lambda name: records.validation_accuracy(runs[name]))
+
+
+def trials_table(photos):
+    """What was tried on "clothing-10" or "clothing-17" (loaded from results/trials.json), best on validation first."""
+    from study.readme import recipe_words
+
+    lines = [line for line in records.read("trials")["metrics"]["trials"] if line["photos"] == photos]
+    table = pd.DataFrame(lines).assign(choices=[recipe_words(line["config"]) for line in lines])
+    columns = ["recipe", "choices", "n", "validation_accuracy", "low", "high", "best_epoch", "minutes"]
+    return table[columns].sort_values("validation_accuracy", ascending=False, ignore_index=True)
+
+
+def seeds_table():
+    """Several seeds of the same training (loaded from results/seeds.json): mean and spread over the seeds."""
+    groups = pd.DataFrame(records.read("seeds")["metrics"]["seeds"]).groupby(["title", "dataset", "n"], sort=False)
+    return groups.agg(
+        seeds=("seed", "size"), accuracy=("accuracy", "mean"), standard_deviation=("accuracy", "std"),
+        lowest=("accuracy", "min"), highest=("accuracy", "max"), macro_recall=("macro_recall", "mean"),
+    ).reset_index()  # fmt: skip
+
+
+def splits_table():
+    """The same training on a sender-grouped and on a random split (loaded from results/splits.json)."""
+    columns = ["title", "split", "n", "from_known_senders", "accuracy", "accuracy_low", "accuracy_high", "macro_recall"]
+    return pd.DataFrame(records.read("splits")["metrics"]["splits"])[columns]
+
+
+def result_rows(rows, runs, verdicts, data, grouped=None):
+    """The rows of `results/01_data_and_training.json`, in the order of the study.
+
+    Args:
+        rows: row id -> recipes.Row.
+        runs: row id -> Run.
+        verdicts: row id -> Evaluation on the test set.
+        data: study ("A", "B") -> Dataset.
+        grouped: (dataset name, model) -> GroupedCV of a frozen backbone with a linear probe, for the frozen rows; and
+            row id -> GroupedCV of a fine-tuned one.
+
+    Returns:
+        list of dictionaries fit for JSON.
+    """
+    return [
+        _row(rows[name], runs[name], verdicts[name], data[rows[name].study])
+        | _folds(rows[name], data[rows[name].study], grouped or {})
+        for name in rows if name in runs
+    ]  # fmt: skip
+
+
+def _folds(row, dataset, grouped):
+    """Sender-grouped folds of the same recipe or frozen backbone, or why there are none."""
+    from study import recipes
+
+    if dataset.split == "grouped":
+        return {"grouped_reason": "its own split is grouped by sender already"}
+    conditions = "linear probe on the same frozen features"
+    probed = row.run.mode == "frozen" and not row.run.views  # a probe on the plain photos stands for these alone
+    found = grouped.get((dataset.name, row.run.model)) if probed else grouped.get(row.id)
+    if row.run.mode != "frozen":
+        conditions = f"the same recipe shortened to {recipes.fold_recipe().epochs} epochs a fold, the last one kept"
+    if found is None:
+        return {"grouped_reason": "not measured: it would take five more training runs"}
+    return {"grouped": found.to_dict() | {"conditions": conditions}}
+
+
+def _row(row, run, verdict, dataset):
+    cost = flops.count(run.architecture())
+    return {
+        "id": row.id, "title": row.title, "study": row.study, "dataset": dataset.name, "split": dataset.split,
+        "protocol": f"{dataset.split} split", "classes": len(dataset.classes), "input_size": row.run.input_size,
+        "model": row.run.model, "headline": not (row.run.balance_to or row.run.views),
+        "published_accuracy": row.published, "conditions": row.note, "status": "measured",
+        "params": int(cost.total_params), "macs": int(cost.total_macs), "flops": int(cost.total_flops),
+        "n_train": run.n_train, "n_validation": run.n_validation,
+        "validation_accuracy": records.validation_accuracy(run), "epochs": len(run.history),
+        "best_epoch": int(run.best_epoch), "seed": row.run.seed, "run_id": run.run_id,
+        "duration_s": float(run.duration_s), "weights": run.weights_source, **verdict.to_dict(),
+    }  # fmt: skip
+
+
+def closing_table(closing):
+    """The rows of :func:`result_rows` for readers: published and measured accuracy, n, interval and conditions."""
+    return pd.DataFrame([
+        {
+            "study": row["study"], "model": row["title"],
+            "published": "–" if row["published_accuracy"] is None else f"{row['published_accuracy']:.1%}",
+            "measured": f"{row['accuracy']:.1%}",
+            "95% interval": f"{row['accuracy_low']:.1%}–{row['accuracy_high']:.1%}",
+            "macro recall": f"{row['macro_recall']:.1%}", "n": row["n"], "conditions": row["conditions"],
+        }
+        for row in closing
+    ])  # fmt: skip
+
+
+def cost_points(closing):
+    """What an accuracy costs: rows as plots.accuracy_against_cost takes them, one point per kind of test.
+
+    Bars for people never seen are over senders. Baselines of a reduced input are left out: their cost is another one.
+
+    Args:
+        closing: of :func:`result_rows`.
+
+    Returns:
+        DataFrame: model, group, judged, macs, accuracy, accuracy_low, accuracy_high.
+    """
+    points = []
+    for row in closing:
+        if row["model"] == BASELINE and row["input_size"] < 224:
+            continue
+        classes = row["classes"] if isinstance(row["classes"], int) else len(row["classes"])  # or their names
+        common = {"model": row["title"], "group": f"{classes} classes", "macs": row["macs"]}
+        where = UNSEEN if row["split"] == "grouped" else f"{row['split']} test ({row['n_senders']} people)"
+        for judged, found in ((where, row), (UNSEEN, row.get("grouped"))):
+            if found is not None:
+                low, high = found["accuracy_low"], found["accuracy_high"]
+                if judged == UNSEEN and found.get("sender_low") is not None:
+                    low, high = found["sender_low"], found["sender_high"]
+                interval = {"accuracy": found["accuracy"], "accuracy_low": low, "accuracy_high": high}
+                points.append({**common, "judged": judged, **interval})
+    points = pd.DataFrame(points)
+    # The official test first, ten classes first: the order of colours and of groups.
+    points = points.sort_values("judged", key=lambda judged: judged == UNSEEN, kind="stable")
+    return points.sort_values("group", kind="stable", ignore_index=True)
+
+
+def dataset_facts(*sets):
+    """Name, size, senders, split and fingerprint of each dataset, for the record."""
+    return [
+        {
+            "name": data.name, "photos": len(data.frame), "classes": list(data.classes),
+            "senders": int(data.frame["sender"].nunique()), "split": data.split,
+            "parts": {part: int(n) for part, n in data.frame["split"].value_counts().items()},
+            "fingerprint": data.fingerprint, "stand_in": data.stand_in,
+        }
+        for data in {data.name: data for data in sets}.values()
+    ]  # fmt: skip
+
+
+def save_figures(figures):
+    """Save figures (file name without suffix -> matplotlib Figure) as PNG in `records.output_dir("repo_images")`."""
+    for name, figure in figures.items():
+        with files.atomic_path(records.output_dir("repo_images") / f"{name}.png") as part:
+            figure.savefig(part, dpi=100, bbox_inches="tight")
+    return sorted(figures)
+
+
+def scheme_rows(table, run, dataset, price=None):
+    """Rows for `results/03_quantization.json`: accuracy, bytes and time of each scheme.
+
+    Args:
+        table: of quantization.evaluate_schemes, indexed by scheme.
+        run: the Run that was converted.
+        dataset: its Dataset.
+        price: of runtimes.price_list(...).to_frame(), or None where this run was not timed.
+
+    Returns:
+        list of dictionaries.
+    """
+    timed = price.set_index("name") if price is not None else pd.DataFrame()
+    conditions = f"{dataset.name}, {dataset.split} test set, input {run.config.input_size}; {run.weights_source}"
+    common = {
+        "model": models.BACKBONES[run.config.model].title, "row": run.config.name, "status": "measured",
+        "n": int((dataset.frame["split"] == "test").sum()), "classes": len(dataset.classes), "conditions": conditions,
+    }  # fmt: skip
+    rows = []
+    for scheme, found in table.iterrows():
+        time = timed.loc[f"LiteRT {scheme}"] if f"LiteRT {scheme}" in timed.index else {}
+        times = {"latency_ms": time.get("median_ms"), "latency_ratio": time.get("ratio")}
+        rows.append(common | {"scheme": scheme} | times | found.to_dict())
+    return rows

@@ -1,0 +1,123 @@
+"""The pages: tables made from the records, prose that names no other numbers, cards for all that ships."""
+
+import re
+
+import pytest
+from conftest import ROOT
+
+from study import readme, recipes, records
+
+LEDGER = records.read_all()
+TABLES = readme.tables(LEDGER)
+# Numbers of the prose that are no measurement: definitions, versions, sizes of downloads, budgets.
+STRUCTURAL = {
+    "95%", "3.11", "3.12", "3.13", "17", "32", "64", "224", "256", "400", "500", "255",
+    "260", "2.0", "25", "2020", "93.0%",
+}  # fmt: skip
+NUMBER = re.compile(r"(?<![\w.,/-])\d[\d,]*(?:\.\d+)?%?(?![\w-])")
+
+
+def numbers(text):
+    return {found.rstrip(",") for found in NUMBER.findall(text)}
+
+
+def facts():
+    """What prose says of the records in another form than a table does."""
+    row = next(row for row in LEDGER["01_data_and_training"]["metrics"]["rows"] if row["id"] == "b-lite0-fine")
+    busiest = max(person["n"] for person in row["per_sender"])
+    return {f"{busiest / row['n']:.0%}", f"{row['macs'] / 1e6:,.0f}", f"{row['n_validation']}"}
+
+
+@pytest.mark.parametrize("page", readme.PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_page_says_what_the_records_say(page):
+    text = page.read_text()
+    assert readme.fill(text, TABLES) == text, "run python -m study tables"
+
+
+@pytest.mark.parametrize("page", readme.PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_prose_names_no_number_that_no_record_holds(page):
+    prose = re.sub(r"<!-- table:(\w+) -->.*?<!-- /table:\1 -->", "", page.read_text(), flags=re.S)
+    prose = re.sub(r"^---\n.*?^---\n", "", prose, count=1, flags=re.S | re.M)  # the head that model hubs read
+    prose = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", " ", prose, flags=re.S)
+    held = numbers(" ".join(TABLES.values())) | facts() | STRUCTURAL | {str(number) for number in range(11)}
+    assert numbers(prose) - held == set()
+
+
+def test_every_table_stands_on_a_page():
+    told = set(re.findall(r"<!-- table:(\w+) -->", " ".join(page.read_text() for page in readme.PAGES)))
+    assert told == set(TABLES)
+
+
+def test_no_cell_is_empty_and_all_rows_are_equally_long():
+    for name, table in TABLES.items():
+        lines = [line.replace("\\|", "").strip("|").split("|") for line in table.splitlines() if line.startswith("|")]
+        assert all(cell.strip() for line in lines for cell in line), name
+        blocks = re.split(r"\n(?!\|)", table)
+        for block in blocks:
+            assert len({line.count("|") for line in block.splitlines() if line.startswith("|")}) <= 1, name
+
+
+def test_readme_is_short():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.encode()) <= 8_000 and len(text.split()) <= 1_100
+
+
+def test_a_template_that_asks_for_what_is_not_there_says_so(monkeypatch):
+    hurt = {**LEDGER, "seeds": {"metrics": {"seeds": [{"title": "Net", "dataset": "x", "split": "y", "n": 1,
+                                                       "accuracy": "many"}]}}}  # fmt: skip
+    with pytest.raises(ValueError, match=r"results.jinja asks for what the records do not hold"):
+        readme.tables(hurt)
+    with pytest.raises(ValueError, match="expected a number in the records, got None"):
+        readme.percent(None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- table:costs -->", "has no closing marker"),
+        ("<!-- /table:costs -->", "expected table:"),
+        ("<!-- table:costs --><!-- table:schemes --><!-- /table:schemes -->", "expected /table:costs"),
+        ("<!-- table:hats --><!-- /table:hats -->", "got 'hats'"),
+    ],
+)
+def test_bad_markers_are_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        readme.fill(text, TABLES)
+
+
+def test_update_checks_then_writes_then_agrees(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table:costs -->old<!-- /table:costs -->\nafter\n")
+    (diff,) = readme.update(check=True, pages=[page])
+    assert "+| MobileNetV2 | 2.27 |" in diff and "old" in page.read_text()
+    readme.update(pages=[page])
+    assert readme.update(check=True, pages=[page]) == []
+    assert page.read_text().startswith("before\n") and page.read_text().endswith("\nafter\n")
+
+
+def test_words_of_a_record_cannot_break_a_table():
+    assert readme.words("a | b\n<i>") == "a \\| b &lt;i&gt;"
+
+
+@pytest.mark.parametrize(
+    ("value", "floor", "goal", "n", "said"),
+    [
+        (0.85, 0.8548, None, 100, "0.5 points (1 photo) short of the floor"),
+        (347 / 372, 0.93, 0.95, 372, "floor reached; 1.7 points (7 photos) short of the goal"),
+        (0.95, 0.93, 0.95, 372, "goal reached"),
+        (3.0, 4, None, None, "1.0 points short of the floor"),
+        (10.0, 8, None, None, "floor reached"),
+    ],
+)
+def test_how_near_a_target_came(value, floor, goal, n, said):
+    assert readme.shortfall(value, floor, goal, n) == said
+
+
+def test_every_shipped_folder_is_in_the_model_cards():
+    page, known = (ROOT / "models" / "README.md").read_text(), recipes.rows()
+    for folder in (path for path in (ROOT / "models").iterdir() if path.is_dir()):
+        row = re.sub(r"-[0-9a-f]{8}(-\d+fold)?$", "", folder.name)
+        if row in known and known[row].run.mode == "frozen" and (folder / "weights.npz").exists():
+            assert f"`{row}`" in TABLES["card_heads"]
+        else:
+            assert f"`{row}-*/`" in page

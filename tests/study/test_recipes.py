@@ -1,0 +1,81 @@
+"""The study's rows, and the tables of notebook 1 that are made from them, without training anything."""
+
+import dataclasses
+import types
+
+import pandas as pd
+import pytest
+
+from study import folds, recipes, rows
+
+
+@pytest.mark.parametrize("stand_in", [False, True])
+def test_rows_are_named_by_their_runs(stand_in):
+    listed = recipes.rows(stand_in)
+    assert all(row.id == name == row.run.name for name, row in listed.items())
+    assert len({row.run.run_id for row in listed.values()}) == len(listed)
+    assert all((row.dataset == "sketches") == stand_in for row in listed.values())
+
+
+def test_ids_of_the_runs_that_ship_stay_as_they_are():
+    known = recipes.rows()
+    assert known["b-lite0-fine"].run.run_id == "b-lite0-fine-a998c294"
+    assert known["a-baseline"].run.run_id == "a-baseline-27ea73cb"
+    assert recipes.trials()["a-weighted-1e-3"].run.run_id == "a-weighted-21cbf7ba"
+
+
+def test_a_row_at_random_is_another_run_of_the_same_recipe():
+    row = recipes.rows()["a-baseline"]
+    other = recipes.at_random(row)
+    assert other.split == "random" and other.run.allow_leaks == ("file", "sender")
+    assert dataclasses.replace(other.run, allow_leaks=()) == row.run
+
+
+def test_folds_are_named_by_recipe_data_and_number():
+    recipe = recipes.fold_recipe()
+    names = {folds.cv_id(recipe, data, k, seed) for data in "ab" for k in (3, 5) for seed in (0, 1)}
+    assert len(names) == 8 and folds.recipe_of(recipe).monitor == "none"
+
+
+def test_a_long_run_that_is_not_here_names_the_command_that_trains_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLOTHING_RUNS_DIR", str(tmp_path))
+    trained = []
+    monkeypatch.setattr(rows.training, "train", lambda *args, **kwargs: trained.append(kwargs) or "a run")
+    dataset = types.SimpleNamespace(fingerprint="unknown", stand_in=False)
+    known = recipes.rows()
+    with pytest.raises(LookupError, match="python -m study train b-lite0-fine trains it"):
+        rows.finished(known["b-lite0-fine"], dataset)
+    assert rows.finished(known["b-lite0-frozen"], dataset) == "a run"  # a head trains in a minute
+    assert rows.finished(known["b-lite0-fine"], dataset, retrain=True) == "a run"
+    assert trained[-1]["shipped"] is False
+
+
+def test_the_best_is_chosen_on_validation():
+    def run(accuracies, best_epoch):
+        history = pd.DataFrame({"epoch": [1, 2], "val_accuracy": accuracies})
+        return types.SimpleNamespace(history=history, best_epoch=best_epoch)
+
+    assert rows.best_by_validation({"a": run([0.5, 0.9], 2), "b": run([0.95, 0.7], 1)}) == "b"
+
+
+def test_folds_of_a_probe_stand_for_heads_on_plain_photos_alone():
+    known, dataset = recipes.rows(), types.SimpleNamespace(name="clothing-10", split="official")
+    grouped = {("clothing-10", "mobilenet_v2"): types.SimpleNamespace(to_dict=lambda: {"accuracy": 0.8})}
+    assert rows._folds(known["b-mobilenet-frozen"], dataset, grouped)["grouped"]["accuracy"] == 0.8
+    assert "not measured" in rows._folds(known["b-mobilenet-published"], dataset, grouped)["grouped_reason"]
+
+
+def test_points_of_the_cost_figure_say_how_they_were_judged():
+    row = {
+        "title": "Net", "classes": 10, "macs": 5, "split": "official", "model": "mobilenet_v2", "input_size": 224,
+        "n_senders": 5, "sender_low": 0.5, "sender_high": 0.95, "accuracy": 0.9, "accuracy_low": 0.8,
+        "accuracy_high": 0.95,
+    }  # fmt: skip
+    folded = {"accuracy": 0.7, "accuracy_low": 0.6, "accuracy_high": 0.8, "n": 3}
+    unseen = row | {"split": "grouped", "classes": [f"class {number}" for number in range(17)]}
+    small = row | {"model": "baseline_cnn", "input_size": 32}
+    points = rows.cost_points([unseen, row | {"grouped": folded}, small])
+    assert points["judged"].tolist() == ["official test (5 people)", "people never seen", "people never seen"]
+    assert points["accuracy"].tolist() == [0.9, 0.7, 0.9]
+    assert points["group"].tolist() == ["10 classes"] * 2 + ["17 classes"]
+    assert points.loc[2, ["accuracy_low", "accuracy_high"]].tolist() == [0.5, 0.95]  # over senders

@@ -1,0 +1,150 @@
+"""The ledger: written whole or not at all, read back, damaged files refused by name; lines that replace themselves."""
+
+import json
+import pathlib
+import sys
+import types
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from study import recipes, records, rows
+
+NAME = "01_data_and_training"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    records.write(NAME, {"SEED": 0}, {"rows": [{"accuracy": 0.75}]}, "clothing-10", tmp_path)
+    return tmp_path
+
+
+def test_what_is_written_is_read_back(folder):
+    record = records.read(NAME, folder)
+    assert record["environment"]["python"] == sys.version.split()[0]
+    assert (record["data"], record["parameters"]) == ("clothing-10", {"SEED": 0})
+    assert record["metrics"]["rows"][0]["accuracy"] == 0.75 and record["created"].endswith("+00:00")
+
+
+def test_numpy_and_missing_values_become_plain_json(folder):
+    metrics = {"a": np.float32(0.5), "b": np.arange(2), "c": float("nan"), "d": (pathlib.Path("x/y"), pd.NA), 5: {"s"}}
+    records.write(NAME, {}, metrics, "sketches", folder)
+    assert records.read(NAME, folder)["metrics"] == {
+        "a": 0.5, "b": [0, 1], "c": None, "d": ["x/y", None], "5": ["s"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "metrics", "error", "message"),
+    [
+        (NAME, {"a": [1, float("inf")]}, ValueError, r"metrics.a\[1\] is infinite"),
+        (NAME, {"a": {"b": object()}}, TypeError, "metrics.a.b is of type object"),
+        ("../escape", {}, ValueError, "expected one of the records"),
+    ],
+)
+def test_what_cannot_be_written_leaves_the_old_file(folder, name, metrics, error, message):
+    before = (folder / f"{NAME}.json").read_bytes()
+    with pytest.raises(error, match=message):
+        records.write(name, {}, metrics, "x", folder)
+    assert (folder / f"{NAME}.json").read_bytes() == before and len(list(folder.iterdir())) == 1
+
+
+def test_a_missing_record_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="which is missing; restore it"):
+        records.read(NAME, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema_version": 99}, "expected 01_data_and_training in schema version 1"),
+        ({"schema_version": True}, "lacks the field schema_version"),
+        ({"metrics": []}, r"lacks the field metrics \(dict\)"),
+        ({"name": "seeds"}, "expected 01_data_and_training"),
+        ({"metrics": {"a": [{"b": float("inf")}]}}, r"metrics.a\[0\].b is infinite"),
+    ],
+)
+def test_wrong_records_are_refused_by_name(folder, changes, message):
+    path = folder / f"{NAME}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=message) as caught:
+        records.read(NAME, folder)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[]", b"null", b"1" * 5000, b"[" * 100_000, b"NaN"])
+def test_hostile_files_are_refused_by_name(folder, content):
+    (folder / f"{NAME}.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"01_data_and_training\.json"):
+        records.read(NAME, folder)
+
+
+def test_whatever_a_reader_runs_writes_under_build(monkeypatch):
+    monkeypatch.delenv("CLOTHING_OUTPUT_DIR", raising=False)
+    assert records.output_dir("results") == ROOT / "build" / "results" and records.RESULTS == ROOT / "results"
+    monkeypatch.setenv("CLOTHING_OUTPUT_DIR", str(ROOT))
+    assert records.output_dir("models") == ROOT / "models"
+
+
+def fake_run(seed, wrong, run_id="r", best=0.9):
+    """A run whose predictions miss `wrong` of four photos."""
+    return types.SimpleNamespace(
+        config=types.SimpleNamespace(seed=seed, to_dict=lambda: {"epochs": 3}), run_id=f"{run_id}-{seed}", best_epoch=1,
+        history=pd.DataFrame({"epoch": [1], "val_accuracy": [best]}), duration_s=60.0, environment={"cpu": "any"},
+        predict=lambda frame: np.eye(2)[[int(i < wrong) for i in range(4)]],
+    )  # fmt: skip
+
+
+def photos(split="official", name="clothing-10"):
+    frame = pd.DataFrame({"path": list("abcd"), "label": ["no"] * 4, "split": "test", "sender": list("ssuu")})
+    parts = {"test": frame, "train": frame.head(1).assign(split="train", sender="s")}
+    whole = pd.DataFrame({"split": ["validation"] * 10})
+    return types.SimpleNamespace(name=name, split=split, classes=("no", "yes"), part=parts.get, frame=whole)
+
+
+def test_seeds_recorded_again_replace_themselves(tmp_path, monkeypatch):
+    known = recipes.rows()
+    records.record_seeds(known["b-lite0-fine"], photos(), [fake_run(0, 0), fake_run(1, 2)], tmp_path)
+    records.record_seeds(known["b-lite0-frozen"], photos(), [fake_run(0, 3)], tmp_path)
+    records.record_seeds(known["b-lite0-fine"], photos(), [fake_run(0, 0), fake_run(1, 1)], tmp_path)
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    table = rows.seeds_table().set_index("title")
+    fine = table.loc["EfficientNet-Lite0, fine-tuned"]
+    assert len(table) == 2 and (fine.seeds, fine.accuracy, fine.lowest, fine.highest, fine.n) == (2, 0.875, 0.75, 1, 4)
+    assert fine.standard_deviation == pytest.approx(0.25 / 2**0.5)
+
+
+def test_splits_recorded_again_replace_themselves_in_the_order_of_the_study(tmp_path, monkeypatch):
+    known = recipes.rows()
+    for name, split, wrong in (
+        ("a-lite0-fine", "grouped", 0), ("a-lite0-fine", "random", 1), ("a-lite0-fine", "grouped", 2),
+        ("a-baseline", "random", 3),
+    ):  # fmt: skip
+        records.record_split(known[name], photos(split, "clothing-17"), fake_run(0, wrong), tmp_path)
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    table = rows.splits_table()
+    assert table["title"].tolist() == ["Baseline CNN", *["EfficientNet-Lite0, fine-tuned"] * 2]
+    assert table["accuracy"].tolist() == [0.25, 0.5, 0.75] and set(table["from_known_senders"]) == {2}
+
+
+def test_a_trial_that_is_not_here_keeps_its_line(tmp_path, monkeypatch):
+    both = {"b-lite0-fine": (photos(), fake_run(0, 0)), "a-baseline": (photos(name="clothing-17"), fake_run(0, 0))}
+    records.record_trials(both, tmp_path)
+    records.record_trials({"b-lite0-fine": (photos(), fake_run(0, 0, best=0.7))}, tmp_path)
+    lines = records.read("trials", tmp_path)["metrics"]["trials"]
+    assert {line["recipe"]: line["validation_accuracy"] for line in lines} == {"a-baseline": 0.9, "b-lite0-fine": 0.7}
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("clothing-10", "b-lite0-fine"), ("clothing-17", "a-baseline")])
+def test_the_chosen_recipe_is_the_best_of_the_trials_on_validation(name, chosen):
+    table = rows.trials_table(name)
+    assert table.loc[0, "recipe"] == chosen
+    assert (table["low"] < table["validation_accuracy"]).all() and (table["validation_accuracy"] < table["high"]).all()
+
+
+def test_trials_whose_options_are_gone_stay_in_the_record():
+    table = rows.trials_table("clothing-10").set_index("recipe")
+    assert "progressive [128, 160, 192]" in table.loc["try-progressive", "choices"]
+    assert "try-progressive" not in recipes.trials()
