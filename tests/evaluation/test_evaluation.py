@@ -180,7 +180,7 @@ def test_what_is_no_probability_is_refused(change, message):
 
 
 def test_words_instead_of_numbers_are_refused():
-    with pytest.raises(TypeError, match="by me as an array of numbers"):
+    with pytest.raises(TypeError, match="by me as an array"):
         evaluation.evaluate([["a", "b", "c"]] * 10, HAND, CLASSES, name="me")
 
 
@@ -216,7 +216,6 @@ def test_without_senders_the_judgement_says_so():
 def test_results_print_themselves_and_turn_into_tables(hand):
     assert "10 photos by 3 photographers" in repr(hand)
     assert "60.0%" in repr(hand)
-    assert hand.to_frame().loc["by hand", "accuracy_%"] == pytest.approx(60)
     assert "<script" not in evaluation.evaluate(sure(["hat"]), photos(["hat"]), CLASSES, name="<script>")._repr_html_()
     flat = records.plain(hand.to_dict())
     assert json.loads(json.dumps(flat)) == flat

@@ -60,7 +60,7 @@ def test_probabilities_come_back_in_the_order_of_the_frame():
     truth = np.where((frame["label"] == "hat").to_numpy()[:, None], [[0.9, 0.1]], [[0.2, 0.8]])
     table = pd.DataFrame(truth, index=frame.index)
     judged = evaluation.grouped_cv(lambda train, test: table.loc[test.index].to_numpy(), frame, CLASSES)
-    assert np.array_equal(judged.probabilities, truth)
+    assert np.array_equal(judged.evaluation.probabilities, truth)
     assert judged.accuracy == 1.0
 
 
@@ -106,7 +106,7 @@ def test_a_class_of_one_sender_is_named_where_it_is_missing():
     ("arguments", "message"),
     [
         ({"k": 1}, "k must lie between 2 and the number of photos"),
-        ({"k": 13}, "12 senders cannot make 13 folds"),
+        ({"k": 13}, "13 folds need 13 senders or more, got 12"),
         ({"k": 80, "protocol": "random"}, "number of photos .72., got 80"),
         ({"protocol": "lucky"}, "protocol must be grouped or random, got 'lucky'"),
     ],

@@ -72,15 +72,6 @@ class GroupedCV:
         """Standard deviation of the accuracy between folds, 0..1."""
         return float(self.folds["accuracy"].std(ddof=1))
 
-    @property
-    def probabilities(self):
-        """(n, C) out-of-fold probabilities, in the order of the frame."""
-        return self.evaluation.probabilities
-
-    def to_frame(self):
-        """One row per fold (same as `folds`)."""
-        return self.folds
-
     def to_dict(self):
         """Plain numbers, lists and strings, fit for results JSON."""
         numbers = ("name", "protocol", "k", "seed", "n", "accuracy", "accuracy_low", "accuracy_high", "accuracy_spread")

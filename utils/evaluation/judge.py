@@ -74,14 +74,6 @@ class Evaluation:
         totals = self.confusion.sum(axis=1, keepdims=True).astype(float)
         return np.divide(self.confusion, totals, out=np.full(self.confusion.shape, np.nan), where=totals > 0)
 
-    def to_frame(self):
-        """One row with the headline numbers, units in the column names (percent for accuracies)."""
-        shares = {"accuracy": self.accuracy, "low": self.accuracy_low, "high": self.accuracy_high}
-        shares |= {"macro_f1": self.macro_f1, "macro_recall": self.macro_recall, "ece": self.ece}
-        row = {"model": self.name or "model", "photos": self.n, "cross_entropy_nats": self.cross_entropy}
-        row |= {f"{name}_%": 100 * share for name, share in shares.items()}
-        return pd.DataFrame([row]).set_index("model")
-
     def to_dict(self):
         """Everything but the photos' own rows, as plain data fit for results JSON (NaN becomes None)."""
         numbers = (
@@ -187,9 +179,7 @@ def reliability(probabilities, labels, bins=15):
     ECE = sum over bins of n_bin / n * |accuracy_bin - confidence_bin|.
 
     Args:
-        probabilities: (n, C).
-        labels: (n,) class numbers.
-        bins: how many, at least 1.
+        probabilities: (n, C); labels: (n,) class numbers; bins: how many.
 
     Returns:
         DataFrame, one row per bin that holds photos: low, high (bounds), n, confidence (mean), accuracy,
@@ -328,9 +318,7 @@ def check_probabilities(probabilities, n, classes, where=""):
     try:
         array = np.asarray(probabilities, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"expected the predictions{where} as an array of numbers or a function frame -> (n, C): {error}"
-        ) from error
+        raise TypeError(f"expected the predictions{where} as an array (n, C) or a function of the frame") from error
     if array.shape != (n, len(classes)):
         raise ValueError(
             f"expected predictions{where} of shape ({n}, {len(classes)}) for {n} photos and {len(classes)} classes, "

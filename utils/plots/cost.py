@@ -16,9 +16,6 @@ def macs_by_resolution(stages):
     Args:
         stages: network -> DataFrame of `flops.count(network).by_resolution()`.
 
-    Returns:
-        Figure.
-
     Example:
         >>> import pandas as pd
         >>> page = macs_by_resolution({"Small": pd.DataFrame({"side": [8, 4], "macs": [0, 768]})})
@@ -47,9 +44,6 @@ def macs_by_type(shares):
 
     Args:
         shares: DataFrame, indexed by model title, one column per kind, shares of all MACs (rows sum to 1).
-
-    Returns:
-        Figure.
 
     Example:
         >>> import pandas as pd
@@ -80,9 +74,6 @@ def macs_against_time(layers, rates=(1, 10, 100)):
     Args:
         layers: DataFrame with columns kind, macs, median_ms, and path, which names the slowest layer of each kind.
         rates: speeds to draw lines at, in billions of MACs per second.
-
-    Returns:
-        Figure.
     """
     style.need(layers, "kind", "macs", "median_ms", "path")
     page, ((axis,),) = style.figure(8.5, 5.4)
@@ -115,9 +106,6 @@ def field_by_depth(curves, input_size=224):
         curves: model title -> sequence of sizes in pixels, in execution order; drawn over relative depth 0..1. Models
             with equal curves share a line if they share a title.
         input_size: side of the input in pixels.
-
-    Returns:
-        Figure.
 
     Example:
         >>> page = field_by_depth({"Small": [1, 3, 11, 43]})
@@ -198,9 +186,6 @@ def effective_maps(maps, photo=None):
         maps: panel title -> (map, start, stop, center, gaussian_size): map is (height, width) in 0..1, the rest (y, x)
             in pixels.
         photo: (height, width, 3) in 0..255, shown brightest where the map is strongest; None: the map alone.
-
-    Returns:
-        Figure.
     """
     columns = min(3, len(maps))
     rows = math.ceil(len(maps) / columns)
@@ -224,7 +209,7 @@ def effective_maps(maps, photo=None):
     keys = [Rectangle((0, 0), 1, 1, fill=False, edgecolor=WRONG, linewidth=2.5),
             Line2D([], [], color="black", linestyle="--", linewidth=2)]  # fmt: skip
     said = ["theoretical receptive field", "measured: a Gaussian that holds 95% of the gradient"]
-    page.legend(keys, said, loc="outside lower center", ncols=2, frameon=False, fontsize=TEXT)
+    style.key(page, keys, said)
     return page
 
 
@@ -234,9 +219,6 @@ def zoo(models, highlight=()):
     Args:
         models: DataFrame with columns model, params, macs, receptive_field_px, whole_image.
         highlight: names that are written, at most about 15; none: all.
-
-    Returns:
-        Figure.
     """
     style.need(models, "model", "params", "macs", "receptive_field_px", "whole_image")
     page, ((axis,),) = style.figure(9.6, 6.2)

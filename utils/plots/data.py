@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from utils.plots import style
@@ -17,14 +18,8 @@ def dataset_cover(frame, classes, seed=0, per_class=4, side=112):
         seed: another seed, other photos.
         per_class: photos per class; side: of a photo, in pixels.
 
-    Returns:
-        Figure.
-
     Raises:
         ValueError: no photos, missing columns, or a file that is no image (named).
-
-    Example:
-        >>> cover = dataset_cover(dataset.part("train"), dataset.classes)  # doctest: +SKIP
     """
     style.need(frame, "path", "label")
     rows = -(-len(classes) // 2)
@@ -47,12 +42,6 @@ def predictions(table, columns=6, side=140):
     Args:
         table: DataFrame, one row per photo: path, true, predicted, confidence (0..1), as `worst_mistakes` gives it.
         columns: photos per row; side: of a photo, in pixels.
-
-    Returns:
-        Figure.
-
-    Example:
-        >>> sheet = predictions(evaluation.worst_mistakes(judged, frame, n=12))  # doctest: +SKIP
     """
     if len(table) == 0:
         return style.nothing("No photo to show: there is no mistake.")
@@ -73,12 +62,6 @@ def wardrobe(frame, sender=None, count=8, side=110, seed=0):
         frame: DataFrame with `path`, `label` and `sender`.
         sender: whose photos; None: of the photographer with most photos.
         count: photos at most; side: of a photo, in pixels; seed: another seed, other photos.
-
-    Returns:
-        Figure, one row.
-
-    Example:
-        >>> strip = wardrobe(dataset.frame)  # doctest: +SKIP
     """
     style.need(frame, "path", "label", "sender")
     senders = frame["sender"].astype(str)
@@ -99,9 +82,6 @@ def augmentation_sheet(sheets, side=120):
         sheets: array (n, h, w, 3) in 0..255 whose first image is the photo as it is, or title -> such an array.
         side: of an image, in pixels.
 
-    Returns:
-        Figure.
-
     Example:
         >>> page = augmentation_sheet({"flips": np.zeros((8, 32, 32, 3)), "flips and turns": np.zeros((8, 32, 32, 3))})
         >>> len(page.axes)
@@ -109,9 +89,7 @@ def augmentation_sheet(sheets, side=120):
     """
     sheets = sheets if isinstance(sheets, dict) else {"": sheets}
     rows = [-(-len(images) // 4) for images in sheets.values()]
-    head = [
-        22 if title and line == 0 else 0 for title, lines in zip(sheets, rows, strict=True) for line in range(lines)
-    ]
+    head = np.concatenate([[22 * bool(title)] + [0] * (n - 1) for title, n in zip(sheets, rows, strict=True)])
     page, axes = style.sheet(4 * sum(rows), 4, side, head=head)
     unused, start = set(axes), 0
     for (title, images), lines in zip(sheets.items(), rows, strict=True):
@@ -157,20 +135,14 @@ def label_distribution(frames):
             left = left + counts[part].to_numpy()
         for place, total in enumerate(left):
             times = left.max() / total if total else 0
-            axis.text(
-                total,
-                place,
-                f" {int(total):,}{f' ({times:.0f}× fewer)' if times >= 10 else ''}",
-                va="center",
-                fontsize=TEXT,
-            )
+            fewer = f" ({times:.0f}× fewer)" if times >= 10 else ""
+            axis.text(total, place, f" {int(total):,}{fewer}", va="center", fontsize=TEXT)
         axis.margins(x=0.14)
         style.labels(axis, "photos", title=name)
     axes[0, 0].invert_yaxis()
     shown = [part for part in PARTS if part in keys] + [part for part in keys if part not in PARTS]
     if len(shown) > 1:
-        handles = [keys[part] for part in shown]
-        page.legend(handles, shown, loc="outside lower center", ncols=3, frameon=False, fontsize=TEXT)
+        style.key(page, [keys[part] for part in shown], shown)
     return page
 
 
@@ -180,9 +152,6 @@ def sender_sizes(frame, top=10):
     Args:
         frame: DataFrame with `sender`.
         top: photographers to mark.
-
-    Returns:
-        Figure.
 
     Example:
         >>> page = sender_sizes(pd.DataFrame({"sender": ["1", "1", "2"]}))
@@ -194,14 +163,8 @@ def sender_sizes(frame, top=10):
     axis.plot(range(len(share)), share, color=GREY, linewidth=2.5)
     top = min(top, len(sizes))
     axis.plot(top, share[top], "o", color="black", markersize=9)
-    style.note(
-        axis,
-        f"the {top} busiest of {len(sizes)} photographers\ntook {share[top]:.0%} of {sizes.sum():,} photos",
-        (top, share[top]),
-        (16, -4),
-        va="top",
-        fontsize=LABEL,
-    )
+    said = f"the {top} busiest of {len(sizes)} photographers\ntook {share[top]:.0%} of {sizes.sum():,} photos"
+    style.note(axis, said, (top, share[top]), (16, -4), va="top", fontsize=LABEL)
     axis.set(xlim=(0, None), ylim=(0, 1.03))
     style.grid(axis)
     style.percent_axis(axis)
@@ -227,10 +190,8 @@ def training_curves(runs, measures=("accuracy", "loss")):
         runs = {run.config.name: run for run in (runs if isinstance(runs, (list, tuple)) else [runs])}
     if not runs:
         raise ValueError("expected at least one run to draw, got none; train one first")
-    width = 3.1 if len(runs) > 1 else 5
-    page, axes = style.figure(
-        0.8 + width * len(runs), 0.9 + 2.3 * len(measures), len(measures), len(runs), sharey="row"
-    )
+    width = 0.8 + (3.1 * len(runs) if len(runs) > 1 else 5)
+    page, axes = style.figure(width, 0.9 + 2.3 * len(measures), len(measures), len(runs), sharey="row")
     for column, (title, run) in enumerate(runs.items()):
         history = getattr(run, "history", run)
         style.need(history, "epoch")
@@ -256,12 +217,6 @@ def training_curves(runs, measures=("accuracy", "loss")):
         style.labels(axes[-1, column], "epoch")
     for axis, measure in zip(axes[:, 0], measures, strict=True):
         style.labels(axis, y={"loss": "loss (cross-entropy, nats)"}.get(measure, measure))
-    axis = axes[0, 0]
-    handles = [
-        axis.plot([], [], color=GREY, linewidth=2.4)[0],
-        axis.plot([], [], "--", color=GREY, linewidth=1.6)[0],
-        axis.plot([], [], "o", color=GREY, markeredgecolor="black", markersize=8)[0],
-    ]
-    names = ["validation", "training", "epoch kept"]
-    page.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=TEXT)
+    looks = ({}, {"linestyle": "--"}, {"linestyle": "none", "marker": "o", "markeredgecolor": "black"})
+    style.key(page, [Line2D([], [], color=GREY, **look) for look in looks], ["validation", "training", "epoch kept"])
     return page

@@ -14,9 +14,6 @@ def file_bars(table):
         table: DataFrame of `quantization.evaluate_schemes`, one row per file: scheme (column or index), size_bytes,
             accuracy (0..1); with `agreement` (0..1, same answer as float32) that is written too.
 
-    Returns:
-        Figure.
-
     Example:
         >>> import pandas as pd
         >>> rows = [("float32", 13.5e6, 0.933), ("int8", 4e6, 0.931)]
@@ -34,14 +31,8 @@ def file_bars(table):
         if "agreement" in row and row["scheme"] != "float32":
             said += f", {row['agreement']:.1%} as float32"
         inside = sizes[place] > 0.6 * sizes.max()
-        style.note(
-            axis,
-            said,
-            (sizes[place], place),
-            (-8 if inside else 8, 0),
-            ha="right" if inside else "left",
-            color="white" if inside else "black",
-        )
+        look = {"ha": "right", "color": "white"} if inside else {"ha": "left", "color": "black"}
+        style.note(axis, said, (sizes[place], place), (-8 if inside else 8, 0), **look)
     axis.set_yticks(range(len(rows)), rows["scheme"], fontsize=LABEL)
     style.labels(axis, "size of the .tflite file (MB)")
     return page
@@ -84,12 +75,6 @@ def changed_answers(table, columns=3, side=150):
         table: DataFrame, one row per photo: path, true, and two columns of dicts class -> probability, `float32` and
             `int8`; the two or three most probable classes are drawn.
         columns: photos per row; side: of a photo, in pixels.
-
-    Returns:
-        Figure.
-
-    Example:
-        >>> page = changed_answers(table)  # doctest: +SKIP
     """
     if len(table) == 0:
         return style.nothing("No answer changed.")
@@ -114,7 +99,7 @@ def changed_answers(table, columns=3, side=150):
             bars.text(0, -1.4 * number + 0.4, name, va="bottom", fontsize=TEXT, color=ink)
         bars.set(xlim=(0, 1.3), ylim=(-3.3, 1))
     handles = [axes[0, 1].barh([0], [0], color=colour) for colour in (FLOAT, INT8)]
-    page.legend(handles, ["float32", "int8"], loc="outside lower center", ncols=2, frameon=False, fontsize=TEXT)
+    style.key(page, handles, ["float32", "int8"])
     return page
 
 
@@ -125,9 +110,6 @@ def quantization_error(errors, worst=5, value="SQNR (dB)"):
         errors: DataFrame in the order of execution with the columns layer and `value`.
         worst: how many to name.
         value: column to show; low is bad.
-
-    Returns:
-        Figure.
 
     Example:
         >>> import pandas as pd
@@ -189,17 +171,8 @@ def latency_bars(table, marks=None):
         style.note(axis, _milliseconds(value), (x, place), (8, 0))
     for words, value in marks.items():
         axis.axvline(value, color=WRONG, linestyle="--", linewidth=1.6)
-        said = _milliseconds(value)
-        style.note(
-            axis,
-            words if said in words else f"{words}: {said}",
-            (value, 1),
-            (0, 3),
-            xycoords=("data", "axes fraction"),
-            ha="right",
-            va="bottom",
-            color=WRONG,
-        )
+        said = words if _milliseconds(value) in words else f"{words}: {_milliseconds(value)}"
+        style.note(axis, said, (value, len(rows) - 0.4), (0, 3), ha="right", va="bottom", color=WRONG)
     axis.set(xscale="log", xlim=(low, 2.6 * max(times.max(), *marks.values(), 0)), ylim=(-0.6, len(rows) - 0.4))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.set_yticks(range(len(rows)), names, fontsize=TEXT)
@@ -266,9 +239,6 @@ def top_predictions(photo, probabilities, top=3, true=None, side=220):
         top: how many classes to show.
         true: name of the true class, or None; a wrong first answer is coloured.
         side: of the photo, in pixels.
-
-    Returns:
-        Figure.
 
     Example:
         >>> page = top_predictions(np.zeros((8, 8, 3)), {"hat": 0.9, "shirt": 0.06, "shoes": 0.02})

@@ -1,7 +1,7 @@
 """Drawings that explain: convolutions, receptive fields, splits, transfer learning, int8, pruning."""
 
 import numpy as np
-from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patches import Rectangle
 
 from utils.plots import style
 from utils.plots.style import CONV, DEPTHWISE, FLOAT, GREY, INT8, LABEL, LIGHT, POINTWISE, TEXT, WRONG
@@ -12,13 +12,21 @@ def _grid(axis, values, corner=(0, 0), shaded=(), edge=None, colour=CONV):
     for (y, x), value in np.ndenumerate(np.asarray(values, object)):
         place = (corner[0] + x, corner[1] - y - 1)
         face = (colour, 0.25) if (y, x) in shaded else "white"
-        axis.add_patch(Rectangle(place, 1, 1, facecolor=face, edgecolor=GREY, linewidth=0.8))
+        _box(axis, place, 1, 1, facecolor=face, edgecolor=GREY, linewidth=0.8)
         words = str(value).replace("-", "−")
         axis.text(place[0] + 0.5, place[1] + 0.5, words, ha="center", va="center", fontsize=LABEL)
     if edge is not None:
         y, x, height, width = edge
         place = (corner[0] + x, corner[1] - y - height)
-        axis.add_patch(Rectangle(place, width, height, fill=False, edgecolor=colour, linewidth=3, zorder=3))
+        _box(axis, place, width, height, fill=False, edgecolor=colour, linewidth=3, zorder=3)
+
+
+def _box(axis, corner, width, height, **kwargs):
+    axis.add_patch(Rectangle(corner, width, height, **kwargs))
+
+
+def _arrow(axis, end, start):
+    axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": GREY, "linewidth": 1.3})
 
 
 def convolution_by_hand(image, kernel, at=(0, 0)):
@@ -28,9 +36,6 @@ def convolution_by_hand(image, kernel, at=(0, 0)):
         image: (h, w) array of small whole numbers.
         kernel: (kh, kw) array of small whole numbers.
         at: (y, x) of the output value.
-
-    Returns:
-        Figure.
 
     Example:
         >>> figure = convolution_by_hand(np.eye(5, dtype=int), np.ones((3, 3), int), at=(0, 1))
@@ -73,9 +78,6 @@ def kinds_of_convolution(side=14, channels=(64, 64), kernel=3):
         channels: (input, output) channels; a depthwise convolution keeps the input's.
         kernel: side of the full and the depthwise window.
 
-    Returns:
-        Figure.
-
     Example:
         >>> figure = kinds_of_convolution(14, (64, 64))
     """
@@ -92,14 +94,12 @@ def kinds_of_convolution(side=14, channels=(64, 64), kernel=3):
     for axis, (title, colour, window, read, said, macs) in zip(axes, kinds, strict=True):
         for plane in reversed(range(4)):
             left, bottom = 0.42 * plane, 0.42 * plane
-            axis.add_patch(Rectangle((left, bottom), 5, 5, facecolor="white", edgecolor=GREY, linewidth=0.9))
+            _box(axis, (left, bottom), 5, 5, facecolor="white", edgecolor=GREY, linewidth=0.9)
             if plane in read:
                 start = (5 - window) / 2
-                axis.add_patch(
-                    Rectangle((left + start, bottom + start), window, window, facecolor=colour, edgecolor="white")
-                )
-        axis.add_patch(Rectangle((8.4, 2.7), 1, 1, facecolor=colour, edgecolor=GREY))
-        axis.annotate("", (8.3, 3.2), (6.6, 3.2), arrowprops={"arrowstyle": "->", "color": GREY, "linewidth": 1.5})
+                _box(axis, (left + start, bottom + start), window, window, facecolor=colour, edgecolor="white")
+        _box(axis, (8.4, 2.7), 1, 1, facecolor=colour, edgecolor=GREY)
+        _arrow(axis, (8.3, 3.2), (6.6, 3.2))
         axis.text(0, 6.7, title, fontsize=LABEL, va="bottom")
         axis.text(0, -0.4, said, fontsize=TEXT, va="top", color=GREY)
         axis.text(0, -2.5, f"{macs:,} MACs", fontsize=LABEL, va="top")
@@ -141,7 +141,7 @@ def receptive_field_steps(layers):
             mine = np.isclose(seen[level], x).any()
             box = (x - 0.42 * step, level - 0.17)
             face = CONV if mine else "white"
-            axis.add_patch(Rectangle(box, 0.84 * step, 0.34, facecolor=face, edgecolor=GREY, linewidth=0.8, zorder=2))
+            _box(axis, box, 0.84 * step, 0.34, facecolor=face, edgecolor=GREY, linewidth=0.8, zorder=2)
         name = layers[level - 1][0] if level else "input pixels"
         axis.text(pixels[0] - 1.2, level, name, ha="right", va="center", fontsize=TEXT)
         axis.text(pixels[-1] + 1.5, level, f"r = {size}, j = {step}", va="center", fontsize=TEXT)
@@ -162,37 +162,26 @@ def splits_drawing(photos=(6, 5, 4, 3, 3, 3), seed=1):
         photos: photos of each photographer in the drawing.
         seed: of the deal.
 
-    Returns:
-        Figure.
-
     Example:
         >>> page = splits_drawing()
     """
     rng = np.random.default_rng(seed)
-    page, axes = style.drawing(9, 3.6, 2)
+    page, axes = style.drawing(9, 3.9, 2)
     whole = {1, len(photos) - 2}  # who goes to test
     for axis, title in zip(axes, ("at random", "by photographer"), strict=True):
         by_person = title == "by photographer"
+        colour = style.NEW_PHOTOGRAPHERS if by_person else style.SEEN_PHOTOGRAPHERS
         for row, count in enumerate(photos):
             test = np.full(count, row in whole) if by_person else rng.permutation(np.arange(count) < max(1, count // 4))
             axis.text(-0.3, -row, f"photographer {chr(65 + row)}", ha="right", va="center", fontsize=TEXT)
-            seen = style.NEW_PHOTOGRAPHERS if by_person else style.SEEN_PHOTOGRAPHERS
             for place in range(count):
-                colour = seen if test[place] else style.TRAIN
-                box = (place + 0.06, -row - 0.4)
-                axis.add_patch(
-                    FancyBboxPatch(box, 0.8, 0.8, "round,pad=0,rounding_size=0.12", facecolor=colour, linewidth=0)
-                )
-        handles = [
-            Rectangle((0, 0), 1, 1, color=style.TRAIN),
-            Rectangle((0, 0), 1, 1, color=style.NEW_PHOTOGRAPHERS if by_person else style.SEEN_PHOTOGRAPHERS),
-        ]
+                _box(axis, (place + 0.06, -row - 0.4), 0.8, 0.8, facecolor=colour if test[place] else style.TRAIN)
         said = "test: nobody in it is in training" if by_person else "test: everybody in it is in training too"
-        axis.legend(
-            handles, ["training", said], loc="upper left", bbox_to_anchor=(-0.05, -0.0), frameon=False, fontsize=TEXT
-        )
+        for place, (face, words) in enumerate(((style.TRAIN, "training"), (colour, said))):
+            _box(axis, (-3.2, -len(photos) - 0.8 * place - 0.3), 0.8, 0.4, facecolor=face)
+            axis.text(-2.2, -len(photos) - 0.8 * place - 0.1, words, va="center", fontsize=TEXT)
         axis.text(-3.2, 0.75, f"split {title}", fontsize=LABEL)
-        axis.set(xlim=(-3.3, max(photos)), ylim=(-len(photos) + 0.5, 1.3), aspect="equal")
+        axis.set(xlim=(-3.3, max(photos)), ylim=(-len(photos) - 1.3, 1.3), aspect="equal")
     return page
 
 
@@ -202,9 +191,6 @@ def transfer_drawing(backbone="backbone, trained on ImageNet", head="new head", 
     Args:
         backbone, head: words under the two parts.
         blocks: how many blocks of the backbone to draw.
-
-    Returns:
-        Figure.
 
     Example:
         >>> page = transfer_drawing("MobileNetV2, trained on ImageNet", "10 classes")
@@ -222,25 +208,18 @@ def transfer_drawing(backbone="backbone, trained on ImageNet", head="new head", 
             style_of = {"facecolor": colour, "edgecolor": "white"} if title == "fine-tuned" else {
                 "facecolor": "white", "edgecolor": colour, "hatch": "///",
             }  # fmt: skip
-            axis.add_patch(Rectangle(body, 0.72, height, linewidth=1.4, **style_of))
-            axis.annotate(
-                "", (body[0], y + 0.6), (body[0] - 0.24, y + 0.6), arrowprops={"arrowstyle": "->", "color": GREY}
-            )
+            _box(axis, body, 0.72, height, linewidth=1.4, **style_of)
+            _arrow(axis, (body[0], y + 0.6), (body[0] - 0.24, y + 0.6))
         right = 1 + 0.95 * blocks
         head_colour = style.FROZEN if title == "frozen" else colour
-        axis.annotate("", (right, y + 0.6), (right - 0.24, y + 0.6), arrowprops={"arrowstyle": "->", "color": GREY})
-        axis.add_patch(Rectangle((right, y + 0.2), 0.72, 0.8, facecolor=head_colour, edgecolor="white"))
+        _arrow(axis, (right, y + 0.6), (right - 0.24, y + 0.6))
+        _box(axis, (right, y + 0.2), 0.72, 0.8, facecolor=head_colour, edgecolor="white")
         axis.text(right + 0.9, y + 0.6, "class", fontsize=TEXT, va="center")
         axis.text((1 + right) / 2, y - 0.18, backbone, fontsize=TEXT, ha="center", va="top", color=GREY)
         axis.text(right + 0.36, y - 0.18, head, fontsize=TEXT, ha="center", va="top", color=GREY)
     axis.set(xlim=(-0.1, right + 1.7), ylim=(-0.6, 4.5))
-    keys = [
-        Rectangle((0, 0), 1, 1, facecolor="white", edgecolor=GREY, hatch="///"),
-        Rectangle((0, 0), 1, 1, facecolor=GREY),
-    ]
-    page.legend(
-        keys, ["weights stay", "weights train"], loc="outside lower center", ncols=2, frameon=False, fontsize=TEXT
-    )
+    looks = ({"facecolor": "white", "edgecolor": GREY, "hatch": "///"}, {"facecolor": GREY})
+    style.key(page, [Rectangle((0, 0), 1, 1, **look) for look in looks], ["weights stay", "weights train"])
     return page
 
 
@@ -250,9 +229,6 @@ def int8_levels(weights, numbers=5):
     Args:
         weights: array of one output channel's weights (symmetric range, zero point 0).
         numbers: how many weights are written out, spread over their range.
-
-    Returns:
-        Figure.
 
     Example:
         >>> figure = int8_levels(np.random.default_rng(0).normal(0, 0.1, 500))
@@ -285,9 +261,6 @@ def pruning_drawing(shape=(8, 12), share=0.6, seed=0):
         share: of weights and of channels that go.
         seed: of the drawn weights.
 
-    Returns:
-        Figure.
-
     Example:
         >>> figure = pruning_drawing()
     """
@@ -307,9 +280,7 @@ def pruning_drawing(shape=(8, 12), share=0.6, seed=0):
     for axis, (title, values, zero, said) in zip(axes, panels, strict=True):
         for (y, x), value in np.ndenumerate(values):
             face = "white" if zero[y, x] else (POINTWISE, 0.25 + 0.75 * value)
-            axis.add_patch(
-                Rectangle((x, rows - y - 1), 0.92, 0.92, facecolor=face, edgecolor=LIGHT if zero[y, x] else "none")
-            )
+            _box(axis, (x, rows - y - 1), 0.92, 0.92, facecolor=face, edgecolor=LIGHT if zero[y, x] else "none")
         axis.text(0, rows + 0.3, title, fontsize=LABEL)
         axis.text(0, -0.4, said, fontsize=TEXT, va="top", color=GREY)
         axis.set(xlim=(-0.2, columns), ylim=(-2.8, rows + 1.3), aspect="equal")

@@ -14,12 +14,6 @@ def confusion_matrix(evaluation):
 
     Args:
         evaluation: Evaluation.
-
-    Returns:
-        Figure, square; 17 classes stay readable. A class without photos has a hatched row.
-
-    Example:
-        >>> page = confusion_matrix(evaluation.evaluate(predict, frame, classes))  # doctest: +SKIP
     """
     side = max(5.0, 2.2 + 0.44 * len(evaluation.classes))
     page, axes = style.figure(side + 0.6, 0.94 * side)
@@ -34,12 +28,6 @@ def confusion_matrices(evaluations, at_least=0.05):
     Args:
         evaluations: title -> Evaluation, or a list of named ones; all of the same classes.
         at_least: smallest share of the true class that is written into a cell.
-
-    Returns:
-        Figure.
-
-    Example:
-        >>> page = confusion_matrices({"plain": judged, "weighted": other})  # doctest: +SKIP
     """
     if not isinstance(evaluations, dict):
         evaluations = {evaluation.name: evaluation for evaluation in evaluations}
@@ -93,12 +81,6 @@ def reliability_diagram(evaluations, least=5):
     Args:
         evaluations: Evaluation, or title -> Evaluation for panels side by side, such as before and after calibration.
         least: bins with fewer photos are left out.
-
-    Returns:
-        Figure.
-
-    Example:
-        >>> page = reliability_diagram({"before": judged, "after": calibrated})  # doctest: +SKIP
     """
     evaluations = evaluations if isinstance(evaluations, dict) else {"": evaluations}
     page, axes = style.figure(0.6 + 4.4 * len(evaluations), 4.6, 1, len(evaluations), sharex=True, sharey=True)
@@ -108,9 +90,8 @@ def reliability_diagram(evaluations, least=5):
         axis.text(0.98, 0.86, "as sure as right", rotation=45, fontsize=TEXT, color=GREY, va="top", ha="right")
         spread = np.abs(bins[["accuracy_low", "accuracy_high"]].to_numpy().T - bins["accuracy"].to_numpy())
         axis.errorbar(bins["confidence"], bins["accuracy"], spread, fmt="none", ecolor=GREY, elinewidth=1.2)
-        axis.scatter(
-            bins["confidence"], bins["accuracy"], s=18 + 500 * bins["n"] / evaluation.n, color="black", zorder=3
-        )
+        areas = 18 + 500 * bins["n"] / evaluation.n
+        axis.scatter(bins["confidence"], bins["accuracy"], s=areas, color="black", zorder=3)
         said = f"calibration error {evaluation.ece:.1%}"
         axis.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
         style.labels(axis, "confidence", title=f"{title}\n{said}" if title else said)
@@ -126,12 +107,6 @@ def class_f1(evaluation, published=None):
     Args:
         evaluation: Evaluation.
         published: class -> F1 (0..1), or None: then measured values only, the highest on top.
-
-    Returns:
-        Figure.
-
-    Example:
-        >>> page = class_f1(judged, published={"hat": 0.82})  # doctest: +SKIP
     """
     table = evaluation.per_class.assign(published=evaluation.per_class.index.map(published or {}).astype(float))
     by = (table["f1"] - table["published"]) if published else table["f1"]
@@ -144,24 +119,14 @@ def class_f1(evaluation, published=None):
     for place, (_, row) in enumerate(table.iterrows()):
         absent = np.isnan(row["f1"])
         x = 0.0 if absent else np.nanmax([row["f1"], row["published"]])
-        style.note(
-            axis,
-            "no photo here" if absent else f"{row['f1']:.2f}",
-            (x, place),
-            (10, 0),
-            color=GREY if absent else "black",
-        )
+        style.note(axis, "no photo here" if absent else f"{row['f1']:.2f}", (x, place), (10, 0))
     axis.set_yticks(places, [f"{label} ({int(n)})" for label, n in zip(table.index, table["support"], strict=True)])
     low = np.nanmin(table[["f1", "published"]].to_numpy())
-    axis.set(xlim=(max(0.0, low - 0.08) if not table["f1"].isna().any() else 0, 1.06), ylim=(-0.6, len(table) - 0.4))
+    axis.set(xlim=(0 if table["f1"].isna().any() else max(0, low - 0.08), 1.06), ylim=(-0.6, len(table) - 0.4))
     style.grid(axis, "x")
     style.labels(axis, "F1 (photos of the class in brackets)")
     if published:
-        dots = [axis.plot([], [], "o", color="black", markersize=9)[0],
-                axis.plot([], [], "D", markerfacecolor="white", markeredgecolor="black", markersize=8)[0]]  # fmt: skip
-        page.legend(
-            dots, ["measured here", "published"], loc="outside upper right", ncols=2, frameon=False, fontsize=TEXT
-        )
+        style.key(page, axis.lines[1::-1], ["measured here", "published"])
     return page
 
 
@@ -171,12 +136,6 @@ def sender_accuracy(evaluation, top=15):
     Args:
         evaluation: Evaluation of a frame with senders.
         top: at most this many photographers; the axis says how many there are.
-
-    Returns:
-        Figure.
-
-    Example:
-        >>> page = sender_accuracy(judged)  # doctest: +SKIP
     """
     if evaluation.n_senders is None:
         raise ValueError("expected an evaluation of a frame with a column 'sender'; evaluate one of datasets.load")
@@ -184,16 +143,8 @@ def sender_accuracy(evaluation, top=15):
     page, axes = style.figure(8, max(2.6, 1.3 + 0.34 * len(table)))
     axis, places = axes[0, 0], np.arange(len(table))[::-1]
     axis.axvline(evaluation.accuracy, color=GREY, linestyle="--", linewidth=1.3)
-    style.note(
-        axis,
-        f"all photos: {evaluation.accuracy:.1%}",
-        (evaluation.accuracy, 1),
-        (-5, -2),
-        color=GREY,
-        xycoords=("data", "axes fraction"),
-        ha="right",
-        va="top",
-    )
+    said, place = f"all photos: {evaluation.accuracy:.1%}", (evaluation.accuracy, len(table) - 0.3)
+    style.note(axis, said, place, (-5, 0), color=GREY, ha="right")
     spread = np.abs(table[["accuracy_low", "accuracy_high"]].to_numpy().T - table["accuracy"].to_numpy())
     axis.errorbar(table["accuracy"], places, xerr=spread, fmt="o", color=NEW_PHOTOGRAPHERS, capsize=3, markersize=8)
     names = [f"photographer {_letters(place)} ({n:,} photos)" for place, n in enumerate(table["n"])]
@@ -223,9 +174,8 @@ def random_against_grouped(table):
     Example:
         >>> import pandas as pd
         >>> rows = [("10 classes", "random", 3781, 0.87, 0.86, 0.88), ("10 classes", "grouped", 3781, 0.84, 0.82, 0.86)]
-        >>> page = random_against_grouped(
-        ...     pd.DataFrame(rows, columns=["photos", "folds", "n", "accuracy", "low", "high"])
-        ... )
+        >>> names = ["photos", "folds", "n", "accuracy", "low", "high"]
+        >>> page = random_against_grouped(pd.DataFrame(rows, columns=names))
     """
     style.need(table, "photos", "folds", "n", "accuracy", "low", "high")
     if unknown := sorted({str(folds) for folds in table["folds"]} - set(FOLDS)):
@@ -237,11 +187,8 @@ def random_against_grouped(table):
         rows = table[table["photos"] == name].set_index("folds")
         for folds, row in rows.iterrows():
             y = -place + (0.18 if folds == "random" else -0.18)
-            spread, look = (
-                [[row["accuracy"] - row["low"]], [row["high"] - row["accuracy"]]],
-                {"elinewidth": 2, "capsize": 5},
-            )
-            axis.errorbar(row["accuracy"], y, xerr=np.abs(spread), fmt="o", color=FOLDS[folds], markersize=10, **look)
+            axis.plot([row["low"], row["high"]], [y, y], "|-", color=FOLDS[folds], linewidth=2, markersize=11)
+            axis.plot(row["accuracy"], y, "o", color=FOLDS[folds], markersize=10)
             style.note(axis, f"{row['accuracy']:.1%}", (row["high"], y), (8, 0), fontsize=LABEL)
         if {"random", "grouped"} <= set(rows.index):
             start, end = rows.loc["random", "accuracy"], rows.loc["grouped", "accuracy"]
@@ -257,9 +204,7 @@ def random_against_grouped(table):
     style.percent_axis(axis, "x")
     words = {"random": "photographers seen in training", "grouped": "new photographers"}
     handles = [axis.plot([], [], "o", color=colour, markersize=9)[0] for colour in FOLDS.values()]
-    page.legend(
-        handles, [words[name] for name in FOLDS], loc="outside lower center", ncols=2, frameon=False, fontsize=TEXT
-    )
+    style.key(page, handles, [words[name] for name in FOLDS])
     style.labels(axis, "accuracy (bars: 95% interval over photographers)")
     return page
 
@@ -270,12 +215,6 @@ def balancing_order(table):
     Args:
         table: DataFrame: protocol, n, accuracy, accuracy_low, accuracy_high; shared_photos (test photos of which a copy
             was trained on) is written into the bar where it is given, and colours it.
-
-    Returns:
-        Figure.
-
-    Example:
-        >>> page = balancing_order(experiments.balancing_order(dataset, "mobilenet_v2"))  # doctest: +SKIP
     """
     style.need(table, "protocol", "n", "accuracy", "accuracy_low", "accuracy_high")
     page, axes = style.figure(8.8, 1.1 + 0.85 * len(table))
@@ -283,9 +222,8 @@ def balancing_order(table):
     for place, row in enumerate(table.to_dict("records")):
         copies = row.get("shared_photos", 0)
         colour = style.WRONG if copies else NEW_PHOTOGRAPHERS if place == 0 else SEEN_PHOTOGRAPHERS
-        spread = np.abs([[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]])
         axis.barh(-place, row["accuracy"], color=colour, height=0.62)
-        axis.errorbar(row["accuracy"], -place, xerr=spread, fmt="none", color="black", capsize=5, elinewidth=1.6)
+        axis.plot([row["accuracy_low"], row["accuracy_high"]], [-place, -place], "|-", color="black", markersize=10)
         shared = f"\n{copies:,} of {row['n']:,} test photos were also trained on" if "shared_photos" in row else ""
         axis.text(0.012, -place, f"{row['accuracy']:.1%}{shared}", va="center", fontsize=LABEL,
                   color="black" if colour == SEEN_PHOTOGRAPHERS else "white")  # fmt: skip
@@ -306,9 +244,6 @@ def accuracy_against_cost(table, cost="macs", unit=1e6, label="MACs (millions, l
             markers tell the tasks apart.
         cost: column of the x axis; unit: divide it by this; label: of the x axis.
 
-    Returns:
-        Figure.
-
     Example:
         >>> import pandas as pd
         >>> rows = [("a", 3e8, 0.87, "frozen"), ("b", 4e8, 0.93, "fine-tuned")]
@@ -323,8 +258,7 @@ def accuracy_against_cost(table, cost="macs", unit=1e6, label="MACs (millions, l
     for row in table.to_dict("records"):
         x, y, colour = row[cost] / unit, row["accuracy"], style.TRAINED[row["trained"]]
         if "accuracy_low" in row:
-            spread = np.abs([[y - row["accuracy_low"]], [row["accuracy_high"] - y]])
-            axis.errorbar(x, y, spread, fmt="none", ecolor=colour, elinewidth=1.6, capsize=3)
+            axis.plot([x, x], [row["accuracy_low"], row["accuracy_high"]], "_-", color=colour, markersize=8)
         marker = style.MARKERS[tasks.index(row.get("classes", ""))]
         axis.plot(x, y, marker, color=colour, markersize=11, markeredgecolor="white")
         ends.append((x, y, f"{row['model']}, {y:.1%}", "black"))
@@ -343,7 +277,7 @@ def accuracy_against_cost(table, cost="macs", unit=1e6, label="MACs (millions, l
     if tasks != [""]:
         handles += [axis.plot([], [], mark, color=GREY, markersize=10)[0] for mark in style.MARKERS[: len(tasks)]]
         used += tasks
-    page.legend(handles, used, loc="outside lower center", ncols=5, frameon=False, fontsize=TEXT)
+    style.key(page, handles, used)
     beside = any(cheapest < end[0] < 2 * cheapest for end in ends)  # else names would cover the points to their right
     style.names_at_ends(axis, [end for end in ends if end[0] > cheapest or not beside])
     style.names_at_ends(axis, [end for end in ends if end[0] == cheapest and beside], left=True)
@@ -356,12 +290,6 @@ def gradcam_overlay(cams, side=160):
     Args:
         cams: GradCam of `evaluation.gradcam`.
         side: of a photo, in pixels.
-
-    Returns:
-        Figure, two or three pairs per row.
-
-    Example:
-        >>> sheet = gradcam_overlay(evaluation.gradcam(model, worst.head(4)))  # doctest: +SKIP
     """
     pairs = 3 if len(cams.images) % 3 == 0 else min(2, len(cams.images))
     page, axes = style.sheet(2 * len(cams.images), 2 * pairs, side, foot=24)

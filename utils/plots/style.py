@@ -145,6 +145,11 @@ def labels(axis, x=None, y=None, title=None):
     axis.set_title(title or axis.get_title(), fontsize=LABEL)
 
 
+def key(page, handles, names):
+    """What the colours and marks mean, in one row below the figure."""
+    page.legend(handles, names, loc="outside lower center", ncols=6, frameon=False, fontsize=TEXT)
+
+
 def percent_axis(axis, which="y"):
     """Show shares 0..1 as whole percent on one axis."""
     getattr(axis, f"{which}axis").set_major_formatter(PercentFormatter(1, decimals=0))

@@ -75,10 +75,6 @@ class ChannelPruned:
     kept: dict
     left_alone: dict
 
-    def to_frame(self):
-        """The table of blocks."""
-        return self.blocks
-
     def __repr__(self):
         before, after = self.blocks["channels_before"].sum(), self.blocks["channels_after"].sum()
         names = ", ".join(f"{name} ({channels} channels)" for name, channels in self.left_alone.items())

@@ -208,10 +208,6 @@ class Pruned:
     report: pd.DataFrame
     history: pd.DataFrame
 
-    def to_frame(self):
-        """The per-layer report."""
-        return self.report
-
     def __repr__(self):
         nonzero, weights = int(self.report["nonzero"].sum()), int(self.report["weights"].sum())
         return (
