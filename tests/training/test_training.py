@@ -451,6 +451,17 @@ def test_a_head_is_found_only_on_the_same_backbone(finished, monkeypatch, tmp_pa
         runs.load(finished.run_id, tmp_path / "elsewhere")
 
 
+def test_looking_for_a_head_that_ships_touches_no_network(finished, monkeypatch, tmp_path):
+    runs.export(dataclasses.replace(finished, weights_source="ImageNet"))
+
+    def fetch(name, weights, download=True):
+        assert not download, "it asked the network for a name in a table"
+        raise models.WeightsUnavailable("not on this machine")
+
+    monkeypatch.setattr(networks, "_weights", fetch)
+    assert runs.load(finished.run_id, tmp_path / "elsewhere").weights_source == "ImageNet"
+
+
 def test_what_makes_no_sense_is_not_shipped(finished):
     with pytest.raises(ValueError, match="its head alone is no model"):
         runs.export(dataclasses.replace(finished, weights_source=models.WARM_START))

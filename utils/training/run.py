@@ -254,11 +254,11 @@ _PLAIN = (
 
 
 def _same_backbone(run):
-    """Whether a shipped head goes with the pretrained weights of this machine."""
+    """Whether a shipped head goes with the pretrained weights of this machine; looks at no network."""
     try:
-        return models.weights_source(run.config.model) == run.weights_source
+        return models.weights_source(run.config.model, download=False) == run.weights_source
     except models.WeightsUnavailable:
-        return False
+        return run.weights_source == "ImageNet"  # which are fetched when the network is asked for
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
