@@ -161,6 +161,16 @@ def test_a_warm_start_needs_training_photos_and_is_calibrated_once(photos, monke
     assert not np.allclose(features.extract("tiny", frame, SIZE), found)
 
 
+def test_other_kernels_have_other_statistics(photos, tmp_path):
+    frame, statistics = photos.part("train"), []
+    for scale in (1, 2):
+        model = models.feature_extractor("tiny", SIZE)
+        conv = model.get_layer("conv")
+        conv.set_weights([scale * weight for weight in conv.get_weights()])
+        statistics.append(features.calibrate(model, frame, SIZE, tmp_path).get_layer("norm").get_weights()[3])
+    np.testing.assert_allclose(statistics[1], 4 * statistics[0], rtol=1e-3)
+
+
 # --- the probe --------------------------------------------------------------------------------------------------------
 
 

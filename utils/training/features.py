@@ -105,7 +105,11 @@ def calibrate(model, frame, input_size, cache_dir=None):
     norms = [layer for layer in model.layers if type(layer).__name__ == "BatchNormalization"]
     variables = [variable for norm in norms for variable in (norm.moving_mean, norm.moving_variance)]
     digest = hashlib.sha256(repr(input_size).encode())
-    digest.update(norms[0].gamma.numpy().tobytes())
+    # The statistics follow from every weight before the pooled features: kernels, scales and offsets.
+    names = [layer.name for layer in model.layers]
+    for layer in model.layers[: names.index("pooled_features")]:
+        for weight in layer.weights[:2] if layer in norms else layer.weights:
+            digest.update(weight.numpy().tobytes())
     copies = some["copy"] if "copy" in some.columns else [0] * len(some)
     for path, copy in zip(some["path"], copies, strict=True):
         digest.update(f"{content(path)}/{int(copy)}".encode())
