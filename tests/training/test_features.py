@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny_training
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from utils import models
@@ -159,6 +160,18 @@ def test_a_warm_start_needs_training_photos_and_is_calibrated_once(photos, monke
     assert estimated == [len(frame)]
     monkeypatch.setattr(models, "needs_batch_norm", lambda name, weights="auto": False)
     assert not np.allclose(features.extract("tiny", frame, SIZE), found)
+
+
+def test_other_photos_under_the_same_names_calibrate_anew(photos, monkeypatch, tmp_path):
+    monkeypatch.setattr(models, "needs_batch_norm", lambda name, weights="auto": True)
+    frame, copies = photos.part("train"), []
+    for number, path in enumerate(frame["path"]):
+        copies.append(shutil.copy(path, tmp_path / f"{number}.png"))
+    here = frame.assign(path=copies)
+    first = features.extract("tiny", frame, SIZE, calibration=here)
+    for path in copies:
+        Image.new("RGB", (SIZE, SIZE), "red").save(path)
+    assert not np.allclose(features.extract("tiny", frame, SIZE, calibration=here), first)
 
 
 def test_other_kernels_have_other_statistics(photos, tmp_path):

@@ -156,7 +156,7 @@ def _extractor(backbone, input_size, calibration, cache_dir):
             f"{backbone} starts from other weights here ({models.weights_source(backbone)}), and its batch "
             "normalization has to be set on training photos; pass calibration=, the frame of the training set"
         )
-    photos = tuple(calibration["path"]) if needed else ()
+    photos = tuple(map(content, calibration["path"])) if needed else ()
     key = (backbone, input_size, photos, models.weights_source(backbone))
     if key in _extractors:
         return _extractors[key]
