@@ -421,6 +421,26 @@ def test_other_photos_are_another_run(photos, finished, monkeypatch):
         train(finished.config, fewer)
 
 
+@dataclasses.dataclass(frozen=True)
+class OneFingerprint(tiny_training.Photos):
+    fingerprint = "always the same"
+
+
+def test_exchanged_labels_are_another_run_also_under_one_fingerprint(photos, monkeypatch):
+    first, run = OneFingerprint(photos.frame), config("frozen", epochs=4, learning_rate=0.1, dropout=0.0)
+    exchanged = {"red": "blue", "blue": "red", "green": "green"}
+    other = OneFingerprint(photos.frame.assign(label=photos.frame["label"].map(exchanged)))
+    trained, test = train(run, first), photos.part("test")
+    answers = trained.predict(test).argmax(1)
+    assert train(run, OneFingerprint(photos.frame.assign(sha256=""))).content == trained.content
+    with stopping(monkeypatch, loop._Keeper, "on_epoch_begin", 1), pytest.warns(UserWarning, match="other photos or"):
+        train(run, other)
+    again = train(run, other)  # goes on with the interrupted one
+    assert (again.predict(test)[:, [2, 1, 0]].argmax(1) == answers).mean() > 0.6
+    with pytest.warns(UserWarning, match="trained on other photos or labels"):
+        train(run, first)
+
+
 # --- what ships -------------------------------------------------------------------------------------------------------
 
 

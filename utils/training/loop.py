@@ -5,6 +5,7 @@ validation set; nothing here looks at the test set.
 """
 
 import contextlib
+import hashlib
 import math
 import time
 
@@ -17,6 +18,8 @@ from utils.datasets import pipeline, splits
 from . import batches, features
 from . import run as runs
 from .config import BASELINE
+
+OTHER_CONTENT = "it was trained on other photos or labels, though the dataset's fingerprint is the same"
 
 
 class Diverged(RuntimeError):
@@ -56,11 +59,12 @@ def train(run, dataset, resume=True, strategy=None, folder=None, verbose=1, ship
     """
     _check(run, dataset, strategy)
     home = files.runs_dir(folder) / run.run_id_for(dataset.fingerprint)
-    if resume and (found := runs.find_finished(home.name, home.parent, shipped)):
+    found = runs.find_finished(home.name, home.parent, shipped) if resume else None
+    if found and (found.content is None or found.content == content_of(dataset.frame)):
         return found
     with runs.lock(home):
-        if home.exists() and not resume:
-            runs.set_aside(home, "it is trained again from the start")
+        if home.exists() and (found or not resume):
+            runs.set_aside(home, OTHER_CONTENT if found else "it is trained again from the start")
         trainer = _Trainer(run, dataset, home, strategy, verbose)
         try:
             trainer.go_on()
@@ -68,6 +72,14 @@ def train(run, dataset, resume=True, strategy=None, folder=None, verbose=1, ship
             runs.set_aside(home, str(error))
             trainer.go_on()
     return runs.load(home.name, home.parent)
+
+
+def content_of(frame):
+    """Digest of what is trained on and chosen by: the parts, labels and bytes of all photos but the test set's."""
+    hashes = frame["sha256"] if "sha256" in frame else [""] * len(frame)
+    rows = zip(frame["split"], frame["label"], hashes, frame["path"], strict=True)
+    rows = sorted((part, label, sha or features.content(path)) for part, label, sha, path in rows if part != "test")
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
 
 def _check(run, dataset, strategy):
@@ -120,8 +132,8 @@ class _Trainer:
         config, checkpoint = self.config, self.home / runs.CHECKPOINT
         self.epoch, self.mark = 0, time.perf_counter()
         state, arrays = runs.read_checkpoint(checkpoint) if checkpoint.exists() else (self._first_state(), {})
-        if state["config"] != config.to_dict():
-            raise runs.DamagedRun("its checkpoint belongs to another RunConfig")
+        if state["content"] != content_of(self.dataset.frame):
+            raise runs.DamagedRun(OTHER_CONTENT)
         with self.strategy.scope() if self.strategy else contextlib.nullcontext():
             network, stream, validation, full = self._set_up()
             optimizer = make_optimizer(config, -(-len(self.frame) // config.batch_size))
@@ -172,8 +184,9 @@ class _Trainer:
         config = self.config
         return {
             "run_id": self.home.name, "status": "training", "config": config.to_dict(),
-            "fingerprint": str(self.dataset.fingerprint), "classes": list(self.classes), "epochs_done": 0,
-            "best_epoch": 0, "history": [], "initial": {}, "environment": environment.describe(), "duration_s": 0.0,
+            "fingerprint": str(self.dataset.fingerprint), "content": content_of(self.dataset.frame),
+            "classes": list(self.classes), "epochs_done": 0, "best_epoch": 0, "history": [], "initial": {},
+            "environment": environment.describe(), "duration_s": 0.0,
             "n_train": len(self.frame), "n_validation": len(self.validation),
             "weights_source": models.weights_source(config.model if config.mode != "scratch" else BASELINE),
         }  # fmt: skip

@@ -54,6 +54,7 @@ class Run:
         duration_s: seconds of work, interruptions left out.
         n_train, n_validation: photos (copies of balancing counted).
         weights_source: what the weights started from.
+        content: digest of the labels and photos that it was trained on; None where it is not known.
         files: kind ("weights" or "predictions") -> name, sha256, size_bytes.
         folder: where it lies.
     """
@@ -70,6 +71,7 @@ class Run:
     n_train: int
     n_validation: int
     weights_source: str
+    content: str | None
     files: dict
     folder: pathlib.Path
 
@@ -238,6 +240,7 @@ def _read(folder):
             config=RunConfig.from_dict(state["config"]),
             classes=tuple(state["classes"]),
             history=pd.DataFrame(state["history"]),
+            content=state.get("content"),
             folder=folder,
         )
     except DamagedRun:
@@ -347,7 +350,8 @@ def _look_up(run, frame):
 
 def _to_state(run):
     state = {name: getattr(run, name) for name in _PLAIN if name != "files"}
-    return state | {
+    content = {"content": run.content} if run.content else {}
+    return state | content | {
         "status": "finished", "config": run.config.to_dict(), "classes": list(run.classes),
         "epochs_done": len(run.history), "history": run.history.to_dict("records"),
     }  # fmt: skip
