@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -194,6 +195,17 @@ def test_flipping_at_test_time_averages_two_views(photos, finished):
     with pytest.raises(ValueError, match="tta must be False or 'flip', got 'rotate'"):
         run.predict(test, tta="rotate")
     assert run.predict(test.iloc[:0]).shape == (0, 3)
+
+
+def test_photos_may_be_a_path_paths_images_or_a_frame(photos, finished):
+    test = photos.part("test")
+    found, paths = finished.predict(test), test["path"].tolist()
+    np.testing.assert_array_equal(finished.predict(paths), found)
+    np.testing.assert_array_equal(finished.predict(pipeline.load_images(test, SIZE)), found)
+    np.testing.assert_allclose(finished.predict(paths[0]), found[:1], atol=1e-6)
+    np.testing.assert_allclose(finished.predict(pathlib.Path(paths[0])), found[:1], atol=1e-6)
+    with pytest.raises(ValueError, match=r"shape \(n, 32, 32, 3\), got \(24, 24, 3\)"):
+        finished.predict(np.zeros((24, 24, 3)))
 
 
 # --- interruptions ----------------------------------------------------------------------------------------------------
@@ -530,6 +542,8 @@ def test_a_record_counts_its_architecture_and_says_what_it_does_not_hold(trained
         record.predict(photos.part("test"), tta="flip")
     with pytest.raises(ValueError, match="a record already"):
         runs.export_record(record, photos)
+    with pytest.raises(ValueError, match="pass a DataFrame"):
+        record.predict("photo.jpg")
     with pytest.raises(ValueError, match=r"24 photos; 24 of the 48 asked for"):
         record.predict(photos.frame)
 

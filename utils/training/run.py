@@ -118,29 +118,43 @@ class Run:
         forward = tf.function(lambda images: model(images, training=False), autograph=False)
         return forward, model  # the model must live as long as the function that uses its variables
 
-    def predict(self, frame, tta=False, batch_size=32):
+    def predict(self, photos, tta=False, batch_size=32):
         """Probabilities of photos.
 
         Args:
-            frame: DataFrame with `path`.
+            photos: a path, a list of paths, a DataFrame with `path`, or decoded images (n, s, s, 3) in 0..255.
             tta: test-time augmentation: True or "flip" averages each photo and its mirror image.
             batch_size: photos a forward pass.
 
         Returns:
-            float32 (n, C), rows in the frame's order. A run that ships as a record answers from it (`id` in the frame).
+            float32 (n, C), rows in the photos' order. A run that ships as a record answers from it (needs a DataFrame
+            with `id`).
 
         Raises:
-            ValueError: unknown `tta`, a file that cannot be decoded, or a photo or `tta` that a record does not hold.
+            ValueError: unknown `tta`, a file that cannot be decoded, images of another size, or a photo or `tta` that a
+                record does not hold.
+
+        Example:
+            >>> run.predict("photo.jpg").round(2)  # doctest: +SKIP
+            array([[0.97, 0.02, 0.01]], dtype=float32)
         """
         if tta not in (False, None, True, "flip"):
             raise ValueError(f"tta must be False or 'flip', got {tta!r}")
         if self.recorded:
             if tta:
                 raise ValueError(f"run {self.run_id} ships what it predicted for plain photos; train it again for tta")
-            return _look_up(self, frame)
+            return _look_up(self, photos)
+        if isinstance(photos, np.ndarray):
+            side = self.config.input_size
+            if photos.ndim != 4 or photos.shape[1:] != (side, side, 3):
+                raise ValueError(f"images must have the shape (n, {side}, {side}, 3), got {photos.shape}")
+            return self.predict_images(photos, tta, batch_size)
+        if not isinstance(photos, pd.DataFrame):
+            paths = [photos] if isinstance(photos, str | os.PathLike) else list(photos)
+            photos = pd.DataFrame({"path": list(map(os.fspath, paths))})
         parts = [np.zeros((0, len(self.classes)), np.float32)]
-        for start in range(0, len(frame), 8 * batch_size):
-            images = pipeline.load_images(frame.iloc[start : start + 8 * batch_size], self.config.input_size)
+        for start in range(0, len(photos), 8 * batch_size):
+            images = pipeline.load_images(photos.iloc[start : start + 8 * batch_size], self.config.input_size)
             parts.append(self.predict_images(images, tta, batch_size))
         return np.concatenate(parts)
 
@@ -337,6 +351,8 @@ def export_record(run, dataset, folder=None):
 
 def _look_up(run, frame):
     """The recorded probabilities of a frame's photos; any selection of them, in any order."""
+    if not isinstance(frame, pd.DataFrame):
+        raise ValueError(f"run {run.run_id} ships what it predicted, not its weights: pass a DataFrame with `id`")
     arrays = read_arrays(run.folder / run.files["predictions"]["name"])
     place = {one: row for row, one in enumerate(arrays["id"].tolist())}
     wanted = [str(one) for one in frame["id"]]
