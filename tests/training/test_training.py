@@ -197,6 +197,14 @@ def test_flipping_at_test_time_averages_two_views(photos, finished):
     assert run.predict(test.iloc[:0]).shape == (0, 3)
 
 
+def test_any_keras_callback_is_called_and_validation_is_printed(photos, capsys):
+    seen = []
+    watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append((epoch, logs["val_accuracy"])))
+    run = train(config("frozen", epochs=2), photos, callbacks=[watch], verbose=2)
+    assert seen == list(enumerate(run.history["val_accuracy"]))
+    assert "Epoch 2/2" in (told := capsys.readouterr().out) and told.count("val_accuracy") == 2
+
+
 def test_photos_may_be_a_path_paths_images_or_a_frame(photos, finished):
     test = photos.part("test")
     found, paths = finished.predict(test), test["path"].tolist()

@@ -26,7 +26,7 @@ class Diverged(RuntimeError):
     """The loss is not a finite number any more."""
 
 
-def train(run, dataset, resume=True, strategy=None, folder=None, verbose=1, shipped=True):
+def train(run, dataset, resume=True, strategy=None, folder=None, verbose=1, callbacks=(), shipped=True):
     """Train a run, go on with it, or load it where it is finished.
 
     Sets the process' random seeds (Python, NumPy, TensorFlow) from ``run.seed``.
@@ -39,6 +39,8 @@ def train(run, dataset, resume=True, strategy=None, folder=None, verbose=1, ship
             then leaves out the last photos of its order that fill no batch.
         folder: folder that holds the runs; default ``CLOTHING_RUNS_DIR``, else ``runs/``.
         verbose: 0 silent, 1 progress bar, 2 one line an epoch.
+        callbacks: any ``keras.callbacks``, such as TensorBoard; they come after the epoch is kept, and a run that is
+            loaded calls none.
         shipped: False trains what is not finished under `folder`, though it ships in ``models/``.
 
     Returns:
@@ -65,7 +67,7 @@ def train(run, dataset, resume=True, strategy=None, folder=None, verbose=1, ship
     with runs.lock(home):
         if home.exists() and (found or not resume):
             runs.set_aside(home, OTHER_CONTENT if found else "it is trained again from the start")
-        trainer = _Trainer(run, dataset, home, strategy, verbose)
+        trainer = _Trainer(run, dataset, home, strategy, verbose, callbacks)
         try:
             trainer.go_on()
         except runs.DamagedRun as error:
@@ -112,9 +114,9 @@ def _check(run, dataset, strategy):
 class _Trainer:
     """One run's photos and choices, from the last checkpoint to the finished run."""
 
-    def __init__(self, config, dataset, home, strategy, verbose):
-        self.config, self.dataset, self.home, self.verbose = config, dataset, home, verbose
-        self.strategy = strategy
+    def __init__(self, config, dataset, home, strategy, verbose, callbacks):
+        self.config, self.dataset, self.home = config, dataset, home
+        self.strategy, self.verbose, self.callbacks = strategy, verbose, callbacks
         self.classes = tuple(map(str, dataset.classes))
         frame = dataset.frame
         if config.balance_to:
@@ -154,7 +156,7 @@ class _Trainer:
         if self.epoch < config.epochs and not keeper.patience_is_over():
             network.fit(
                 stream, validation_data=None if self.strategy else validation, initial_epoch=self.epoch,
-                epochs=config.epochs, verbose=self.verbose, shuffle=False, callbacks=[keeper],
+                epochs=config.epochs, verbose=self.verbose, shuffle=False, callbacks=[keeper, *self.callbacks],
             )  # fmt: skip
         runs.assign(network.weights, keeper.best, "best weights in the checkpoint")
         state = keeper.state | {"status": "finished", "duration_s": self.duration(keeper.state)}
