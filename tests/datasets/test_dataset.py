@@ -241,11 +241,6 @@ def test_auto_uses_what_can_be_fetched(little, tmp_path, monkeypatch):
     assert datasets.load("auto", tmp_path / "new").name == "clothing-10"
 
 
-def test_the_environment_names_the_folder(little, monkeypatch):
-    monkeypatch.setenv("CLOTHING_DATA_DIR", str(little))
-    assert quiet("clothing-10", None).root == little / "clothing-dataset-small"
-
-
 # the real photos
 
 

@@ -27,18 +27,15 @@ _log = logging.getLogger(__name__)
 
 
 def read_index(path):
-    """Read the full set's `images.csv`: one row per photo.
-
-    Args:
-        path: a comma-separated UTF-8 file with the columns image, sender_id, label, kids.
+    """Read the full set's `images.csv` (UTF-8, commas; columns image, sender_id, label, kids), one row per photo.
 
     Returns:
         DataFrame with str columns `id`, `sender`, `label` (outer blanks stripped) and `kids` (boolean, may be <NA>).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not such a file (another delimiter, missing columns, no rows, an id twice, an id that is not a plain
-            file name); the message names the file and the row.
+        ValueError: another delimiter, missing columns, no rows, an id twice, an id that is not a plain file name; names
+            the file and the row.
 
     Example:
         >>> import tempfile; path = pathlib.Path(tempfile.mkdtemp()) / "images.csv"
@@ -59,10 +56,9 @@ def read_index(path):
         raise ValueError(f"{path} has no column {', '.join(missing)}; expected commas between columns, got {found!r}")
     frame = frame[list(INDEX_COLUMNS)].rename(columns=INDEX_COLUMNS).apply(lambda column: column.str.strip())
     known = {"true": True, "false": False, "": pd.NA}
+    plain = frame["id"].str.fullmatch(r"\w[\w-]*(\.[\w-]+)*", na=False)
     wrong = {
-        "expected an id of letters, digits, '.', '-' and '_'": ~frame["id"].str.fullmatch(
-            r"\w[\w-]*(\.[\w-]+)*", na=False
-        ),
+        "expected an id of letters, digits, '.', '-' and '_'": ~plain,
         "expected an id that no other row has": frame["id"].duplicated(),
         "expected a label and a sender": frame[["label", "sender"]].fillna("").eq("").any(axis=1),
         "expected True or False as kids": ~frame["kids"].str.lower().isin(known),
@@ -84,18 +80,7 @@ def paths_from_ids(frame, folder):
 
 
 def missing_images(frame, folder):
-    """Compare the rows with the files, both ways.
-
-    Args:
-        frame: DataFrame with `path`.
-        folder: the folder with the photos.
-
-    Returns:
-        (DataFrame of the rows whose file does not exist, sorted list of the file names that no row names).
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-    """
+    """Compare rows (`path`) with the files of a folder: (the rows whose file is missing, the files without a row)."""
     folder = pathlib.Path(folder).absolute()
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; expected the photos as published")
@@ -105,14 +90,7 @@ def missing_images(frame, folder):
 
 
 def drop_labels(frame, labels=UNIMPORTANT_LABELS):
-    """Drop the rows with unimportant labels, whatever their case.
-
-    Args:
-        frame: DataFrame with `label`.
-        labels: labels to drop; "not SURE" drops "Not sure".
-
-    Returns:
-        (frame without them, Series of the number of dropped rows by label as written).
+    """Drop the rows with unimportant labels, whatever their case: (the other rows, number of dropped rows by label).
 
     Example:
         >>> kept, dropped = drop_labels(pd.DataFrame({"label": ["Hat", "SKIP", "not sure"]}))
@@ -135,11 +113,8 @@ def check_photos(paths, folder, progress=True):
         progress: show a bar while photos are decoded.
 
     Returns:
-        DataFrame, index like `paths`: sha256, width, height, mode, format, orientation, problem ("" for a good photo),
+        DataFrame, one row per path: sha256, width, height, mode, format, orientation, problem ("" for a good photo),
         look (perceptual hash of 256 bits in hexadecimal, for `picture_twins`).
-
-    Raises:
-        FileNotFoundError: a path does not exist.
     """
     folder = pathlib.Path(folder).absolute()
     key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
@@ -190,14 +165,7 @@ def _recall(memory):
 
 
 def twins(frame):
-    """Byte-identical photos.
-
-    Args:
-        frame: DataFrame with `sha256` and `id` (and `label`, `sender`).
-
-    Returns:
-        DataFrame of the rows that share their content with another row, twins beside each other.
-    """
+    """The rows whose content (`sha256`) another row has too, twins beside each other."""
     same = frame[frame["sha256"].ne("") & frame["sha256"].duplicated(keep=False)]
     return same.sort_values(["sha256", "id"])
 
@@ -240,14 +208,7 @@ def twin_names(ids, looks):
 
 
 def label_conflicts(frame, other):
-    """Photos that two sources label differently (case apart).
-
-    Args:
-        frame, other: DataFrames with `id` and `label`.
-
-    Returns:
-        DataFrame with `id`, `label`, `other_label` (and `split`, where `frame` has it), one row per conflict.
-    """
+    """Photos that two frames (`id`, `label`) label differently, case apart: id, label, split, other_label."""
     columns = [column for column in ("id", "label", "split") if column in frame]
     both = frame[columns].merge(other[["id", "label"]].rename(columns={"label": "other_label"}), on="id")
     return both[both["label"].str.casefold() != both["other_label"].str.casefold()].reset_index(drop=True)
@@ -257,10 +218,7 @@ def label_conflicts(frame, other):
 class Report:
     """What cleaning found and dropped; prints itself.
 
-    Attributes:
-        name: the dataset.
-        steps: tuple of (what was looked for, photos found, what was done, details).
-        details: dict of DataFrames by step, for those who want the rows.
+    `steps` are (what was looked for, photos found, what was done, details); `details` holds the rows by step.
     """
 
     name: str
@@ -274,9 +232,8 @@ class Report:
     def __repr__(self):
         lines = [f"{self.name}: what cleaning found"]
         for step, found, done, details in self.steps:
-            lines.append(
-                f"  {step}: {found:,}" + (f", {done}" if done and found else "") + (f" ({details})" if details else "")
-            )
+            done = f", {done}" if done and found else ""
+            lines.append(f"  {step}: {found:,}{done}" + (f" ({details})" if details else ""))
         return "\n".join(lines)
 
     def _repr_html_(self):

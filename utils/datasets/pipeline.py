@@ -171,15 +171,10 @@ def decode(path, input_size, copy=0):
 
 
 def load_images(frame, input_size, out=None):
-    """All photos of a frame, decoded in threads.
-
-    Args:
-        frame: DataFrame with `path`, and `copy` where it was balanced.
-        input_size: side in pixels.
-        out: uint8 array (n, input_size, input_size, 3) to fill; default a new one.
+    """All photos of a frame (`path`, and `copy` where it was balanced), decoded in threads.
 
     Returns:
-        uint8 array (n, input_size, input_size, 3), rows as in `frame`.
+        uint8 array (n, input_size, input_size, 3), rows as in `frame`; `out` where it is given.
 
     Raises:
         FileNotFoundError, ValueError: the first photo that cannot be decoded, by name.

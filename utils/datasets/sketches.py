@@ -33,19 +33,15 @@ def build(root=None, per_class=60, size=128, seed=0):
     Returns:
         pathlib.Path of `sketches-v2-<per_class>x<size>-seed<seed>/`, with `<class>/<id>.png` and `drawings.csv`.
 
-    Raises:
-        ValueError: fewer than one drawing per class, or a side outside 16..1024.
-        OSError: the folder cannot be written; names it.
-
     Example:
         >>> import tempfile
         >>> folder = build(tempfile.mkdtemp(), per_class=3, size=32)
         >>> len(list(folder.glob("*/*.png")))
         30
     """
-    if isinstance(per_class, bool) or int(per_class) != per_class or per_class < 1:
+    if per_class != int(per_class) or per_class < 1:
         raise ValueError(f"per_class must be a positive integer, got {per_class}")
-    if isinstance(size, bool) or int(size) != size or not 16 <= size <= 1024:
+    if size != int(size) or not 16 <= size <= 1024:
         raise ValueError(f"size must be an integer from 16 to 1024, got {size}")
 
     def paint(part):
@@ -61,11 +57,7 @@ def build(root=None, per_class=60, size=128, seed=0):
 
 
 def index(folder):
-    """The drawings in a folder made by :func:`build`: DataFrame with `id`, `label`, `sender`, `path`.
-
-    Raises:
-        FileNotFoundError: no such folder, or a drawing is gone; says to delete the folder and draw again.
-    """
+    """The drawings in a folder made by :func:`build`, all of them or an error: DataFrame id, label, sender, path."""
     try:
         frame = pd.read_csv(folder / _INDEX, dtype=str)
     except FileNotFoundError:
@@ -92,17 +84,7 @@ def plan(per_class, seed):
 
 
 def draw(label, sender, size, number=0, seed=0):
-    """One drawing.
-
-    Args:
-        label: one of the ten classes.
-        sender: name of a style; the same name, the same style.
-        size: side in pixels.
-        number: another number, another garment.
-        seed: other styles and garments.
-
-    Returns:
-        PIL.Image.Image, RGB, size x size.
+    """One drawing: PIL.Image.Image, RGB, size x size; one style per sender, one garment per number.
 
     Example:
         >>> draw("hat", "style-001", 64).size

@@ -122,9 +122,7 @@ def grouped_split(frame, fractions=(0.70, 0.15, 0.15), seed=0, test_senders=(), 
     groups = _groups(frame, tie)
     counts = pd.crosstab(groups, frame["label"])
     if len(counts) < len(PARTS):
-        raise ValueError(
-            f"a split by sender needs {len(PARTS)} senders or more, got {len(counts)}; use the random split"
-        )
+        raise ValueError(f"a split by sender needs 3 senders or more, got {len(counts)}; use the random split")
     fixed = set(groups[frame["sender"].isin(set(map(str, test_senders))).to_numpy()])
     rng = np.random.default_rng([seed, 2])
     order = np.lexsort((rng.permutation(len(counts)), -counts.sum(axis=1).to_numpy()))
@@ -135,8 +133,7 @@ def grouped_split(frame, fractions=(0.70, 0.15, 0.15), seed=0, test_senders=(), 
         raise ValueError("closed_test needs test_senders who are in the frame, got none")
     if fixed and len(movable) < 2:
         raise ValueError(
-            f"a split by sender needs 2 senders or more beside those of the test part, got {len(movable)}; "
-            "use the random split"
+            f"it needs 2 senders or more beside those of the test part, got {len(movable)}; use fewer there"
         )
     place = np.where(counts.index.isin(fixed), 2, -1)
     shares = np.zeros((3, table.shape[1]))
@@ -173,7 +170,7 @@ def grouped_split(frame, fractions=(0.70, 0.15, 0.15), seed=0, test_senders=(), 
 
 
 def grouped_folds(frame, k=5, seed=0, tie=("sha256",)):
-    """Folds for cross-validation in which no sender stands on two sides, stratified as well as senders allow.
+    """Folds in which no sender stands on two sides, stratified as well as senders allow (StratifiedGroupKFold).
 
     Args:
         frame: DataFrame with `label` and `sender` (and `sha256`: twins stay together).
@@ -184,15 +181,10 @@ def grouped_folds(frame, k=5, seed=0, tie=("sha256",)):
     Returns:
         list of k pairs of int arrays (train rows, test rows), positions in `frame`; each row is in test once.
 
-    Raises:
-        ValueError: fewer senders than folds.
-
     Example:
         >>> photos = pd.DataFrame({"label": ["hat", "shoes"] * 10, "sender": [str(i // 2) for i in range(20)]})
         >>> [len(test) for _, test in grouped_folds(photos, k=5)]
         [4, 4, 4, 4, 4]
-
-    Source: scikit-learn's StratifiedGroupKFold.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -222,9 +214,6 @@ def balance(frame, at_most=500, seed=0, before_split=False):
 
     Returns:
         DataFrame like `frame` with a column `copy`: 0 the photo itself, k > 0 its k-th random transform.
-
-    Raises:
-        ValueError: no row to balance, or `at_most` below 1.
 
     Example:
         >>> photos = pd.DataFrame({"label": ["hat"] * 3 + ["shoes"], "split": "train", "id": list("abcd")})
