@@ -223,6 +223,17 @@ def test_a_cover_names_the_file_that_is_no_photo(photos, tmp_path):
         plots.dataset_cover(broken, ["class 0"])
 
 
+@pytest.mark.parametrize("name", ["dataset_cover", "augmentation_sheet", "predictions", "gradcam_overlay"])
+def test_words_of_a_sheet_lie_on_no_photo(name, photos):
+    figure = FIGURES[name](photos)
+    figure.canvas.draw()
+    pictures = [axis.get_window_extent() for axis in figure.axes]
+    for axis in figure.axes:
+        for text in axis.texts:
+            box = text.get_window_extent()
+            assert not text.get_text() or not any(box.shrunk(1, 0.8).overlaps(picture) for picture in pictures)
+
+
 def test_photos_keep_their_colours_and_their_middle(tmp_path):
     wide = np.zeros((40, 120, 3), np.uint8)
     wide[:, 40:80] = np.random.default_rng(0).integers(0, 256, (40, 40, 3))

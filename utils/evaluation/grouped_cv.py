@@ -134,8 +134,8 @@ def grouped_cv(fit_predict, frame, classes, k=5, seed=0, name=None, protocol="gr
     probabilities = np.full((len(frame), len(classes)), np.nan)
     fold_of = np.zeros(len(frame), dtype=int)
     absent, rows = [], []
-    splits = _folds(frame, labels, k, seed, protocol)
-    for fold, (train_rows, test_rows) in enumerate(tqdm(splits, desc=name or "folds", disable=None), start=1):
+    folds = _folds(frame, labels, k, seed, protocol)
+    for fold, (train_rows, test_rows) in enumerate(tqdm(folds, desc=name or "folds", disable=None), start=1):
         train, test = frame.iloc[train_rows], frame.iloc[test_rows]
         for part, rows_of_part in (("train", train_rows), ("test", test_rows)):
             missing = np.flatnonzero(np.bincount(labels[rows_of_part], minlength=len(classes)) == 0)

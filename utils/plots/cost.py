@@ -112,7 +112,7 @@ def field_by_depth(curves, input_size=224):
     """
     page, ((axis,),) = style.figure(8.5, 4.6)
     axis.axhline(input_size, color=GREY, linewidth=1)
-    style.note(axis, f"side of the photo, {input_size}", (0, input_size), (4, 4), color=GREY)
+    style.note(axis, f"side of the photo, {input_size}", (0, input_size), (4, 3), va="bottom", color=GREY)
     dashes, ends = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5))), []
     for number, (title, sizes) in enumerate(curves.items()):
         sizes = np.asarray(sizes, float)

@@ -28,7 +28,7 @@ def dataset_cover(frame, classes, seed=0, per_class=4, side=112):
         start = (index % rows) * 2 * per_class + (index // rows) * per_class
         photos = frame.loc[frame["label"] == label, "path"]
         count = f"{label} ({len(photos):,})" if len(photos) else f"{label} (no photo here)"
-        style.note(axes[start], count, (0, 1), (0, 4), fontsize=LABEL)
+        style.note(axes[start], count, (0, 1), (0, 3), va="bottom", fontsize=LABEL)
         for axis, path in zip(
             axes[start:], photos.sample(min(per_class, len(photos)), random_state=seed), strict=False
         ):
@@ -97,7 +97,7 @@ def augmentation_sheet(sheets, side=120):
             style.show_photo(axes[start + place], image, side, frame=GREY if place == 0 else None)
             unused.discard(axes[start + place])
         words = f"{title}; the first is the photo itself" if title else ""
-        style.note(axes[start], words, (0, 1), (0, 4))
+        style.note(axes[start], words, (0, 1), (0, 3), va="bottom")
         start += 4 * lines
     for axis in unused:
         axis.remove()
