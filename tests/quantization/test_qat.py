@@ -101,6 +101,57 @@ def test_prepared_models_can_be_saved(tmp_path):
     )
 
 
+def tiny(head, sequential=False, units=2):
+    keras.utils.set_random_seed(1)
+    layers = [
+        keras.layers.Conv2D(4, 3, use_bias=False), keras.layers.BatchNormalization(), keras.layers.ReLU(),
+        keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(units, activation=head, name="head"),
+    ]  # fmt: skip
+    if sequential:
+        return keras.Sequential([keras.Input((8, 8, 3)), *layers])
+    x = image = keras.Input((8, 8, 3))
+    for layer in layers:
+        x = layer(x)
+    return keras.Model(image, x)
+
+
+PHOTOS = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3)).astype("float32")
+
+
+def test_a_sequential_model_is_trained_like_the_functional_one():
+    losses = [qat.train(tiny("softmax", way), PHOTOS, PHOTOS, epochs=1)[1]["loss"][0] for way in (False, True)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_the_loss_fits_the_head():
+    """A regression head learns its targets; sigmoid, class indices and logits get the cross-entropy that fits."""
+    wanted = PHOTOS.mean((1, 2))[:, :1] / 255
+    options = {"epochs": 8, "learning_rate": 1e-2, "loss": "mean_squared_error"}
+    trained, history = qat.train(tiny(None, units=1), PHOTOS, PHOTOS, wanted, **options)
+    assert history["loss"].iloc[-1] < 0.1 * history["loss"].iloc[0]
+    assert trained.output_shape == (None, 1)
+    labels = np.arange(32) % 2
+    for head, units, targets in (("sigmoid", 1, labels[:, None]), ("sigmoid", 1, labels), ("softmax", 2, labels)):
+        assert 0.3 < qat.train(tiny(head, units=units), PHOTOS, PHOTOS, targets, epochs=1)[1]["loss"][0] < 20
+    logits = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    assert qat.train(tiny(None), PHOTOS, PHOTOS, labels, epochs=1, loss=logits)[1]["loss"][0] > 0
+
+
+@pytest.mark.parametrize("head, units, loss", [(None, 1, None), (None, 3, None), (None, 3, "categorical_crossentropy"),
+                                               (None, 3, keras.losses.CategoricalCrossentropy(from_logits=True)),
+                                               ("tanh", 2, None), ("softmax", 1, None)])  # fmt: skip
+def test_a_head_that_fits_no_loss_is_refused(head, units, loss):
+    with pytest.raises(ValueError, match=r"ends in .*(pass loss=|use a sigmoid)"):
+        qat.train(tiny(head, units=units), PHOTOS, PHOTOS, loss=loss)
+
+
+def test_a_model_inside_a_model_is_refused_by_name():
+    image = keras.Input((8, 8, 3))
+    outer = keras.Model(image, keras.layers.Dense(2, activation="softmax")(tiny(None)(image)))
+    with pytest.raises(ValueError, match=r"got the model 'functional.*' inside"):
+        qat.prepare(outer, PHOTOS)
+
+
 def test_bad_input():
     image = keras.Input((8, 8, 3))
     lone = keras.Model(

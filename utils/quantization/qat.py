@@ -15,6 +15,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from .inputs import as_keras_model, collect
+
 LEVELS = 255  # steps between the 256 levels of an activation
 KERNEL_LEVELS = 127  # int8 kernels are symmetric: -127..127
 FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
@@ -105,15 +107,16 @@ def fold(model):
     w' = w * gamma / sqrt(var + eps), b' = beta + (b - mean) * gamma / sqrt(var + eps). Other layers stay.
 
     Args:
-        model: a functional keras.Model; a batch normalization that does not directly follow a convolution of its own is
-            an error.
+        model: a functional or Sequential keras.Model.
 
     Returns:
         keras.Model, a new one with the same layer names and the same outputs in inference mode.
 
     Raises:
-        ValueError: no functional model, or a batch normalization without a convolution to merge it into.
+        ValueError: a model of another kind or inside the model, or a batch normalization that does not directly follow
+            a convolution of its own.
     """
+    model = _functional(model)
     partners = _partners(model)
     norms = set(partners.values())
     folded = _rebuild(model, lambda layer: _copy(layer, **{"use_bias": True} if layer.name in partners else {}), norms)
@@ -129,8 +132,9 @@ def prepare(model, representative, batch_size=16):
     """A model that computes as its int8 file would, ready for `compile` and `fit`.
 
     Args:
-        model: a functional keras.Model of photos in 0..255; folded here.
-        representative: (n, height, width, 3) training photos that calibrate the activations (min-max).
+        model: a functional or Sequential keras.Model; folded here.
+        representative: (n, height, width, channels) training photos, as the model takes them, that calibrate the
+            activations (min-max); or a stream of them, as for `quantization.convert`.
         batch_size: photos at a time.
 
     Returns:
@@ -140,10 +144,11 @@ def prepare(model, representative, batch_size=16):
     Raises:
         ValueError: as :func:`fold`; no representative photos.
     """
-    if representative is None or len(representative) == 0:
-        raise ValueError("quantization-aware training needs representative photos; pass some from the training part")
-    folded = fold(model)
-    ranges = _observed(folded, representative, batch_size)
+    photos = collect(representative)
+    if photos is None or len(photos) == 0:
+        raise ValueError("quantization-aware training needs representative photos; pass some of the training set")
+    folded = fold(as_keras_model(model, photos))
+    ranges = _observed(folded, photos, batch_size)
     dropout = {layer.name for layer in folded.layers if isinstance(layer, keras.layers.Dropout)}
     prepared = _rebuild(folded, functools.partial(_changed, _ROUNDED), skip=dropout, after=lambda layer, output: (
         RoundedActivation(*ranges[layer.name], name=f"{layer.name}_rounded")(output)
@@ -159,33 +164,48 @@ def finish(prepared):
     return _with_weights_of(prepared, plain)
 
 
-def train(model, representative, images, targets=None, epochs=3, learning_rate=1e-5, batch_size=16, seed=0, verbose=0):
+def train(
+    model,
+    representative,
+    images,
+    targets=None,
+    epochs=3,
+    learning_rate=1e-5,
+    batch_size=16,
+    seed=0,
+    verbose=0,
+    loss=None,
+):
     """Quantization-aware fine-tuning in one call.
 
     Args:
-        model: the float model.
+        model: the float model, or the path of a .keras file.
         representative: photos that calibrate the activations.
-        images: (n, height, width, 3) training photos in 0..255, uint8 or float.
-        targets: (n, classes) probabilities to learn. None: the float model's own answers (distillation), which needs no
-            labels and cannot drift from what the float model knows.
+        images: (n, height, width, channels) training photos as the model takes them, uint8 or float.
+        targets: (n, classes) probabilities to learn, or (n,) class indices. None: the float model's own answers
+            (distillation), which needs no labels and cannot drift from what the float model knows.
         epochs, learning_rate (Adam), batch_size, seed: of the fit.
         verbose: Keras' progress bar.
+        loss: any Keras loss that fits head and targets. None: cross-entropy for a head of probabilities.
 
     Returns:
         (keras.Model from :func:`finish`, DataFrame of the loss an epoch).
 
     Raises:
-        ValueError: as :func:`prepare`; targets of another length.
+        ValueError: as :func:`prepare`; targets of another length; a head that ends in no probabilities, without `loss`.
     """
     import pandas as pd
 
     if targets is not None and len(targets) != len(images):
         raise ValueError(f"targets must hold one row for each of {len(images)} photos, got {len(targets)}")
+    representative = collect(representative)
+    model = _functional(as_keras_model(model, representative))
+    loss = _loss(model, targets, loss)
     keras.utils.set_random_seed(seed)
     prepared = prepare(model, representative, batch_size)
     if targets is None:
         targets = model.predict(images, batch_size=batch_size, verbose=0)
-    prepared.compile(optimizer=keras.optimizers.Adam(learning_rate), loss="categorical_crossentropy")
+    prepared.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=loss)
     history = prepared.fit(images, targets, epochs=epochs, batch_size=batch_size, shuffle=True, verbose=verbose)
     return finish(prepared), pd.DataFrame(history.history).rename_axis("epoch")
 
@@ -193,12 +213,44 @@ def train(model, representative, images, targets=None, epochs=3, learning_rate=1
 # --- inside -----------------------------------------------------------------------------------------------------------
 
 
-def _rebuild(model, copy, skip=(), after=lambda layer, output: output):
-    """The same graph of new layers; those named in `skip` fall out, `after` may add one behind each."""
+def _functional(model):
+    if isinstance(model, keras.Sequential) and model.built:
+        model = keras.Model(model.inputs, model.outputs, name=model.name)
     if not isinstance(model, keras.Model) or not hasattr(model, "_run_through_graph"):
         raise ValueError(
             f"expected a functional model, got {getattr(model, 'name', model)!r}; build it from keras.Input onwards"
         )
+    inside = [layer.name for layer in model.layers if isinstance(layer, keras.Model)]
+    if inside:
+        raise ValueError(
+            f"expected a model of layers, got the model {inside[0]!r} inside {model.name!r}, whose layers would not be "
+            f"rounded; build the head on {inside[0]}.output instead: keras.Model({inside[0]}.input, …)"
+        )
+    return model
+
+
+def _loss(model, targets, loss):
+    """The loss that fits the head; cross-entropy of what is no probability trains nothing, or the wrong thing."""
+    head = model.layers[-1]
+    activation = "softmax" if isinstance(head, keras.layers.Softmax) else getattr(head, "activation", None)
+    activation = activation if isinstance(activation, str) else keras.activations.serialize(activation)
+    indices = targets is not None and np.ndim(targets) == 1 and model.output_shape[-1] > 1
+    fitting = {"softmax": "sparse_categorical_crossentropy" if indices else "categorical_crossentropy",
+               "sigmoid": "binary_crossentropy"}  # fmt: skip
+    if activation == "softmax" and model.output_shape[-1] == 1:
+        raise ValueError(f"{model.name!r} ends in a softmax of one output, which is always 1; use a sigmoid")
+    named = loss if isinstance(loss, str) else getattr(loss, "__name__", getattr(loss, "name", ""))
+    of_logits = targets is not None and hasattr(loss, "get_config") and loss.get_config().get("from_logits")
+    if activation not in fitting and (loss is None or ("crossentropy" in named and not of_logits)):
+        raise ValueError(
+            f"{model.name!r} ends in {activation!r}, not in probabilities, got loss={loss!r}; pass "
+            "loss='mean_squared_error', or for logits targets and keras.losses.CategoricalCrossentropy(from_logits=True)"
+        )
+    return loss if loss is not None else fitting[activation]
+
+
+def _rebuild(model, copy, skip=(), after=lambda layer, output: output):
+    """The same graph of new layers; those named in `skip` fall out, `after` may add one behind each."""
 
     def call(layer, *args, **kwargs):
         return args[0] if layer.name in skip else after(layer, layer(*args, **kwargs))
