@@ -243,8 +243,8 @@ def _loss(model, targets, loss):
     of_logits = targets is not None and hasattr(loss, "get_config") and loss.get_config().get("from_logits")
     if activation not in fitting and (loss is None or ("crossentropy" in named and not of_logits)):
         raise ValueError(
-            f"{model.name!r} ends in {activation!r}, not in probabilities, got loss={loss!r}; pass "
-            "loss='mean_squared_error', or for logits targets and keras.losses.CategoricalCrossentropy(from_logits=True)"
+            f"{model.name!r} ends in {activation!r}, not in probabilities, got loss={loss!r}; pass loss="
+            "'mean_squared_error', or targets and keras.losses.CategoricalCrossentropy(from_logits=True) for logits"
         )
     return loss if loss is not None else fitting[activation]
 
