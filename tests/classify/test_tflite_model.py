@@ -158,6 +158,17 @@ def test_damaged_bytes_never_crash():
     assert done.stdout.strip() == b"alive", done.stderr[-500:]
 
 
+def test_a_file_that_would_end_the_process_is_refused_by_name(tmp_path, monkeypatch):
+    """What native code does to a file is simulated: the child ends as it would by SIGSEGV."""
+    program = "import os, signal; print(0, flush=True); os.kill(os.getpid(), signal.SIGSEGV)"
+    monkeypatch.setattr(sys.modules["utils.classify.interpreter"], "_TRY", program)
+    (tmp_path / "m.tflite").write_bytes(small.files()["int8"])
+    with pytest.raises(ValueError, match=r"m\.tflite ends the process that runs it \(SIGSEGV\)"):
+        TFLiteModel(tmp_path / "m.tflite")
+    vouched = quantization.save(tmp_path / "v.tflite", small.files()["int8"])
+    assert TFLiteModel(vouched).n_classes == 4  # its digest is that of the JSON, so no child is asked
+
+
 def test_labels_come_from_the_json_beside(tmp_path):
     path = quantization.save(tmp_path / "m.tflite", small.files()["int8"], small.CLASSES, scheme="int8")
     assert TFLiteModel(path).labels == small.CLASSES

@@ -149,11 +149,66 @@ def run(content, inputs):
 def test_a_file_in_pieces_computes_what_the_whole_does(files, photos, scheme):
     content, value = files[scheme], photos[:1].astype("float32")
     whole = operator_times.Pieces(content)
-    pieces, chained = [whole.cut(place) for place in whole.places], value
+    pieces, chained = [whole.cut(place)[0] for place in whole.places], value
     for piece in pieces:  # the test network is a chain: the output of one piece is the next one's input
         chained = run(piece, [chained])
     np.testing.assert_array_equal(chained, run(content, [value]))
     assert all(len(piece) < len(content) for piece in pieces)
+
+
+def default_file(*layers, shape=(12, 12, 3), configure=None):
+    """A file by TensorFlow's converter as most people call it: open batch, shapes computed in the file."""
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input(shape), *layers])
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    if configure:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        noise = np.random.default_rng(0)
+        converter.representative_dataset = lambda: ([noise.random((1, *shape), "f4")] for _ in range(4))
+    return converter.convert()
+
+
+def block_wise(_):
+    """Dense weights in blocks of 32, whose scales are tensors of their own."""
+    from ai_edge_quantizer import qtyping, quantizer
+
+    source = default_file(L.Flatten(), L.Dense(8, kernel_initializer="random_normal"), shape=(8, 8, 1))
+    work = quantizer.Quantizer(source)
+    grain = qtyping.QuantGranularity.BLOCKWISE_32
+    work.add_dynamic_config(".*", qtyping.TFLOperationName.FULLY_CONNECTED, 4, granularity=grain)
+    return bytes(work.quantize().quantized_model)
+
+
+@pytest.mark.parametrize("make", [
+    lambda _: default_file(L.Conv2D(4, 3), L.Flatten(), L.Dense(3)),
+    lambda _: default_file(L.Conv2DTranspose(4, 3, strides=2), L.GlobalAveragePooling2D()),
+    lambda _: default_file(L.Conv2D(4, 3, dilation_rate=2), L.Flatten(), L.Dense(3), configure=True),
+    lambda _: default_file(L.Reshape((12, 36)), L.LSTM(5, unroll=True), L.Dense(2), configure=True),
+    block_wise,
+])  # fmt: skip
+def test_files_of_the_converter_come_apart_and_each_piece_gives_what_the_whole_gave(make):
+    content = make(None)
+    pieces = operator_times.Pieces(content)
+    for place in pieces.places:
+        piece, values = pieces.cut(place)
+        runner = operator_times._Runner(piece, values, 1, "builtin")
+        runner()
+        (first, *_) = runner.interpreter.get_output_details()
+        expected = pieces.computed[pieces.file.operators[place].outputs[0]]
+        np.testing.assert_allclose(runner.interpreter.get_tensor(first["index"]), expected, atol=1e-6)
+    times = operator_times.per_operator_times(content, rounds=5, calls=1, budget_s=1)
+    assert len(times.frame) == len(pieces.places) and not times.frame["output_shape"].str.contains("None").any()
+
+
+def test_tensors_that_an_operator_names_beside_its_inputs_go_with_it(files):
+    pieces = operator_times.Pieces(files["int8"])
+    place, last = pieces.places[1], len(pieces.file.tensors) - 1
+    pieces.file.graph.operators[place].intermediates = np.array([last])  # as int8 LSTMs have them
+    cut = flops.tflite.File(pieces.cut(place)[0])
+    (operator,) = cut.graph.operators
+    assert [cut.tensors[at].name for at in operator.intermediates] == [pieces.file.tensors[last].name]
 
 
 def test_time_stands_beside_arithmetic(files):

@@ -7,5 +7,5 @@ From the command line: ``python -m utils.classify PHOTO``.
 
 from . import photo  # noqa: F401
 from .command import LOW_CONFIDENCE, NOTE, SHIPPED, classify, load, main, run, threshold  # noqa: F401
-from .interpreter import PIXELS, TFLiteModel, description_path, open_interpreter, read_description  # noqa: F401
+from .interpreter import PIXELS, TFLiteModel, description_path, open_interpreter, read_description, try_apart  # noqa: F401
 from .photo import check_photo, read_photo  # noqa: F401

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
@@ -69,6 +70,7 @@ class TFLiteModel:
     """
 
     def __init__(self, model, num_threads=None, kernels="xnnpack", labels=None, input_range=None):
+        _check_kernels(kernels)
         self.kernels, self.num_threads = kernels, _checked_threads(num_threads)
         self.name, self.content = _read(model)
         # Before native code sees the bytes: a damaged file can end the process there.
@@ -78,7 +80,7 @@ class TFLiteModel:
         if digest is not None and hashlib.sha256(self.content).hexdigest() != digest:
             raise ValueError(f"{self.name} is not the file that the JSON beside it describes; copy or save both again")
         if digest is None and not in_memory:
-            _try_apart(self.content, self.name)
+            try_apart([(self.content, None)], [self.name], self.kernels)
         self._interpreter = open_interpreter(self.content, self.num_threads, self.kernels, self.name)
         self._lock = threading.Lock()
         (source,), (target,) = _single(self._interpreter, self.name)
@@ -231,8 +233,7 @@ def open_interpreter(content, num_threads=1, kernels="xnnpack", name="the model"
     Raises:
         ValueError: damaged or foreign bytes, operators that the runtime lacks, or unknown kernels.
     """
-    if kernels not in _RESOLVERS:
-        raise ValueError(f"kernels must be one of {', '.join(_RESOLVERS)}, got {kernels!r}")
+    _check_kernels(kernels)
     if bytes(content[4:8]) != _MAGIC:
         raise ValueError(f"{name} is not a .tflite model; pass a file that quantization.convert or a converter wrote")
     try:
@@ -253,24 +254,40 @@ def open_interpreter(content, num_threads=1, kernels="xnnpack", name="the model"
 
 
 _TRY = """
-import sys
+import pickle, sys
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
-interpreter = Interpreter(model_content=sys.stdin.buffer.read())
-interpreter.allocate_tensors()
-for detail in interpreter.get_input_details():
-    interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
-interpreter.invoke()
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+kernels, files = pickle.load(sys.stdin.buffer)
+for number, (content, values) in enumerate(files):
+    print(number, flush=True)
+    try:
+        interpreter = Interpreter(model_content=content, experimental_op_resolver_type=OpResolverType(kernels))
+        interpreter.allocate_tensors()
+        details = interpreter.get_input_details()
+        for detail, value in zip(details, values or [np.zeros(d["shape"], d["dtype"]) for d in details]):
+            interpreter.set_tensor(detail["index"], value)
+        interpreter.invoke()
+    except Exception:
+        pass
 """
 
 
-def _try_apart(content, name):
-    """Open and run a file that nothing vouches for in a process of its own, which native code may end."""
-    if bytes(content[4:8]) != _MAGIC:
-        return
-    code = subprocess.run([sys.executable, "-c", _TRY], input=content, capture_output=True, check=False).returncode
-    if code < 0:
-        raise ValueError(f"{name} ends the process that runs it ({signal.Signals(-code).name}); convert it again")
+def try_apart(files, names, kernels="xnnpack"):
+    """Open and run files that nothing vouches for in a process of its own, which native code may end.
+
+    Args:
+        files: list of (bytes of a .tflite, values of its inputs or None for zeros).
+        names: of the files, for the message.
+        kernels: as for :func:`open_interpreter`.
+
+    Raises:
+        ValueError: one of them ends the process. What merely fails is left to who opens it.
+    """
+    work = pickle.dumps((_RESOLVERS[kernels].value, files))
+    done = subprocess.run([sys.executable, "-c", _TRY], input=work, capture_output=True, check=False)
+    if done.returncode < 0:
+        name, how = names[int(done.stdout.split()[-1])], signal.Signals(-done.returncode).name
+        raise ValueError(f"{name} ends the process that runs it ({how}); convert it again")
 
 
 _delegate_announced = False
@@ -283,6 +300,11 @@ def _first_time_quiet():
         return contextlib.nullcontext()
     _delegate_announced = True
     return quiet()
+
+
+def _check_kernels(kernels):
+    if kernels not in _RESOLVERS:
+        raise ValueError(f"kernels must be one of {', '.join(_RESOLVERS)}, got {kernels!r}")
 
 
 def description_path(path):

@@ -1,7 +1,8 @@
 """Time by operator of a .tflite file, beside its multiply-accumulates: which layers are slow for their arithmetic.
 
 ai-edge-litert's Python interpreter has no profiler to switch on. So the file is cut: every operator becomes a file of
-its own, with its own weights and the same delegate, and all of them are timed in interleaved rounds.
+its own, with its own weights and the same delegate, fed with what a run of the whole file gives it, and all of them are
+timed in interleaved rounds.
 """
 
 import copy
@@ -11,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from utils import latency
-from utils.classify import open_interpreter
+from utils.classify import open_interpreter, try_apart
+from utils.environment import quiet
 
 from .convert import layer_name, open_file
 
@@ -69,7 +71,7 @@ def per_operator_times(content, threads=1, kernels="xnnpack", rounds=10, calls=5
     """Time every operator of a .tflite file, beside the MACs counted from the same file.
 
     Args:
-        content: bytes of a .tflite file with one subgraph.
+        content: bytes of a .tflite file with one subgraph, by this project, the converter or others.
         threads: of the interpreter.
         kernels: "xnnpack", "builtin" or "reference".
         rounds, calls, budget_s, seed: as for `latency.measure`.
@@ -78,15 +80,18 @@ def per_operator_times(content, threads=1, kernels="xnnpack", rounds=10, calls=5
         OperatorTimes.
 
     Raises:
-        ValueError: damaged file, several subgraphs, unknown kernels, a thread count that is not a positive integer.
+        ValueError: damaged file, several subgraphs, variables, unknown kernels, threads that are no positive integer.
     """
     from utils import flops
 
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise ValueError(f"threads must be a positive integer, got {threads!r}")
-    pieces = Pieces(content)
-    rows = {str(place): _Runner(pieces.cut(place), threads, kernels, seed) for place in pieces.places}
-    rows["whole"] = _Runner(content, threads, kernels, seed)
+    try_apart([(content, None)], ["the file"], kernels)
+    pieces = Pieces(content, seed)
+    cut = {place: pieces.cut(place) for place in pieces.places}
+    try_apart(list(cut.values()), [f"operator {at}, {pieces.file.operators[at].type}," for at in cut], kernels)
+    rows = {str(place): _Runner(*piece, threads, kernels) for place, piece in cut.items()}
+    rows["whole"] = _Runner(content, [pieces.computed[at] for at in pieces.file.inputs], threads, kernels)
     timings = latency.measure(rows, rounds=rounds, calls=calls, budget_s=budget_s, baseline="whole", seed=seed)
     times = timings.absolute()
     counted = flops.count_tflite(content, unsupported="ignore").rows
@@ -101,49 +106,61 @@ def per_operator_times(content, threads=1, kernels="xnnpack", rounds=10, calls=5
 
 
 class _Runner:
-    """One interpreter with noise at its inputs; a call is one invocation."""
+    """One interpreter with its inputs set; a call is one invocation."""
 
-    def __init__(self, content, threads, kernels, seed):
+    def __init__(self, content, values, threads, kernels):
         self.threads = threads
         self.interpreter = open_interpreter(content, threads, kernels)
-        rng = np.random.default_rng(seed)
-        for detail in self.interpreter.get_input_details():
-            dtype = np.dtype(detail["dtype"])
-            noise = rng.uniform(0, 1 if dtype.kind == "f" else 100, detail["shape"])
-            self.interpreter.set_tensor(detail["index"], noise.astype(dtype))
+        for detail, value in zip(self.interpreter.get_input_details(), values, strict=True):
+            self.interpreter.set_tensor(detail["index"], value)
 
     def __call__(self):
         self.interpreter.invoke()
 
 
 class Pieces:
-    """A .tflite file, to be cut into one file for each operator that works on photos."""
+    """A .tflite file, to be cut into one file for each operator that works on photos.
 
-    def __init__(self, content):
-        open_interpreter(content, kernels="builtin")  # refuses damaged and foreign bytes by name
+    Attributes:
+        file: the reader; places: of these operators; computed: tensor -> array, of a run of the whole on noise.
+    """
+
+    def __init__(self, content, seed=0):
+        with quiet():  # the interpreter warns that keeping tensors is for debugging
+            interpreter = open_interpreter(content, kernels="builtin", keep_tensors=True)  # refuses damaged bytes
         self.file = open_file(content)
         if len(self.file.model.subgraphs) != 1:
             raise ValueError(
                 f"expected a file with one subgraph (no loops or branches), got {len(self.file.model.subgraphs)}; "
                 "convert the model without them"
             )
+        if any(tensor.dtype in ("RESOURCE", "VARIANT") for tensor in self.file.tensors):
+            raise ValueError("expected a file without variables that outlive a call, which no piece of it would have")
         self.maker = {at: place for place, op in enumerate(self.file.operators) for at in op.outputs}
         self.constant = {}
         self.places = [
             place for place, op in enumerate(self.file.operators) if not all(self._is_constant(at) for at in op.outputs)
         ]
+        rng = np.random.default_rng(seed)
+        for detail in interpreter.get_input_details():
+            dtype = np.dtype(detail["dtype"])
+            noise = rng.uniform(0, 1 if dtype.kind == "f" else 100, detail["shape"])
+            interpreter.set_tensor(detail["index"], noise.astype(dtype))
+        interpreter.invoke()
+        read = {at for op in self.file.operators for at in (*op.inputs, *op.outputs) if at is not None}
+        self.computed = {at: interpreter.get_tensor(at) for at in read if not self._is_constant(at)}
 
     def _is_constant(self, at):
-        """Whether a tensor is known before any photo comes: stored, or made of stored ones (dequantized weights)."""
+        """Whether a tensor is known before a photo comes: stored, made of stored ones, or a state that starts at 0."""
         if at not in self.constant:
-            self.constant[at] = bool(self.file.data(at).size) or (
+            self.constant[at] = bool(self.file.data(at).size or self.file.graph.tensors[at].isVariable) or (
                 at in self.maker
                 and all(self._is_constant(i) for i in self.file.operators[self.maker[at]].inputs if i is not None)
             )
         return self.constant[at]
 
     def cut(self, place):
-        """Bytes of a file that holds this operator, and those that prepare its constants."""
+        """(bytes of a file that holds this operator and those that prepare its constants, values of its inputs)."""
         wanted, todo = {place}, [place]
         while todo:
             for at in self.file.operators[todo.pop()].inputs:
@@ -155,17 +172,27 @@ class Pieces:
         made = {at for op in operators for at in op.outputs}
         read = [at for op in operators for at in op.inputs if at is not None]
         inputs = list(dict.fromkeys(at for at in read if at not in made and not self._is_constant(at)))
-        return self._pack(sorted(wanted), inputs, self.file.operators[place].outputs, sorted(made | set(read)))
+        content = self._pack(sorted(wanted), inputs, self.file.operators[place].outputs, made | set(read))
+        return content, [self.computed[at] for at in inputs]
 
     def _pack(self, places, inputs, outputs, used):
         import flatbuffers
         from ai_edge_litert import schema_py_generated as schema
 
+        beside = [at for place in places for at in _list(self.file.graph.operators[place].intermediates) if at >= 0]
+        beside += [at for key in used for at in _block_scales(self.file.graph.tensors[key]) if at >= 0]
+        used = sorted({*used, *beside})
         renumber = {at: number for number, at in enumerate(used)} | {-1: -1}
         graph, model = schema.SubGraphT(), schema.ModelT()
         graph.tensors, graph.operators, model.buffers = [], [], [schema.BufferT()]
         for at in used:
             tensor = copy.copy(self.file.graph.tensors[at])
+            if at in self.computed:  # as it was, where the file leaves dimensions open
+                tensor.shape, tensor.shapeSignature = self.computed[at].shape, None
+            if _block_scales(tensor):
+                tensor.quantization = copy.copy(tensor.quantization)
+                tensor.quantization.details = details = copy.copy(tensor.quantization.details)
+                details.scales, details.zeroPoints = renumber[details.scales], renumber[details.zeroPoints]
             tensor.buffer = 0
             if self.file.data(at).size:
                 tensor.buffer = len(model.buffers)
@@ -173,8 +200,8 @@ class Pieces:
             graph.tensors.append(tensor)
         for place in places:
             operator = copy.copy(self.file.graph.operators[place])
-            operator.inputs = [renumber[int(at)] for at in operator.inputs]
-            operator.outputs = [renumber[int(at)] for at in operator.outputs]
+            for key in ("inputs", "outputs", "intermediates"):
+                setattr(operator, key, [renumber[at] for at in _list(getattr(operator, key))])
             graph.operators.append(operator)
         graph.inputs, graph.outputs = [renumber[at] for at in inputs], [renumber[at] for at in outputs]
         model.version, model.operatorCodes = self.file.model.version, self.file.model.operatorCodes
@@ -192,5 +219,15 @@ class Pieces:
             "index": place,
             "operator": operator.type,
             "name": output.name if converts else layer_name(output.name, operator.type),
-            "output_shape": "x".join(map(str, output.shape)),
+            "output_shape": "x".join(map(str, self.computed[operator.outputs[0]].shape)),
         }
+
+
+def _list(values):
+    return [] if values is None else [int(at) for at in values]
+
+
+def _block_scales(tensor):
+    """Tensors that hold the scales and zero points of another one's blocks."""
+    details = getattr(tensor.quantization, "details", None)
+    return [details.scales, details.zeroPoints] if hasattr(details, "blockSize") else []
