@@ -15,7 +15,8 @@ from .data import (
     augmentation_sheet, dataset_cover, label_distribution, predictions, sender_sizes, training_curves, wardrobe,
 )
 from .deploy import (
-    changed_answers, file_bars, latency_bars, pruning_curves, quantization_error, top_predictions, value_range,
+    changed_answers, file_bars, latency_bars, old_runtimes, pruning_curves, quantization_error, top_predictions,
+    value_range,
 )
 from .drawings import (
     clipped_bias, convolution_by_hand, int8_levels, kinds_of_convolution, pruning_drawing, receptive_field_steps,

@@ -253,3 +253,37 @@ def top_predictions(photo, probabilities, top=3, true=None, side=220):
         bars.text(share + 0.02, -place, f"{share:.1%}", va="center", fontsize=LABEL)
     bars.set(xlim=(-0.35, 1.25), ylim=(-top + 0.2, 0.8))
     return page
+
+
+def old_runtimes(table, published_ms=None):
+    """Milliseconds per photo of one network's float32 and int8 file, in the runtimes of several years.
+
+    Args:
+        table: DataFrame indexed by the runtime's name, oldest first, with the columns float32 and int8 (ms).
+        published_ms: a time to compare with, as a dashed line.
+
+    Returns:
+        Figure.
+
+    Example:
+        >>> import pandas as pd
+        >>> page = old_runtimes(pd.DataFrame({"float32": [90, 60], "int8": [1100, 83]}, index=["2.4", "2.12"]), 3200)
+    """
+    style.need(table, "float32", "int8")
+    page, ((axis,),) = style.figure(8.8, 1.2 + 0.52 * len(table))
+    places = np.arange(len(table))[::-1]
+    for column, colour, lift in (("float32", FLOAT, 0.2), ("int8", INT8, -0.2)):
+        values = table[column].to_numpy(float)
+        axis.barh(places + lift, values, height=0.38, color=colour)
+        for place, value in zip(places + lift, values, strict=True):
+            words = f"{column}, {_milliseconds(value)}" if place > places.max() - 0.5 else _milliseconds(value)
+            style.note(axis, words, (value, place), (6, 0))
+    if published_ms:
+        axis.axvline(published_ms, color=WRONG, linestyle="--", linewidth=1.6)
+        said = f"published: {_milliseconds(published_ms)}"
+        style.note(axis, said, (published_ms, len(table) - 0.5), (-4, 2), ha="right", va="bottom", color=WRONG)
+    axis.set(xlim=(0, 1.06 * max(published_ms or 0, 1.15 * table.to_numpy(float).max())))
+    axis.set_ylim(-0.6, len(table) - 0.1)
+    axis.set_yticks(places, table.index, fontsize=TEXT)
+    style.labels(axis, "milliseconds per photo, one thread")
+    return page
