@@ -1,7 +1,5 @@
 """utils.latency: the plan, the pairing, the ratios and what it refuses."""
 
-import subprocess
-import sys
 import time
 import warnings
 
@@ -39,13 +37,6 @@ def timings(pairs, **changes):
         "calls": 1, "items": 1, "machine": "a machine", "busy_elsewhere": 0.0,
     }  # fmt: skip
     return latency.Timings(**settings | changes)
-
-
-def test_importing_it_is_light():
-    code = "import sys; from utils import latency; print([m for m in sys.argv[1:] if m in sys.modules])"
-    heavy = ["tensorflow", "keras", "matplotlib", "sklearn", "scipy"]
-    run = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
 
 
 def test_ratio_of_known_work():
@@ -184,8 +175,5 @@ def test_bad_input_gets_one_sentence(changes, kind, message):
     settings = {"candidates": {"a": lambda: None}, "rounds": 5} | changes
     with pytest.raises(kind, match=message):
         latency.measure(**settings)
-
-
-def test_confidence_is_a_share():
-    with pytest.raises(ValueError, match=r"confidence must lie between 0 and 1, such as 0\.95, got 95"):
+    with pytest.raises(ValueError, match="confidence must lie between 0 and 1, such as 0"):
         timings({"a": [1.0] * 5}).ratios(confidence=95)
