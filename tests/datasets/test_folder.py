@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import unicodedata
 import warnings
 
 import numpy as np
@@ -99,6 +100,18 @@ def test_people_come_from_a_column_of_a_csv(mine, tmp_path, key):
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=reason):
             datasets.from_folder(mine, senders=senders)
+
+
+def test_names_of_another_system_mean_the_same(mine, tmp_path):
+    decomposed = unicodedata.normalize("NFD", "Ümlaut")  # as macOS writes it
+    for number in range(12):
+        save(mine / decomposed / f"{decomposed} {number}.png", 90 + number, "dress", "PNG")
+    (tmp_path / "people.csv").write_text(
+        "who,file\n" + "".join(f"p{n % 4},Ümlaut\\Ümlaut {n}.png\n" for n in range(12)), encoding="utf-8"
+    )
+    loaded = quiet(mine, senders=(tmp_path / "people.csv", "who"), split="random")
+    assert "Ümlaut" in loaded.classes
+    assert set(loaded.frame.loc[loaded.frame["label"] == "Ümlaut", "sender"]) == {"p0", "p1", "p2", "p3"}
 
 
 def test_photos_whose_person_is_unknown_count_by_themselves(mine):

@@ -179,8 +179,9 @@ def _people(frame, root, senders):
         raise ValueError(f"{table} cannot be read as CSV ({' '.join(str(error).split())})") from error
     if column not in rows:
         raise ValueError(f"{table} needs the column {column!r}, got {', '.join(map(str, rows.columns))}")
-    paths = [pathlib.PurePosixPath(name) for name in frame["id"]]
-    ways = [frame["id"].tolist(), [path.name for path in paths], [path.stem for path in paths]]
+    rows = rows.apply(lambda values: values.str.normalize("NFC").str.replace("\\", "/").str.strip())
+    paths = [pathlib.PurePosixPath(unicodedata.normalize("NFC", name)) for name in frame["id"]]
+    ways = [list(map(str, paths)), [path.name for path in paths], [path.stem for path in paths]]
     tables = [dict(zip(rows[other], rows[column], strict=True)) for other in rows.columns.drop(column)]
     matches = [[people.get(key) or None for key in keys] for people in tables for keys in ways]
     best = max(matches, key=lambda found: sum(one is not None for one in found), default=[])

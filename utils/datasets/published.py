@@ -101,8 +101,10 @@ def _download(source, target, root):
         try:
             return pathlib.Path(pooch.retrieve(source.url, None, target.name, target.parent, downloader=get))
         except requests.RequestException as error:
+            cause = error.args[0] if error.args else error
+            reason = str(cause.reason).rsplit(": ")[-1] if hasattr(cause, "reason") else str(cause).split(" for url")[0]
             raise ConnectionError(
-                f"{source.url} cannot be downloaded ({str(error)[-200:]}); check the network, or put "
+                f"{source.url} cannot be downloaded ({reason}); check the network, or put "
                 f"github.com/{source.repository} as {source.folder}/ into {root}, or set CLOTHING_DATA_DIR"
             ) from error
 
