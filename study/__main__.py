@@ -89,10 +89,10 @@ def rows(options, made):
     known = recipes.rows(stand_in=getattr(options, "data", "photos") == "sketches")
     if getattr(options, "data", "photos") == "photos":
         known = recipes.trials() | known
-    folded = recipes.fold_recipe()
+    folded = [recipes.fold_recipe(), recipes.fold_recipe("mobilenet_v2")]
     if options.command == "folds":
-        known[folded.name] = recipes.Row(folded.name, folded.name, "B", "clothing-10", folded)
-        options.rows = [options.rows or folded.name]
+        known |= {run.name: recipes.Row(run.name, run.name, "B", "clothing-10", run) for run in folded}
+        options.rows = [options.rows or folded[0].name]
     for name in getattr(options, "rows", []):
         if name not in known:
             made.error(f"unknown row {name!r}; expected one of {', '.join(known)}")

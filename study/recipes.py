@@ -154,10 +154,13 @@ def trials():
     return {row.id: row for row in listed}
 
 
-def fold_recipe():
-    """What sender-grouped cross-validation of fine-tuning trains in each fold: the chosen recipe, shortened."""
-    shortened = FINE_TUNE | {"epochs": 4, "warmup_epochs": 0.5}
-    return RunConfig(name="b-lite0-folds", model="efficientnet_lite0", **shortened)
+def fold_recipe(model="efficientnet_lite0"):
+    """What sender-grouped cross-validation of fine-tuning trains in each fold: the chosen recipe, shortened.
+
+    The number of epochs was fixed beforehand; each fold keeps its last epoch.
+    """
+    name = {"efficientnet_lite0": "b-lite0-folds", "mobilenet_v2": "b-mobilenet-folds"}[model]
+    return RunConfig(name=name, model=model, **FINE_TUNE | {"epochs": 4, "warmup_epochs": 0.5})
 
 
 def sizes(stand_in=False):
