@@ -37,11 +37,12 @@ def positive_weights(model):
     return model
 
 
-def support(model, feature, layer=None):
+def support(model, feature, layer=None, dtype="float64", size=None):
     """Box (start, stop) of the pixels with a non-zero gradient for one feature of a model's layer, or None."""
     head = model if layer is None else keras.Model(model.inputs, model.get_layer(layer).output)
-    image = tf.ones((1, *model.inputs[0].shape[1:]), "float64")
-    with tf.GradientTape() as tape:
+    shape = (1, *(model.inputs[0].shape[1:] if size is None else (*size, 3)))
+    image = tf.ones(shape, dtype) if dtype == "float64" else tf.random.stateless_uniform(shape, (1, 2), 0.5, 1.5)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(image)
         value = tf.reduce_sum(head(image, training=False)[(0, *feature)])
     gradient = tape.gradient(value, image)

@@ -116,7 +116,7 @@ EXACT = {
     "U-Net": decoder,
     "down and up by 4": lambda x: conv()(layers.UpSampling2D(4)(layers.AveragePooling2D(4)(x))),
     "bilinear behind a stride": lambda x: conv()(layers.UpSampling2D(2, interpolation="bilinear")(conv(3, 2)(x))),
-    "transposed with gaps": lambda x: conv()(layers.Conv2DTranspose(2, 1, strides=3, use_bias=False)(conv(3, 2)(x))),
+    "transposed with gaps": lambda x: conv()(layers.Conv2DTranspose(2, 2, strides=3, use_bias=False)(conv(3, 2)(x))),
 }  # fmt: skip
 
 

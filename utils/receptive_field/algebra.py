@@ -48,6 +48,9 @@ class Axis(NamedTuple):
 
     @property
     def positions(self):
+        if len(self.branches) == len(self.branches[0]) == 1:
+            position = self.branches[0][0][0]
+            return set() if position is None else {position}
         return {position for branch in self.branches for position, _ in branch if position is not None}
 
     @property
@@ -102,7 +105,7 @@ class Field(NamedTuple):
 
     @property
     def positions(self):
-        return set().union(*(axis.positions for axis in self.axes))
+        return set().union(*[axis.positions for axis in self.axes])
 
     def step(self, steps, lengths):
         """Apply `steps` {tensor axis: Step}; `lengths` {tensor axis: output length}."""
@@ -111,15 +114,14 @@ class Field(NamedTuple):
         for axis in self.axes:
             if axis.dead is not None and axis.dead[0] in steps and not steps[axis.dead[0]].idle:
                 lost = lost or f"layer {axis.dead[1]!r} mixes all positions of an axis along which later layers work"
-            branches = []
-            for branch in axis.branches:
-                parts = []
-                for position, line in branch:
-                    if position in steps:
-                        line = line.through(steps[position], lengths.get(position))
-                    parts.append((position, line))
-                branches.append(tuple(parts))
-            axes.append(axis._replace(branches=tuple(branches)))
+            branches = [
+                tuple([
+                    (place, line.through(steps[place], lengths.get(place)) if place in steps else line)
+                    for place, line in branch
+                ])
+                for branch in axis.branches
+            ]  # fmt: skip
+            axes.append(Axis(tuple(branches), *axis[1:]))
         return Field(tuple(axes), self.conflicts, lost)
 
     def take(self, position, indices):

@@ -429,40 +429,57 @@ def _features_of(branch, pixel, count):
 
 def result_of(walk, call, number):
     """The ReceptiveField of one output of a call, None where it sees nothing of the image."""
-    field, shape = walk.fields.get(call.outputs[number]), call.output_shapes[number]
+    key, shape = call.outputs[number], call.output_shapes[number]
+    field = walk.fields.get(key)
     if field is None:
         return None
     channels = 1 if walk.channels == 1 else len(shape) - 1
-    if any(channels in axis.positions and len(axis.positions) > 1 for axis in field.axes):
-        field = field.mix({channels}, shape)  # a feature is all its channels
-    axes = field.axes
-    shared = [position for axis in axes for position in axis.positions]
-    branches = [axis.branches[0] for axis in axes]
-    alone = [len(axis.positions) == 1 and shared.count(next(iter(axis.positions))) == 1 for axis in axes]
-    known = all(line.known for axis in axes for branch in axis.branches for _, line in branch)
-    strides = [
-        branch[0][1].stride if one else branch[0][1].next_step for branch, one in zip(branches, alone, strict=True)
-    ]
+    summary = walk.summaries.get(id(field))  # most layers hand on the field that they are given
+    if summary is None or (channels in field.positions):
+        summary = walk.summaries[id(field)] = _summary(field, channels, shape)
+    size, stride, padding, places, known, exact, axes = summary
     return ReceptiveField(
-        size=tuple(axis.size for axis in axes),
-        stride=tuple(map(plain, strides)),
-        padding=tuple(_padding(branch, one) for branch, one in zip(branches, alone, strict=True)),
+        size=size,
+        stride=stride,
+        padding=padding,
         aligned=False if field.conflicts else True if known and field.lost is None else None,
         whole_image=field.whole_image,
         layer=call.path,
         input_size=walk.input_size,
-        grid=tuple(shape[next(iter(axis.positions))] if one else None for axis, one in zip(axes, alone, strict=True)),
+        grid=tuple([None if place is None else shape[place] for place in places]),
         conflicts=field.conflicts,
-        unsupported=walk.unknown.get(call.outputs[number], ()),
-        exact=all(axis.exact for axis in axes),
+        unsupported=walk.unknown.get(key, ()),
+        exact=exact,
         lost=field.lost,
         axes=axes,
     )
 
 
-def _padding(branch, alone):
-    if not all(line.known for _, line in branch):
-        return None
-    (_, line), *rest = branch
-    first = line.padding if alone else -line.at(0)[0]
-    return plain(first - sum(one.at(0)[0] for _, one in rest))
+def _summary(field, channels, shape):
+    """What a ReceptiveField says of a field: size, stride, padding, tensor axis of each axis, known, exact, axes."""
+    if any(channels in axis.positions and len(axis.positions) > 1 for axis in field.axes):
+        field = field.mix({channels}, shape)  # a feature is all its channels
+    sizes, strides, paddings, places, known, exact = [], [], [], [], True, True
+    taken = [position for axis in field.axes for position in axis.positions]
+    for axis in field.axes:
+        (place, line), *rest = axis.branches[0]
+        if len(axis.branches) == len(line.lows) == 1 and not rest and taken.count(place) == 1:  # nearly always
+            sizes.append(max(line.highs[0] - line.lows[0] + 1, 0))
+            strides.append(line.pixels)
+            paddings.append(-line.lows[0] if line.known else None)
+            places.append(place)
+            known, exact = known and line.known, exact and line.exact
+            continue
+        positions = axis.positions
+        alone = len(positions) == 1 and taken.count(*positions) == 1
+        sizes.append(axis.size)
+        strides.append(plain(line.stride if alone or not positions else line.next_step))
+        if all(line.known for _, line in axis.branches[0]):
+            first = line.padding if alone or not positions else -min(line.lows)
+            paddings.append(plain(first - sum(one.at(0)[0] for _, one in rest)))
+        else:
+            paddings.append(None)
+        places.append(next(iter(positions)) if alone else None)
+        known = known and all(line.known for branch in axis.branches for _, line in branch)
+        exact = exact and axis.exact
+    return tuple(sizes), tuple(strides), tuple(paddings), places, known, exact, field.axes

@@ -144,9 +144,10 @@ def _one_after_another(call, fields, lengths, axis):
             place = {axis: shift(None if offset is None else -offset)} if axis in field.positions else {}
             moved.append(field.step(place, {axis: call.output_shapes[0][axis]}))
         offset = None if offset is None or length is None else offset + length
-    if all(field == moved[0] for field in moved) or offset is None:
-        return join(moved, call.path)
     joined = join(moved, call.path)
+    alone = len(moved) == len(fields) or axis not in joined.positions  # else a class token, say, lies there too
+    if offset is None or (alone and all(field == moved[0] for field in moved)):
+        return joined
     axes, conflicts = [], joined.conflicts
     for number, found in enumerate(joined.axes):
         exact = sequence(found, [field and field.axes[number] for field in fields], lengths, axis)

@@ -58,9 +58,10 @@ class Line(NamedTuple):
 
     @property
     def next_step(self):
-        """Pixels from one feature to the next that sees something else."""
+        """Pixels from one feature to the next that sees something else, where several axes share a tensor axis."""
         lows = (*self.lows, self.at(len(self.lows))[0])
-        return next((b - a for a, b in itertools.pairwise(lows) if b != a and abs(b - a) < FAR // 2), 0)
+        steps = [b - a for a, b in itertools.pairwise(lows) if b != a and abs(b - a) < FAR // 2]
+        return statistics.mode(steps) if steps else 0
 
     @property
     def size(self):

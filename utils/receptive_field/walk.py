@@ -27,7 +27,7 @@ class Walk:
         self.shapes = self._input_shapes(input_size) if shape is None else shape
         self.resized = self.shapes is not None
         self.calls = self._listed(closed)
-        self.fields, self.unknown = {}, {}
+        self.fields, self.unknown, self.summaries = {}, {}, {}
         self._start(input_name)
         for call in self.calls:
             if call.outputs[0] not in self.fields:
@@ -136,7 +136,7 @@ class Walk:
 
     def _visit(self, call):
         fields = tuple(self.fields.get(key) for key in call.inputs)
-        seen = [path for key in call.inputs for path in self.unknown.get(key, ())]
+        seen = [path for key in call.inputs for path in self.unknown.get(key, ())] if self.unknown else []
         if all(field is None for field in fields):
             answers = [None] * len(call.outputs)
         elif call.opened:
@@ -150,11 +150,9 @@ class Walk:
                 one if len(shape) == len(call.output_shapes[0]) else _rules.mix_all(call, (one,))
                 for one, shape in zip(answers, call.output_shapes, strict=True)
             ]
-        seen = tuple(dict.fromkeys(seen))
-        for key, answer in zip(call.outputs, answers, strict=True):
-            self.fields[key] = answer
-            if seen:
-                self.unknown[key] = seen
+        self.fields.update(zip(call.outputs, answers, strict=True))
+        if seen:
+            self.unknown.update(dict.fromkeys(call.outputs, tuple(dict.fromkeys(seen))))
 
     def _apply(self, call, fields, seen):
         lost = next((field.lost for field in fields if field is not None and field.lost), None)
@@ -170,6 +168,9 @@ class Walk:
         reason = f": {call.problem.split('. ')[0]}" if call.problem else ""
         lost = f"there is no receptive-field rule for layer {call.path!r} ({call.type}{reason})"
         advice = "pass one in rules={class: rule}"
+        if rule is not None and any(None in shape for shape in (*call.input_shapes, *call.output_shapes)):
+            lost = f"the receptive-field rule for layer {call.path!r} ({call.type}) needs the sizes of its input"
+            advice = "pass input_size"
         if self.policy == "raise":
             raise ValueError(f"{lost}; {advice}")
         if self.policy == "warn":

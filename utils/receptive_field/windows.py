@@ -175,6 +175,8 @@ def up_sampling(call, fields):
 def resizing(call, fields):
     layer, shape, out_shape = call.layer, call.input_shapes[0], call.output_shapes[0]
     axes = spatial_axes(layer, len(shape))
+    if not fields[0].positions & set(axes):
+        return fields[0]
     if any(shape[axis] is None or out_shape[axis] is None for axis in axes):
         return None
     sizes, wanted, field = [shape[axis] for axis in axes], [out_shape[axis] for axis in axes], fields[0]
