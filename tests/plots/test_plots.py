@@ -103,6 +103,7 @@ SCHEMES = pd.DataFrame(
 TIMES = pd.DataFrame(
     {"name": ["LiteRT int8", "Keras predict", "onnxruntime"], "median_ms": [11.2, 66.0, np.nan]}
 ).assign(lower_quartile_ms=lambda t: t["median_ms"] - 1, upper_quartile_ms=lambda t: t["median_ms"] + 1)
+OLD = pd.DataFrame({"float32": [71.9, 16.4], "int8": [794.4, 9.4]}, index=["TensorFlow 2.3", "LiteRT"])
 PRUNED = pd.DataFrame(
     {
         "kind": ["weights", "weights", "channels, int8", "channels, int8"], "removed": [0.0, 0.8] * 2,
@@ -146,6 +147,7 @@ FIGURES = {
     ),
     "quantization_error": lambda _: plots.quantization_error(ERRORS, worst=2),
     "latency_bars": lambda _: plots.latency_bars(TIMES, {"published": 3200}),
+    "old_runtimes": lambda _: plots.old_runtimes(OLD, 3200),
     "pruning_curves": lambda _: plots.pruning_curves(PRUNED),
     "top_predictions": lambda _: plots.top_predictions(PHOTO, {"hat": 0.9, "shirt": 0.06, "shoes": 0.02}, true="shirt"),
     "convolution_by_hand": lambda _: plots.convolution_by_hand(np.eye(5, dtype=int), -np.ones((3, 3), int), (0, 1)),
@@ -176,6 +178,7 @@ SAYS = {
     "value_range": ("most: one step is 0.18",),
     "quantization_error": ("block2_a: 8.2", "block1_a: 12.5"),
     "latency_bars": ("11 ms", "66 ms", "published: 3.2 s"),
+    "old_runtimes": ("int8, 794 ms", "16 ms", "published: 3.2 s"),
     "top_predictions": ("90.0%",),
     "convolution_by_hand": ("= −2",),
     "kinds_of_convolution": ("3,612,672 MACs", "112,896 MACs", "401,408 MACs"),
