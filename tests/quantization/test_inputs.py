@@ -55,6 +55,18 @@ def test_a_model_that_is_scaled_outside_is_calibrated_in_its_range(float_file, s
         assert np.abs(TFLiteModel(content)(GREY) - exact).max() < 0.05
     table = quantization.evaluate_schemes({"float32": float_file, "int8_io": made[0]}, GREY, input_range=input_range)
     assert table.loc["int8_io", "largest_change"] < 0.05 and table["accuracy"].isna().all()
+    study = quantization.calibration_study(float_file, GREY, GREY, counts=(), methods=(), input_range=input_range)
+    assert study["largest_change"][0] < 0.05
+
+
+def test_a_uint8_file_scaled_to_minus_one_to_one_gets_a_photos_bytes_as_they_are():
+    """As Coral's classifiers are: before, pixels went in as real values and all saturated."""
+    content = quantization.convert(network(), "int8_io", GREY, io="uint8", input_range=(-1, 1))
+    model = TFLiteModel(content)
+    assert model.input_dtype == np.uint8 and model.input_range == (-1, 1)
+    assert np.array_equal(model.to_input(GREY[:1, ..., None]), GREY[:1, ..., None])
+    exact = TFLiteModel(quantization.convert(network(), "float32"), input_range=(-1, 1))(GREY)
+    assert np.abs(model(GREY) - exact).max() < 0.05
 
 
 def test_models_of_every_make_are_converted(tmp_path):

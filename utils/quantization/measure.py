@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from utils import files, latency
-from utils.classify import TFLiteModel, description_path, open_interpreter, read_photo
+from utils.classify import PIXELS, TFLiteModel, description_path, open_interpreter, read_photo
 
 from . import calibration
 from .convert import SCHEMES, convert, find_scheme, float_tflite, open_file
@@ -77,7 +77,7 @@ def save(path, data, labels=None, scheme=None, source=None, input_range=None, **
         "input_size": [height, width],
         "input": str(model.input_dtype),
         "output": str(model.output_dtype),
-        "preprocessing": PREPROCESSING,
+        "preprocessing": PREPROCESSING if input_range is None else f"pixels 0..255, scaled to {input_range}",
         **({} if input_range is None else {"input_range": list(input_range)}),
         "scheme": find_scheme(scheme).name if scheme is not None else None,
         "source": source,
@@ -125,7 +125,7 @@ def gzip_bytes(data):
     return len(gzip.compress(data, 9, mtime=0))
 
 
-def compare_tools(model, representative, images, labels=None, schemes=None, num_threads=None):
+def compare_tools(model, representative, images, labels=None, schemes=None, num_threads=None, input_range=PIXELS):
     """Both tools on every scheme that both can make, measured on the same photos.
 
     Args:
@@ -135,6 +135,7 @@ def compare_tools(model, representative, images, labels=None, schemes=None, num_
         labels: (m,) class indices; None leaves the accuracy out.
         schemes: keys of `SCHEMES`; None: all that both tools make.
         num_threads: threads of the interpreter.
+        input_range: (low, high) that the model takes, as for :func:`convert`.
 
     Returns:
         DataFrame, a row a scheme and tool: "scheme", "tool", "serves" (this project uses it), "accuracy", "agreement"
@@ -143,16 +144,19 @@ def compare_tools(model, representative, images, labels=None, schemes=None, num_
         quantizer's begins at the float32 file).
     """
     both = schemes or [name for name, scheme in SCHEMES.items() if len(scheme.tools) > 1]
-    model = as_keras_model(model)
+    representative = collect(representative)
+    model = as_keras_model(model, representative)
     start = time.perf_counter()
     source = float_tflite(model)
     built = {("float32", "converter"): (source, time.perf_counter() - start)}
     for name in both:
         for tool in find_scheme(name).tools:
             start = time.perf_counter()
-            data = convert(source if tool == "quantizer" else model, name, representative, tool=tool)
+            data = convert(
+                source if tool == "quantizer" else model, name, representative, tool=tool, input_range=input_range
+            )
             built[name, tool] = (data, time.perf_counter() - start)
-    opened = {key: TFLiteModel(data, num_threads) for key, (data, _) in built.items()}
+    opened = {key: TFLiteModel(data, num_threads, input_range=input_range) for key, (data, _) in built.items()}
     times = time_ratios(opened, images[:1], baseline=("float32", "converter"))
     reference, rows = opened["float32", "converter"](images), []
     for (name, tool), (data, seconds) in built.items():
@@ -237,7 +241,9 @@ def _judged(probabilities, labels, name):
     return {"accuracy": right / len(labels), "accuracy_low": low, "accuracy_high": high, "macro_f1": f1}
 
 
-def calibration_study(model, representative, images, labels=None, counts=(1, 3, 10, 30, 100), methods=None):
+def calibration_study(
+    model, representative, images, labels=None, counts=(1, 3, 10, 30, 100), methods=None, input_range=PIXELS
+):
     """int8 against the number of calibration photos, and against the rule that turns photos into ranges.
 
     The float model runs over the representative photos once; every row is a conversion from those statistics.
@@ -249,6 +255,7 @@ def calibration_study(model, representative, images, labels=None, counts=(1, 3, 
         labels: (m,) class indices; None leaves the accuracy out.
         counts: numbers of photos to try with min-max; those above n are left out, n itself comes last.
         methods: of `calibration.METHODS`, tried with all n photos; None: all.
+        input_range: (low, high) that the model takes, as for :func:`convert`.
 
     Returns:
         DataFrame, a row a trial: "method", "photos", "agreement" (with the float model's first class), "mean_change",
@@ -256,18 +263,18 @@ def calibration_study(model, representative, images, labels=None, counts=(1, 3, 
     """
     from utils.evaluation.intervals import wilson
 
+    photos, input_range = collect(representative), tuple(map(float, input_range))
     source = float_tflite(model)
-    reference = TFLiteModel(source)
-    shape = (*reference.input_size, reference.channels)
-    representative = as_representative(collect(representative), SCHEMES["int8"], shape)
+    reference = TFLiteModel(source, input_range=input_range)
+    photos = as_representative(photos, SCHEMES["int8"], (*reference.input_size, reference.channels), input_range)
     labels = None if labels is None else _checked_labels(labels, images)
-    statistics, exact, rows = calibration.measure(source, representative), reference(images), []
+    statistics, exact, rows = calibration.measure(source, photos, input_range), reference(images), []
     total = len(statistics)
     trials = [("min-max", count) for count in (*sorted({count for count in counts if count < total}), total)]
     trials += [(method, total) for method in methods or calibration.METHODS if method != "min-max"]
     for method, count in trials:
         data = convert(source, "int8", statistics=statistics.first(count), calibrate=method)
-        probabilities = TFLiteModel(data)(images)
+        probabilities = TFLiteModel(data, input_range=input_range)(images)
         change = difference(probabilities, exact)
         rows.append({"method": method, "photos": count} | {key: change[key] for key in list(change)[1:]})
         if labels is not None:
