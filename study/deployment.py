@@ -7,7 +7,7 @@ processor stay in the record: a scheme that pays on one does not have to pay on 
 import dataclasses
 
 from study import recipes, records
-from utils import environment, latency, models, quantization
+from utils import environment, evaluation, latency, models, quantization
 from utils.classify import TFLiteModel
 from utils.datasets import pipeline
 from utils.evaluation import wilson
@@ -184,6 +184,25 @@ def deployment_path(dataset):
     return records.output_dir("models") / f"{dataset.name}-int8.tflite"
 
 
+def save(content, run, dataset):
+    """Write an int8 file with what its validation photos say: one temperature, and below what confidence to doubt.
+
+    Returns:
+        (pathlib.Path of the .tflite file, temperature, threshold).
+    """
+    validation = dataset.part("validation")
+    numbers = validation["label"].map(dataset.classes.index).to_numpy()
+    seen = quantization.TFLiteModel(content)(pipeline.load_images(validation, run.config.input_size))
+    temperature = evaluation.fit_temperature(seen, numbers)
+    threshold = quantization.confidence_threshold(evaluation.rescale(seen, temperature), numbers)
+    path = deployment_path(dataset)
+    quantization.save(
+        path, content, dataset.classes, scheme="int8", source=f"{run.run_id}: {run.weights_source}",
+        temperature=temperature, low_confidence=threshold,
+    )  # fmt: skip
+    return path, temperature, threshold
+
+
 def ship(run, dataset, calibration_photos=CALIBRATION_PHOTOS, seed=0):
     """Make a finished run the int8 file that ships, and compare it with its float32 file on the test set.
 
@@ -194,15 +213,9 @@ def ship(run, dataset, calibration_photos=CALIBRATION_PHOTOS, seed=0):
     Returns:
         (pathlib.Path of the .tflite file, DataFrame of quantization.evaluate_schemes for float32 and int8).
     """
-    side = run.config.input_size
-    parts = {name: dataset.part(name) for name in ("validation", "test")}
-    photos = {name: pipeline.load_images(part, side) for name, part in parts.items()}
-    numbers = {name: part["label"].map(dataset.classes.index).to_numpy() for name, part in parts.items()}
+    test, side = dataset.part("test"), run.config.input_size
     ranges = quantization.representative_photos(dataset.frame, calibration_photos, side, seed=seed)
     made = quantization.convert_all(run.model(), ("float32", "int8"), ranges)
-    judged = quantization.evaluate_schemes(made, photos["test"], numbers["test"])
-    seen = quantization.TFLiteModel(made["int8"])(photos["validation"])
-    low, path = quantization.confidence_threshold(seen, numbers["validation"]), deployment_path(dataset)
-    source = f"{run.run_id}: {run.weights_source}"
-    quantization.save(path, made["int8"], dataset.classes, scheme="int8", source=source, low_confidence=low)
-    return path, judged
+    numbers = test["label"].map(dataset.classes.index).to_numpy()
+    judged = quantization.evaluate_schemes(made, pipeline.load_images(test, side), numbers)
+    return save(made["int8"], run, dataset)[0], judged
