@@ -38,6 +38,7 @@ def parser():
     deployed.add_argument("--rounds", type=int, default=20, help="interleaved rounds (default 20)")
     deployed.add_argument("--causes", action="store_true", help="what int8 loses rows by -> results/int8_causes.json")
     command("pruning", "run the pruning sweep of notebook 3, hours -> results/pruning.json")
+    command("claims", "count what the studies print of costs, half a minute -> results/claims.json")
     tables = command("tables", "fill the tables of README, docs/ and models/README.md from results/")
     tables.add_argument("--check", action="store_true", help="write nothing; exit 1 with a diff where a page differs")
     books = command("notebooks", "execute notebooks into build/")
@@ -56,7 +57,9 @@ def main(argv=None):
         if getattr(options, name, least) < least:
             made.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
     try:
-        return {"tables": tables, "notebooks": notebooks}.get(options.command, rows)(options, made)
+        return {"tables": tables, "claims": count_claims, "notebooks": notebooks}.get(options.command, rows)(
+            options, made
+        )
     except (ValueError, LookupError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -70,6 +73,13 @@ def tables(options, _):
     if options.check and differing:
         print("pages differ from results/; run python -m study tables", file=sys.stderr)
     return int(options.check and bool(differing))
+
+
+def count_claims(*_):
+    from study import claims, records
+
+    print(records.write("claims", {}, claims.measure(), "none", records.RESULTS))
+    return 0
 
 
 def notebooks(options, made):

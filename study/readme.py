@@ -63,6 +63,12 @@ def recipe_words(config):
     return ", ".join(f"{key.replace('_', ' ')} {config[key]}" for key in TOLD_APART_BY if key in config)
 
 
+def effective(people):
+    """The effective number of photographers of a test set, (sum n)^2 / sum n^2: 42 of whom one took most are few."""
+    counts = [person["n"] for person in people]
+    return sum(counts) ** 2 / sum(n * n for n in counts)
+
+
 def shortfall(value, floor, goal=None, n=None):
     """Floor or goal reached, or by how much it was missed.
 
@@ -102,7 +108,8 @@ def environment():
     )  # fmt: skip
     made.filters |= {
         "percent": percent, "printed": printed, "number": number, "interval": interval, "judged": judged,
-        "words": words, "recipe": recipe_words, "mean": statistics.mean, "stdev": statistics.stdev,
+        "words": words, "recipe": recipe_words, "mean": statistics.mean, "stdev": statistics.stdev, "effective": effective,
+        "keyed": lambda line, key: (line[key], line),
     }  # fmt: skip
     made.globals["shortfall"] = shortfall
     return made
@@ -122,6 +129,7 @@ def context(ledger):
     return {
         **{name: ledger[name]["metrics"] for name in ledger},
         "training": training, "costs": costs, "quantization": quantization, "ledger": ledger, "seeds": dict(seeds),
+        "people": {one["name"]: one["senders"] for one in training["datasets"]},
         "rows": {row["id"]: row for row in training["rows"]},
         "split_of": {(line["row"], line["split"]): line for line in ledger["splits"]["metrics"]["splits"]},
         "files": {line["row"]: line for line in deployment["models"]},

@@ -17,7 +17,7 @@ from utils import environment, files
 
 SCHEMA_VERSION = 1
 NOTEBOOKS = ("01_data_and_training", "02_receptive_field_and_flops", "03_quantization")
-COMMANDS = ("growth", "seeds", "splits", "deployment", "int8_causes", "trials", "pruning", "old_runtimes")
+COMMANDS = ("growth", "seeds", "splits", "deployment", "int8_causes", "trials", "pruning", "old_runtimes", "claims")
 NAMES = (*NOTEBOOKS, *COMMANDS)
 RESULTS = files.PROJECT / "results"
 PHOTOS = "clothing-10, clothing-17"
@@ -211,6 +211,7 @@ def record_split(row, dataset, run, folder=None):
         "accuracy": judged.accuracy, "accuracy_low": judged.accuracy_low, "accuracy_high": judged.accuracy_high,
         "macro_recall": judged.macro_recall, "epochs": len(run.history), "best_epoch": int(run.best_epoch),
         "seed": run.config.seed, "conditions": row.note, "run_id": run.run_id,
+        "recall": judged.per_class["recall"].to_dict(),  # for comparisons at equal class mix
     }  # fmt: skip
     return replace_lines(
         "splits", "splits", [line], lambda line: (line["row"], line["split"]), folder,
