@@ -7,10 +7,12 @@ validation set; nothing here looks at the test set.
 import contextlib
 import hashlib
 import math
+import sys
 import time
 
 import keras
 import numpy as np
+import tqdm
 
 from utils import environment, files, models
 from utils.datasets import pipeline, splits
@@ -38,7 +40,7 @@ def train(run, dataset, resume=True, strategy=None, folder=None, verbose=1, call
         strategy: ``tf.distribute.MirroredStrategy`` over devices of this machine, which share out each batch; an epoch
             then leaves out the last photos of its order that fill no batch.
         folder: folder that holds the runs; default ``CLOTHING_RUNS_DIR``, else ``runs/``.
-        verbose: 0 silent, 1 progress bar, 2 one line an epoch.
+        verbose: 0 silent, 1 progress bar (one for each epoch, or one for a whole frozen run), 2 one line an epoch.
         callbacks: any ``keras.callbacks``, such as TensorBoard; they come after the epoch is kept, and a run that is
             loaded calls none.
         shipped: False trains what is not finished under `folder`, though it ships in ``models/``.
@@ -154,10 +156,13 @@ class _Trainer:
         keeper = _Keeper(self, state, arrays.get("best"), validation if self.strategy else None)
         self.epoch = state["epochs_done"]
         if self.epoch < config.epochs and not keeper.patience_is_over():
-            network.fit(
-                stream, validation_data=None if self.strategy else validation, initial_epoch=self.epoch,
-                epochs=config.epochs, verbose=self.verbose, shuffle=False, callbacks=[keeper, *self.callbacks],
-            )  # fmt: skip
+            bar = _Bar(config.epochs) if config.mode == "frozen" and self.verbose == 1 else None
+            with contextlib.closing(bar) if bar else contextlib.nullcontext():
+                network.fit(
+                    stream, validation_data=None if self.strategy else validation, initial_epoch=self.epoch,
+                    epochs=config.epochs, verbose=0 if bar else self.verbose, shuffle=False,
+                    callbacks=[keeper, *([bar] if bar else []), *self.callbacks],
+                )  # fmt: skip
         runs.assign(network.weights, keeper.best, "best weights in the checkpoint")
         state = keeper.state | {"status": "finished", "duration_s": self.duration(keeper.state)}
         runs.write(self.home, state, runs.variables_to_arrays(full().weights))
@@ -326,6 +331,21 @@ class _Keeper(keras.callbacks.Callback):
                 f"{self._learning_rate():.3g}; use a lower learning_rate or a longer warm-up "
                 "(epochs before this one are kept)"
             )
+
+
+class _Bar(keras.callbacks.Callback):
+    """One bar over the epochs of a head, each of which is over in a moment."""
+
+    def __init__(self, epochs):
+        super().__init__()
+        self.bar = tqdm.tqdm(total=epochs, unit="epoch", desc="head", file=sys.stdout)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.bar.n = epoch + 1
+        self.bar.set_postfix({name: f"{value:.3f}" for name, value in (logs or {}).items() if name != "accuracy"})
+
+    def close(self):
+        self.bar.close()
 
 
 def _best_epoch(history, monitor):

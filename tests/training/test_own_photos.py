@@ -1,0 +1,112 @@
+"""`python -m utils.training my_photos --out my_model`: from a folder of photos to a model that classifies."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from utils import classify, datasets, training
+from utils.datasets import sketches
+from utils.training import __main__ as command
+from utils.training import loop
+
+SMALL = ("--size", "64", "--epochs", "6")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three classes with names of any language, a text file, a broken photo, a copy of another one."""
+    made = sketches.build(tmp_path_factory.mktemp("drawn"), per_class=20, size=64)
+    mine = tmp_path_factory.mktemp("own") / "my photos"
+    for number, name in enumerate(("dress", "hat", "shoes")):
+        target = mine / ("Hüte ü", "帽子", "old shoes")[number]
+        for path in sorted(path for path in made.rglob("*") if path.is_file() and path.parent.name == name):
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target / path.name.replace(".", " photo.").replace(" photo.png", " photo.PNG"))
+    (mine / "notes.txt").write_text("about my photos")
+    (target / "broken.jpg").write_bytes(b"\xff\xd8\xff half")
+    shutil.copy(next(target.glob("*.PNG")), target / "again.png")
+    return mine
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("CLOTHING_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def test_a_folder_becomes_a_model_and_ctrl_c_loses_nothing(folder, tmp_path, capsys, monkeypatch):
+    out, real = tmp_path / "my model", loop._Keeper.on_epoch_begin
+
+    def stop(self, epoch, logs=None):
+        if epoch == 3:
+            raise KeyboardInterrupt
+        real(self, epoch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Keeper, "on_epoch_begin", stop)
+        assert command.main([str(folder), "--out", str(out), *SMALL]) == 130
+    assert capsys.readouterr().out.rstrip().endswith("goes on where this one was; finished epochs are kept.")
+    assert command.main([str(folder), "--out", str(out), *SMALL]) == 0
+    said = capsys.readouterr().out
+    assert "broken.jpg" in said and "notes.txt" in said and "6/6" in said
+    assert "Note: the accuracy may lie anywhere from" in said  # nine test photos
+    assert "same answer as the float network" in said
+    assert said.splitlines()[-1] == f"python -m utils.classify PHOTO.jpg --model '{out}/model.tflite'"
+    names = {path.name for path in out.iterdir()}
+    assert names == {"README.md", "confusion_matrix.png", "model.json", "model.tflite", "training"}
+    card = (out / "README.md").read_text()
+    assert "EfficientNet-Lite0, frozen below a new head, on photos of 3 classes: Hüte ü, old shoes, 帽子." in card
+    assert "| multiply-accumulates per photo | " in card and "95% Wilson interval" in card
+    model = classify.load(out / "model.tflite")
+    assert sorted(model.labels) == ["Hüte ü", "old shoes", "帽子"]
+    photos = sorted((folder / "帽子").glob("*.PNG"))
+    answers = model(datasets.load_images(pd.DataFrame({"path": photos}), 64)).argmax(1)
+    assert (answers == model.labels.index("帽子")).mean() > 0.6
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda folder, tmp: ["nowhere", "--out", str(tmp / "x")], "there is no folder nowhere"),
+        (lambda folder, tmp: [str(folder), "--out", str(tmp / "x"), "--epochs", "0"], "--epochs must be a positive"),
+        (lambda folder, tmp: [str(folder), "--out", str(tmp / "x"), "--size", "9"], "--size must be from 32 to 1024"),
+        (lambda folder, tmp: [str(folder), "--out", str(folder / "model")], "--out must lie outside the photos"),
+        (lambda folder, tmp: [str(folder), "--out", __file__], "cannot write to .*: .*; pass another folder"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(folder, tmp_path, capsys, change, says):
+    with pytest.raises(SystemExit):
+        command.main(change(folder, tmp_path))
+    assert re.search(says, capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_classes_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    assert command.main([str(tmp_path / "photos"), "--out", str(tmp_path / "x")]) == 2
+    assert "error: there are no photos in folders below" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_small_sets_are_chosen_by_validation_loss_and_take_small_steps(folder, tmp_path):
+    data = datasets.from_folder(folder)
+    frozen = command._config(command.parse([str(folder), "--out", str(tmp_path)]), data, 40, 8)
+    assert (frozen.mode, frozen.monitor, frozen.batch_size, frozen.patience) == ("frozen", "val_loss", 8, 15)
+    fine = command.parse([str(folder), "--out", str(tmp_path), "--fine-tune", "--epochs", "3"])
+    fine = command._config(fine, data, 40, 0)
+    assert (fine.mode, fine.epochs, fine.monitor, fine.warmup_epochs) == ("fine_tune", 3, "none", 1)
+    assert isinstance(fine, training.RunConfig)
+
+
+def test_help_imports_nothing_heavy():
+    program = (
+        "import sys, utils.training.__main__ as command\n"
+        "try: command.parse(['--help'])\n"
+        "except SystemExit: print(sorted({'tensorflow', 'keras', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--fine-tune" in done.stdout and done.stdout.splitlines()[-1] == "[]"
