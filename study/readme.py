@@ -108,8 +108,8 @@ def environment():
     )  # fmt: skip
     made.filters |= {
         "percent": percent, "printed": printed, "number": number, "interval": interval, "judged": judged,
-        "words": words, "recipe": recipe_words, "mean": statistics.mean, "stdev": statistics.stdev, "effective": effective,
-        "keyed": lambda line, key: (line[key], line),
+        "words": words, "recipe": recipe_words, "mean": statistics.mean, "stdev": statistics.stdev,
+        "effective": effective, "keyed": lambda line, key: (line[key], line),
     }  # fmt: skip
     made.globals["shortfall"] = shortfall
     return made

@@ -4,14 +4,13 @@ import pandas as pd
 
 from study import records
 from utils import files, flops, models, training
-from utils.training import BASELINE, find_finished
+from utils.training import find_finished
 
 # Study B, table of its test results: F1 by class on the same 372 photos.
 PUBLISHED_F1 = {
     "dress": 0.73, "hat": 0.82, "longsleeve": 0.81, "outwear": 0.80, "pants": 0.93,
     "shirt": 0.60, "shoes": 0.99, "shorts": 0.85, "skirt": 0.86, "t-shirt": 0.87,
 }  # fmt: skip
-UNSEEN = "people never seen"
 MINUTES = ("fine_tune", "scratch")  # modes that take more than two minutes on photos
 
 
@@ -38,6 +37,14 @@ def finished(row, dataset, retrain=False, verbose=0):
     if dataset.stand_in or row.run.mode not in MINUTES:
         return training.train(row.run, dataset, verbose=verbose)
     raise LookupError(f"{row.title} is not trained on these photos; python -m study train {row.id} trains it")
+
+
+def judge(row, dataset, retrain=False):
+    """The finished run of a row and its Evaluation on the test set, see :func:`finished`."""
+    from utils import evaluation
+
+    run = finished(row, dataset, retrain)
+    return run, evaluation.evaluate(run.predict, dataset.part("test"), dataset.classes, name=row.title)
 
 
 def best_by_validation(runs):
@@ -137,34 +144,28 @@ def closing_table(closing):
 
 
 def cost_points(closing):
-    """What an accuracy costs: rows as plots.accuracy_against_cost takes them, one point per kind of test.
+    """Accuracy for new photographers against cost, as plots.accuracy_against_cost takes it: six rows at most.
 
-    Bars for people never seen are over senders. Baselines of a reduced input are left out: their cost is another one.
+    Bars are over photographers where they come from folds, else over photos.
 
     Args:
         closing: of :func:`result_rows`.
 
     Returns:
-        DataFrame: model, group, judged, macs, accuracy, accuracy_low, accuracy_high.
+        DataFrame: model, trained, classes, macs, accuracy, accuracy_low, accuracy_high.
     """
+    kinds = {"baseline": "from scratch", "frozen": "frozen", "fine": "fine-tuned"}
+    shown = ("b-lite0-fine", "b-mobilenet-fine", "b-lite0-frozen", "b-mobilenet-frozen", "a-lite0-fine", "a-baseline")
     points = []
-    for row in closing:
-        if row["model"] == BASELINE and row["input_size"] < 224:
-            continue
+    for row in (row for row in closing if row["id"] in shown):
+        found = row.get("grouped", row)
         classes = row["classes"] if isinstance(row["classes"], int) else len(row["classes"])  # or their names
-        common = {"model": row["title"], "group": f"{classes} classes", "macs": row["macs"]}
-        where = UNSEEN if row["split"] == "grouped" else f"{row['split']} test ({row['n_senders']} people)"
-        for judged, found in ((where, row), (UNSEEN, row.get("grouped"))):
-            if found is not None:
-                low, high = found["accuracy_low"], found["accuracy_high"]
-                if judged == UNSEEN and found.get("sender_low") is not None:
-                    low, high = found["sender_low"], found["sender_high"]
-                interval = {"accuracy": found["accuracy"], "accuracy_low": low, "accuracy_high": high}
-                points.append({**common, "judged": judged, **interval})
-    points = pd.DataFrame(points)
-    # The official test first, ten classes first: the order of colours and of groups.
-    points = points.sort_values("judged", key=lambda judged: judged == UNSEEN, kind="stable")
-    return points.sort_values("group", kind="stable", ignore_index=True)
+        points.append({
+            "model": row["title"].split(",")[0], "trained": kinds[row["id"].rsplit("-", 1)[1]],
+            "classes": f"{classes} classes", "macs": row["macs"],
+            **{key: found[key] for key in ("accuracy", "accuracy_low", "accuracy_high")},
+        })  # fmt: skip
+    return pd.DataFrame(points)
 
 
 def dataset_facts(*sets):

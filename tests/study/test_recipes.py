@@ -65,17 +65,12 @@ def test_folds_of_a_probe_stand_for_heads_on_plain_photos_alone():
     assert "not measured" in rows._folds(known["b-mobilenet-published"], dataset, grouped)["grouped_reason"]
 
 
-def test_points_of_the_cost_figure_say_how_they_were_judged():
-    row = {
-        "title": "Net", "classes": 10, "macs": 5, "split": "official", "model": "mobilenet_v2", "input_size": 224,
-        "n_senders": 5, "sender_low": 0.5, "sender_high": 0.95, "accuracy": 0.9, "accuracy_low": 0.8,
-        "accuracy_high": 0.95,
-    }  # fmt: skip
-    folded = {"accuracy": 0.7, "accuracy_low": 0.6, "accuracy_high": 0.8, "n": 3}
-    unseen = row | {"split": "grouped", "classes": [f"class {number}" for number in range(17)]}
-    small = row | {"model": "baseline_cnn", "input_size": 32}
-    points = rows.cost_points([unseen, row | {"grouped": folded}, small])
-    assert points["judged"].tolist() == ["official test (5 people)", "people never seen", "people never seen"]
-    assert points["accuracy"].tolist() == [0.9, 0.7, 0.9]
-    assert points["group"].tolist() == ["10 classes"] * 2 + ["17 classes"]
-    assert points.loc[2, ["accuracy_low", "accuracy_high"]].tolist() == [0.5, 0.95]  # over senders
+def test_points_of_the_cost_figure_are_for_new_photographers():
+    judged = {"accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95}
+    folds = {"accuracy": 0.7, "accuracy_low": 0.6, "accuracy_high": 0.75}
+    common = {"title": "A, b", "classes": ["x", "y"], "macs": 5}
+    closing = [{"id": "b-lite0-fine", **common, **judged, "grouped": folds}, {"id": "a-baseline", **common, **judged},
+               {"id": "a-b0-fine", **common, **judged}]  # fmt: skip
+    points = rows.cost_points(closing)
+    assert points["accuracy"].tolist() == [0.7, 0.9]
+    assert points["trained"].tolist() == ["fine-tuned", "from scratch"]
