@@ -41,7 +41,7 @@ def load(model=None, num_threads=2):
     path = pathlib.Path(model) if model is not None else SHIPPED
     if not path.is_file():
         advice = "check the path" if model is not None else "run notebook 3 to write it, or name another with --model"
-        raise FileNotFoundError(f"there is no model {path.name}; {advice}")
+        raise FileNotFoundError(f"there is no model {path.name or repr(str(model))}; {advice}")
     opened = TFLiteModel(path, num_threads=num_threads)
     if opened.labels is None:
         raise ValueError(

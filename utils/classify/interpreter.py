@@ -45,7 +45,7 @@ class TFLiteModel:
         kernels: "xnnpack", "builtin" (LiteRT's own optimized ones) or "reference" (slow and plain).
         labels: class names in the order of the output. None: those of the JSON beside the file, if there is one.
         input_range: (low, high) that pixels 0..255 are scaled to before they go in. None: what the JSON beside the file
-            says, else what a quantized input's own scale says, else (0, 255).
+            says, else what the scale of a quantized input (or of a first QUANTIZE) says, else (0, 255).
 
     Attributes:
         input_size: (height, width) in pixels; channels: 1 for grey, 3 for RGB.
@@ -146,21 +146,34 @@ class TFLiteModel:
             except (TypeError, ValueError):
                 pass
             raise ValueError(f"input_range must be two numbers (low, high) with low < high, got {said!r}")
-        if self.input_dtype.kind == "f":
+        dtype, (scale, zero) = self._first_quantized()
+        if not scale:  # a float network, or bytes that the network casts
             return PIXELS
-        (scale, zero), limits = self._scale_in, np.iinfo(self.input_dtype)
-        if not scale:  # bytes that the network casts
-            return PIXELS
-        low, high = (limits.min - zero) * scale, (limits.max - zero) * scale
-        if 60 < high < 300 and (abs(low) < 25 or self.input_dtype == np.int16):  # also from calibration on dark photos
+        low, high = (np.iinfo(dtype).min - zero) * scale, (np.iinfo(dtype).max - zero) * scale
+        if 60 < high < 300 and (abs(low) < 25 or dtype == np.int16):  # also from calibration on dark photos
             return PIXELS
         for known in _SCALINGS:
-            if max(abs(low - known[0]), abs(high - known[1])) < 0.1 * (known[1] - known[0]):
+            near = max(abs(low - known[0]), abs(high - known[1])) < 0.1 * (known[1] - known[0])
+            if near and dtype != np.int16:  # whose zero is in the middle whatever the range
                 return known
+        if dtype != self.input_dtype and (high - low > 32 or dtype == np.int16):
+            return PIXELS  # a float input may be of any range
         raise ValueError(
             f"{self.name} takes values in {low:.3g}..{high:.3g}, which fits no usual scaling of pixels; "
             'pass input_range=(low, high), or write "input_range" into the JSON beside the file'
         )
+
+    def _first_quantized(self):
+        """(dtype, (scale, zero point)) of the input, or of what a float input is turned into first of all."""
+        if self.input_dtype.kind != "f":
+            return self.input_dtype, self._scale_in
+        ops = [op for op in self._interpreter._get_ops_details() if self._input in op["inputs"]]
+        kinds = {op["op_name"] for op in ops} - {"DELEGATE"}
+        if kinds != {"QUANTIZE"}:
+            return self.input_dtype, (0.0, 0)
+        made = {int(op["outputs"][0]) for op in ops if op["op_name"] == "QUANTIZE"}
+        (first, *_) = (one for one in self._interpreter.get_tensor_details() if one["index"] in made)
+        return np.dtype(first["dtype"]), first["quantization"]
 
     def checked(self, images):
         """`images` as an array of the shape and range that the model takes, else ValueError."""
