@@ -79,12 +79,6 @@ def causes(row, run, dataset, photos=CALIBRATION_PHOTOS, seed=0):
 
     Biases that pass 32 bits are left or mended; the range of each activation reaches from the least to the largest
     value seen (min-max), or holds the central 99.98% (percentile).
-
-    Args:
-        row, run, dataset, photos, seed: as for :func:`convert_and_judge`.
-
-    Returns:
-        list of lines: row, title, classes, n, biases_mended, ranges, agreement with float32 and its 95% interval.
     """
     side, part = run.config.input_size, dataset.part("validation")
     source = quantization.convert_all(run.model(), ("float32",))["float32"]
@@ -107,16 +101,7 @@ def causes(row, run, dataset, photos=CALIBRATION_PHOTOS, seed=0):
 
 
 def merge(known, lines, times, machine, cpu):
-    """The metrics of the record with new lines in place of old ones of the same row (and the same processor).
-
-    Args:
-        known: metrics of the record so far, or {}.
-        lines: of :func:`convert_and_judge`; times: of :func:`time_files`.
-        machine: the sentence beside these times; cpu: the processor's name.
-
-    Returns:
-        dict models, times, machines.
-    """
+    """The metrics of the record with new lines in place of old ones of the same row (and the same processor)."""
     fresh, places = {line["row"] for line in lines}, list(recipes.rows())
     kept = [line for line in known.get("models", []) if line["row"] not in fresh]
     older = [line for line in known.get("times", []) if line["cpu"] != cpu or line["row"] not in fresh]
@@ -128,15 +113,7 @@ def merge(known, lines, times, machine, cpu):
 
 
 def record(found, rounds=ROUNDS):
-    """Convert, judge and time rows, on a quiet machine, into results/deployment.json.
-
-    Args:
-        found: row id -> (Row, Run with weights, Dataset).
-        rounds: interleaved rounds.
-
-    Returns:
-        pathlib.Path of the record; lines of other rows stay.
-    """
+    """Convert, judge and time rows (id -> (Row, Run with weights, Dataset)) into results/deployment.json."""
     made, lines, photo = {}, [], {}
     for name, (row, run, dataset) in found.items():
         made[name], line = convert_and_judge(row, run, dataset)
@@ -151,17 +128,13 @@ def record(found, rounds=ROUNDS):
 
 
 def record_causes(found):
-    """What int8 loses rows by, into results/int8_causes.json; arguments and result as for :func:`record`."""
+    """What int8 loses rows by, into results/int8_causes.json; as :func:`record`."""
     fresh = [line for row, run, dataset in found.values() for line in causes(row, run, dataset)]
     return records.replace_lines("int8_causes", "causes", fresh, lambda line: line["row"])
 
 
 def timing_files(backbone, classes, input_size, photos):
-    """A backbone and its .tflite files in the schemes that notebook 3 times; int16x8 is left out where it fails.
-
-    Returns:
-        (keras.Model, {scheme: bytes}).
-    """
+    """A backbone and its files ({scheme: bytes}) as notebook 3 times them; int16x8 is left out where it fails."""
     weights = "auto"
     try:
         model = models.transfer(backbone, classes, input_size)

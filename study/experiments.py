@@ -20,21 +20,7 @@ def backbone_at_hand(backbone):
 
 
 def probe_recipe(backbone, classes, input_size=224):
-    """A recipe for ``evaluation.grouped_cv``: a linear probe of fixed strength on frozen features.
-
-    Args:
-        backbone: key of ``models.BACKBONES``.
-        classes: class names in order.
-        input_size: side of the square input, in pixels.
-
-    Returns:
-        callable (train_frame, test_frame) -> probabilities (n_test, C).
-
-    Example:
-        >>> recipe = probe_recipe("mobilenet_v2", ["hat", "shirt"])
-        >>> callable(recipe)
-        True
-    """
+    """A recipe for ``evaluation.grouped_cv``: a linear probe of fixed strength on frozen features."""
 
     def fit_predict(train, test):
         probe = features.linear_probe(

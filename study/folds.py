@@ -86,11 +86,7 @@ def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, shipped
 
 
 def load(folder, dataset):
-    """The judgements that a folder holds: dict "plain", "flip" -> GroupedCV.
-
-    Raises:
-        ValueError: the folder is damaged, or belongs to other photos; names it.
-    """
+    """The judgements that a folder holds: dict "plain", "flip" -> GroupedCV; ValueError where it is damaged."""
     try:
         record = files.read_json(folder / RECORD)
         data = (folder / PREDICTIONS).read_bytes()
@@ -119,14 +115,7 @@ def load(folder, dataset):
 
 
 def export(config, dataset, k=5, seed=0, folder=None):
-    """Copy a finished cross-validation into the repository's ``models/``.
-
-    Returns:
-        pathlib.Path of the folder written.
-
-    Raises:
-        FileNotFoundError: it is not finished.
-    """
+    """Copy a finished cross-validation into the repository's ``models/``; returns the folder."""
     name = cv_id(config, dataset.fingerprint, k, seed)
     source = files.runs_dir(folder) / name
     if not (source / RECORD).exists():

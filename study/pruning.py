@@ -126,9 +126,7 @@ def sweep(
             else:
                 tuning = {"epochs": epochs, "learning_rate": learning_rate, "norm_photos": representative}
                 pruned = _point(model, lessons, kind, level, tuning) if kind else model
-                if path:
-                    with files.atomic_path(path) as part:
-                        pruned.save(part)
+                _keep(pruned, path)
             schemes = ("float32",) if representative is None else ("float32", "int8")
             for scheme, content in quantization.convert_all(pruned, schemes, representative).items():
                 rows.append(_judged(kind, level, scheme, pruned, content, photos, labels))
@@ -176,15 +174,17 @@ def _digest(*arrays):
     return digest.hexdigest()[:12]
 
 
-def _plan(model, lessons, photos, facts):
-    """All that a point or a round depends on, as plain JSON."""
-    norm = None if photos is None else _digest(photos)
-    return {"model": _digest(*model.get_weights()), "lessons": lessons.key(), "norm_photos": norm, **facts}
+def _keep(model, path):
+    if path:
+        with files.atomic_path(path) as part:
+            model.save(part)
 
 
 def _point_path(folder, model, lessons, photos, facts):
-    plan = json.dumps(_plan(model, lessons, photos, facts), sort_keys=True)
-    slug = facts["kind"].replace(", ", "-")
+    """A file named by all that the point depends on."""
+    norm = None if photos is None else _digest(photos)
+    plan = {"model": _digest(*model.get_weights()), "lessons": lessons.key(), "norm_photos": norm, **facts}
+    plan, slug = json.dumps(plan, sort_keys=True), facts["kind"].replace(", ", "-")
     return pathlib.Path(folder) / f"{slug}-{facts['level']:.0%}-{hashlib.sha256(plan.encode()).hexdigest()[:8]}.keras"
 
 
@@ -204,7 +204,7 @@ def iterative_prune(
         kind: "weights" (magnitudes) or "channels" (expansion channels; the target is met up to multiples of 8).
         epochs, learning_rate: of fine-tuning in each round.
         score: function of a model that returns a number (validation accuracy, say), for the table.
-        folder: where every round is kept; calling again with the same arguments goes on after the last one there.
+        folder: where every round is kept and looked for.
         norm_photos: photos by which batch-norm statistics follow each removal, see `pruning.fine_tune`.
 
     Returns:
@@ -212,8 +212,7 @@ def iterative_prune(
         removed, parameters, nonzero_weights, macs, gzip_bytes, before_tuning and score).
 
     Raises:
-        ValueError: target outside [0, 1), fewer than one round, unknown kind, nothing to prune, or a folder that
-            holds another loop.
+        ValueError: target outside [0, 1), fewer than one round, unknown kind, nothing to prune.
     """
     check_share(target, "target")
     if kind not in ("weights", "channels"):
@@ -221,29 +220,30 @@ def iterative_prune(
     if rounds < 1:
         raise ValueError(f"rounds must be a positive integer, got {rounds}")
     whole, tuning = _size(model, kind), {"learning_rate": learning_rate, "norm_photos": norm_photos}
-    facts = {"target": target, "rounds": rounds, "kind": kind, "epochs": epochs, "learning_rate": learning_rate}
-    store = _Store(folder, _plan(model, lessons, norm_photos, facts) if folder else None)
-    current, rows = store.load(model)
-    if not rows:
-        value = _value(score, model)
-        rows.append(_round(0, 0.0, model, value, value))
-    for number in range(len(rows), rounds + 1):
+    value = _value(score, model)
+    current, rows = model, [_round(0, 0.0, model, value, value)]
+    for number in range(1, rounds + 1):
         due = 1 - (1 - target) ** (number / rounds)
+        plan = {"kind": f"loop-{kind}", "level": due, "epochs": epochs, "learning_rate": learning_rate}
+        path = _point_path(folder, current, lessons, norm_photos, plan) if folder else None
         if kind == "weights":
             smaller = prune(current, [], due, epochs=0, norm_photos=norm_photos).model
-            before = _value(score, smaller)
-            # the masks have to hold while the weights are tuned, so the loop prunes again with training
-            current = prune(current, lessons.stream(), due, epochs, "one_shot", **tuning).model if epochs else smaller
         else:
             fraction = max(1 - (1 - due) * whole / _size(current, kind), 0.0)
-            current = prune_channels(current, fraction).model
-            fine_tune(current, [], 0, norm_photos=norm_photos)  # trains nothing: statistics only
-            before = _value(score, current)
-            if epochs:
-                fine_tune(current, lessons.stream(), epochs, **tuning)
-        removed = 1 - _size(current, kind) / whole
-        rows.append(_round(number, removed, current, before, _value(score, current)))
-        store.save(current, rows)
+            smaller = prune_channels(current, fraction).model
+            fine_tune(smaller, [], 0, norm_photos=norm_photos)  # trains nothing: statistics only
+        before = _value(score, smaller)
+        if path and path.exists():
+            current = keras.saving.load_model(path, compile=False)
+        else:
+            if epochs and kind == "weights":
+                # the masks have to hold while the weights are tuned, so the loop prunes again with training
+                smaller = prune(current, lessons.stream(), due, epochs, "one_shot", **tuning).model
+            elif epochs:
+                fine_tune(smaller, lessons.stream(), epochs, **tuning)
+            current = smaller
+            _keep(current, path)
+        rows.append(_round(number, 1 - _size(current, kind) / whole, current, before, _value(score, current)))
     return current, pd.DataFrame(rows)
 
 
@@ -266,33 +266,6 @@ def _round(number, removed, model, before, after):
 
 def _value(score, model):
     return None if score is None else float(score(model))
-
-
-class _Store:
-    """The last round on disk: a Keras file, then the table that names it (written last, so that it is never ahead)."""
-
-    def __init__(self, folder, plan):
-        self.folder = None if folder is None else pathlib.Path(folder)
-        self.plan = plan
-
-    def load(self, model):
-        if self.folder is None or not (self.folder / "loop.json").exists():
-            return model, []
-        found = files.read_json(self.folder / "loop.json")
-        if found["plan"] != json.loads(json.dumps(self.plan)):
-            raise ValueError(f"{self.folder} holds another pruning loop; delete it, or choose another folder")
-        return keras.saving.load_model(self.folder / found["model"], compile=False), found["rows"]
-
-    def save(self, model, rows):
-        if self.folder is None:
-            return
-        name = f"round_{len(rows) - 1}.keras"
-        with files.atomic_path(self.folder / name) as part:
-            model.save(part)
-        files.write_json(self.folder / "loop.json", {"plan": self.plan, "model": name, "rows": rows})
-        for old in self.folder.glob("round_*.keras"):
-            if old.name != name:
-                old.unlink()
 
 
 def measure(run, dataset, size, seed=0):
@@ -324,7 +297,7 @@ def measure(run, dataset, size, seed=0):
     right = parts["validation"]["label"].map(labels.index).to_numpy()
     _, rounds = iterative_prune(
         model, lessons, max(size["prune_levels"]), size["loop_rounds"], learning_rate=rate, norm_photos=calibration,
-        folder=keep / f"loop-{lessons.key()}",
+        folder=keep,
         score=lambda pruned: (pruned.predict(held, verbose=0).argmax(1) == right).mean(),
     )  # fmt: skip
     return {"pruning": found.frame.to_dict("records"), "pruning_loop": rounds.to_dict("records")}

@@ -55,10 +55,10 @@ def test_every_photo_once_by_a_stranger(photos, trained, tmp_path):
     assert judged["plain"].n == len(photos.frame) and judged["plain"].accuracy == 1.0
     assert len({fingerprint for _, fingerprint in trained}) == 3
     assert all(config.monitor == "none" and config.patience is None for config, _ in trained)
-    assert judged["flip"].probabilities.max() == pytest.approx(0.9, abs=1e-3)
+    assert judged["flip"].evaluation.probabilities.max() == pytest.approx(0.9, abs=1e-3)
     again = fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path, verbose=0)
     assert len(trained) == 3  # nothing was trained anew
-    np.testing.assert_array_equal(again["plain"].probabilities, judged["plain"].probabilities)
+    np.testing.assert_array_equal(again["plain"].evaluation.probabilities, judged["plain"].evaluation.probabilities)
 
 
 def test_the_compact_form_serves_without_the_runs(photos, trained, tmp_path, monkeypatch):
