@@ -1,5 +1,6 @@
 """Every model as a file: converted, judged and timed beside the others, on the record beside what was known."""
 
+import json
 import types
 
 import numpy as np
@@ -88,3 +89,17 @@ def test_causes_compare_four_ways_on_the_validation_part(tmp_path_factory):
     for line in lines:
         assert line["n"] == len(photos.part("validation"))
         assert line["agreement_low"] <= line["agreement"] <= line["agreement_high"]
+
+
+def test_what_ships_is_described_with_a_temperature_and_a_threshold(converted, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLOTHING_OUTPUT_DIR", str(tmp_path))
+    made, _ = converted
+    photos = tiny_training.squares(tmp_path / "photos")
+    run = types.SimpleNamespace(
+        run_id="tiny-1", weights_source="drawn", config=types.SimpleNamespace(input_size=tiny_training.SIZE)
+    )
+    path, temperature, low = deployment.save(made["b-lite0-fine"]["int8"], run, photos)
+    assert path == tmp_path / "models" / "squares-int8.tflite"
+    described = json.loads(path.with_suffix(".json").read_text())
+    assert described["labels"] == list(tiny_training.CLASSES) and described["source"] == "tiny-1: drawn"
+    assert described["temperature"] == pytest.approx(temperature) and 0 < described["low_confidence"] == low < 1
