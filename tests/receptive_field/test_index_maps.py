@@ -38,6 +38,20 @@ def windowed(x, mixed, side=4):
     return ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, height, width, channels))
 
 
+def space_to_batch(x):
+    x = ops.transpose(ops.reshape(x, (-1, 20, 2, 24, 2, 2)), (0, 2, 4, 1, 3, 5))
+    return ops.reshape(x, (-1, 20, 24, 2))
+
+
+def batch_to_space(x):
+    x = ops.transpose(ops.reshape(x, (-1, 2, 2, 20, 24, 2)), (0, 3, 1, 4, 2, 5))
+    return ops.reshape(x, (-1, 40, 48, 2))
+
+
+def cells(x):
+    return layers.TimeDistributed(layers.TimeDistributed(layers.Dense(3, use_bias=False)))(x)
+
+
 def window_mean(x):
     return x + ops.mean(x, axis=1, keepdims=True)
 
@@ -109,6 +123,9 @@ EXACT = {
     "take": lambda x: conv()(ops.take(x, [3, 4, 9, 1], axis=1)),
     "flip": lambda x: conv((3, 2))(ops.flip(conv((2, 3))(x), axis=2)),
     "joined with its mirror image": lambda x: ops.add(x, ops.flip(conv()(x), axis=1)),
+    "cells of a grid": lambda x: cells(conv()(x)),
+    "dilated by way of the batch": lambda x: batch_to_space(conv()(space_to_batch(x))),
+    "hstack": lambda x: conv()(ops.hstack([conv()(x), conv()(x)[:, :4]])),
     "roll": lambda x: conv()(ops.roll(x, (3, 5), axis=(1, 2))),
     "halves swapped": lambda x: conv()(ops.concatenate([x[:, 20:], x[:, :20]], axis=1)),
     "rot90": lambda x: ops.rot90(conv((1, 3))(ops.rot90(conv((3, 2))(x), axes=(1, 2))), k=3, axes=(1, 2)),
@@ -163,6 +180,9 @@ def test_sizes_by_hand():
     found = ask(lambda x: conv()(ops.image.extract_patches(x, 4)))
     assert (found.size, found.stride) == ((12, 12), (4, 4))
     assert ask(lambda x: layers.UpSampling2D(20)(layers.AveragePooling2D(20)(x)), 40, 60, 1).size == (20, 20)
+    found = ask(lambda x: ops.reshape(ops.reshape(conv()(x), (ops.shape(x)[0], 1920, 2)), (-1, 40, 48, 2)))
+    assert (found.size, found.grid) == ((3, 3), (40, 48))
+    assert not ask(lambda x: ops.concatenate([x, conv()(x)], axis=1)).exact  # columns are wider in the second half
     # A U-Net of three levels, two convolutions down and one up at each: 73 for all phases together.
     assert ask(lambda x: decoder(x, 3, 2), 160, 176, 2).size == (68, 68)
 

@@ -243,20 +243,22 @@ def _disagreement(group, axis, layer):
     return Conflict(layer, axis, "center", tuple(centers)) if len(centers) > 1 else None
 
 
-def sequence(joined, pieces, lengths, position):
+def sequence(joined, pieces, lengths, position, apart):
     """The Axis of tensors set one after another along a tensor axis: feature by feature where that is possible.
 
     Args:
         joined: the union of the pieces, which is the answer where they differ along other tensor axes.
         pieces: an Axis for each tensor, or None for one that sees nothing of the image.
         lengths: of the tensors along `position`.
+        apart: whether `position` holds an axis of the image; if not, a feature is all that lies along it.
     """
     live = [axis for axis in pieces if axis is not None]
+    bound = joined.map(lambda at, line: (at, line._replace(exact=line.exact and not apart)))
     if any(axis.whole or len(axis.branches) != 1 for axis in live):
-        return joined
+        return bound
     rest = [tuple(part for part in axis.branches[0] if part[0] not in (position, None)) for axis in live]
     if any(other != rest[0] for other in rest):
-        return joined
+        return bound
     bounds, lines = [], [line for axis in live for _, line in axis.branches[0]]
     for axis, length in zip(pieces, lengths, strict=True):
         parts = [(at, line) for at, line in axis.branches[0] if at in (position, None)] if axis is not None else None

@@ -4,6 +4,8 @@ What they do is an index map, and the field follows it exactly: an axis may be c
 split, merged and moved. An axis whose sizes are unknown can be cropped and moved only.
 """
 
+import math
+
 import keras
 import numpy as np
 
@@ -123,8 +125,8 @@ def operands(call, fields):
 
 
 def concatenate(call, fields):
-    axis = getattr(call.layer, "axis", -1)
-    if axis is None:
+    axis = {"Hstack": 1, "Vstack": 0}.get(call.type, getattr(call.layer, "axis", -1))
+    if axis is None or len(call.output_shapes[0]) < 3:
         return None
     axis %= len(call.output_shapes[0])
     fields, shapes = zip(*operands(call, fields), strict=True)
@@ -148,10 +150,10 @@ def _one_after_another(call, fields, lengths, axis):
     alone = len(moved) == len(fields) or axis not in joined.positions  # else a class token, say, lies there too
     if offset is None or (alone and all(field == moved[0] for field in moved)):
         return joined
-    axes, conflicts = [], joined.conflicts
+    axes, conflicts, apart = [], joined.conflicts, axis in joined.positions
     for number, found in enumerate(joined.axes):
-        exact = sequence(found, [field and field.axes[number] for field in fields], lengths, axis)
-        if exact is not found:
+        exact = sequence(found, [field and field.axes[number] for field in fields], lengths, axis, apart)
+        if exact != found:
             conflicts = tuple(one for one in conflicts if (one.layer, one.axis) != (call.path, number))
         axes.append(exact)
     return Field(tuple(axes), conflicts, joined.lost)
@@ -280,7 +282,13 @@ def permute(call, fields):
 
 def regroup(call, fields):
     """Reshape and Flatten: axes are split, merged and found again."""
-    field = reshape(fields[0], call.input_shapes[0], call.output_shapes[0])
+    shape, out_shape = call.input_shapes[0], list(call.output_shapes[0])
+    if shape[0] is None and 0 not in fields[0].positions:
+        shape = (1, *shape[1:])
+    if out_shape.count(None) == 1 and None not in shape:
+        place = out_shape.index(None)
+        out_shape[place] = math.prod(shape) // math.prod(side for side in out_shape if side is not None)
+    field = reshape(fields[0], shape, out_shape)
     if field is not None:
         return field
     return fields[0]._replace(

@@ -170,7 +170,7 @@ def time_distributed(call, fields):
         input_shapes=tuple((shape[0], *shape[2:]) for shape in call.input_shapes),
         output_shapes=tuple((shape[0], *shape[2:]) for shape in call.output_shapes),
     )
-    aside = -1000  # a position that no inner rule touches
+    aside = min(0, *fields[0].positions) - 1000  # a position that no inner rule touches
     field = rule(inner, (fields[0].move(lambda axis: aside if axis == 1 else axis - (axis > 1)),))
     return None if field is None else field.move(lambda axis: 1 if axis == aside else axis + (axis > 0))
 
@@ -197,9 +197,9 @@ _KINDS = {
     maps.rot90: "Rot90",
     maps.roll: "Roll",
     maps.patches: "ExtractPatches",
-    maps.concatenate: "Concatenate",
+    maps.concatenate: "Concatenate Hstack Vstack",
     maps.stack: "Stack",
-    maps.split: "Split",
+    maps.split: "Split ArraySplit",
     maps.unstack: "Unstack",
     windows.glu: "Glu",
     maps.permute: "Permute Transpose Swapaxes Moveaxis",
