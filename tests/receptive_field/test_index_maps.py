@@ -292,6 +292,12 @@ def test_input_sizes_of_every_rank_and_layout():
     assert receptive_field(turned, input_size=(20, 30)).grid == (20, 30)
 
 
+def test_inputs_of_one_size_and_other_channels_are_one_grid():
+    photo, depth = keras.Input((None, None, 3)), keras.Input((None, None, 1))
+    model = keras.Model([photo, depth], conv(3, 2)(layers.Concatenate()([photo, depth])))
+    assert receptive_field(model, input_size=(20, 30)).grid == (10, 15)
+
+
 class Own(keras.Model):
     """A subclassed model whose call computes with the batch."""
 

@@ -473,9 +473,9 @@ def _summary(field, channels, shape):
         positions = axis.positions
         alone = len(positions) == 1 and taken.count(*positions) == 1
         sizes.append(axis.size)
-        strides.append(plain(line.stride if alone or not positions else line.next_step))
+        strides.append(plain(line.stride if alone or len(line.lows) == 1 else line.next_step))
         if all(line.known for _, line in axis.branches[0]):
-            first = line.padding if alone or not positions else -min(line.lows)
+            first = line.padding if alone or len(line.lows) == 1 else -min(line.lows)
             paddings.append(plain(first - sum(one.at(0)[0] for _, one in rest)))
         else:
             paddings.append(None)

@@ -101,12 +101,15 @@ class Walk:
                 raise ValueError(f"{self.model.name!r} has no image input {input_name!r}; its image inputs are {names}")
             images = [call for call in images if call.path == input_name]
         shape = images[0].output_shapes[0]
-        if any(call.output_shapes[0][1:] != shape[1:] for call in images):
+        self.channels = self._channel_axis(images[0])
+        positions = [position for position in range(1, len(shape)) if position != self.channels]
+        sizes = {
+            tuple(call.output_shapes[0][at] for at in positions if at < len(call.output_shapes[0])) for call in images
+        }
+        if len(sizes) > 1:
             raise ValueError(
                 f"{self.model.name!r} has image inputs of different sizes; choose one with input=, out of {names}"
             )
-        self.channels = self._channel_axis(images[0])
-        positions = [position for position in range(1, len(shape)) if position != self.channels]
         self.rank, self.input_size = len(positions), tuple(shape[position] for position in positions)
         if self.rank > 3:
             raise ValueError(f"{self.model.name!r} has {self.rank} spatial axes; receptive fields are for one to three")
