@@ -26,6 +26,9 @@ RUN_BY = {
     "make bench": ("Makefile", "benchmarks/bench_*.py"),
     "pip install .": (".ci/run", "pip install"),
     "python -m pytest -m oracle": (".ci/run", "\nmake test\n"),
+    "python -m utils.training my_photos --out my_model": (
+        "tests/training/test_own_photos.py", "def test_a_folder_becomes_a_model"
+    ),
     "python -m utils.classify PHOTO.jpg": (STUDY, "def test_classify"),
     "python -m study --help": (STUDY, "def test_help"),
     "python -m study list": (STUDY, "def test_list"),
