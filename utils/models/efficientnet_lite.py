@@ -51,21 +51,9 @@ def preprocess(image):
 
 
 def efficientnet_lite0(input_tensor, include_top=False, classes=1000, name="efficientnet_lite0"):
-    """The network on a Keras tensor, untrained.
+    """The network, untrained, on a Keras tensor that is scaled to (x - 127) / 128 already.
 
-    Args:
-        input_tensor: Keras tensor (batch, height, width, 3), RGB already scaled to (x - 127) / 128.
-        include_top: also average pooling and the `classes`-way softmax.
-
-    Returns:
-        keras.Model from the source of `input_tensor` to features (batch, height/32, width/32, 1280), or to
-        probabilities (batch, classes).
-
-    Example:
-        >>> image = keras.Input((224, 224, 3))
-        >>> model = efficientnet_lite0(preprocess(image))
-        >>> model.output.shape, model.count_params()
-        ((None, 7, 7, 1280), 3413024)
+    Its output are features (batch, height/32, width/32, 1280), or with its top probabilities (batch, classes).
     """
     x = _convolution(input_tensor, "stem", "conv", 32, kernel=3, stride=2)
     for block, (kernel, stride, expansion, channels) in BLOCKS.items():
@@ -99,11 +87,7 @@ def _normalized(x, prefix, bn, act):
 
 
 def weights_path():
-    """Path of the checkpoint inside the installed package, which is found without being imported.
-
-    Raises:
-        WeightsUnavailable: the package, or the file in it, is missing; says what to install.
-    """
+    """Path of the checkpoint inside the installed package, which is found without being imported."""
     try:
         distribution = importlib.metadata.distribution(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
@@ -184,19 +168,7 @@ def _tensor(key, offset, shape, strides, *_):
 
 @functools.lru_cache(maxsize=1)
 def imagenet_weights():
-    """ImageNet weights in Keras' layout.
-
-    Returns:
-        dict of layer name -> list of float32 arrays in the order of `layer.get_weights()`, the top included.
-
-    Raises:
-        WeightsUnavailable: the package is not installed.
-        ValueError: its file is not the published one.
-
-    Example:
-        >>> imagenet_weights()["stem_conv"][0].shape
-        (3, 3, 3, 32)
-    """
+    """dict of layer name -> arrays in the order of `layer.get_weights()`, the top included."""
     state = read_checkpoint(weights_path())
     found = {"stem_conv": _kernel(state, "_conv_stem"), "stem_bn": _batch_norm(state, "_bn0")}
     for number, (block, (_kernel_size, _stride, expansion, _channels)) in enumerate(BLOCKS.items()):
@@ -223,18 +195,7 @@ def _batch_norm(state, name):
 
 
 def load_imagenet(model):
-    """Copy the ImageNet weights into every layer of `model` that carries one of the network's names.
-
-    Args:
-        model: from :func:`efficientnet_lite0`, or any model with layers of the same names and shapes.
-
-    Returns:
-        the model.
-
-    Raises:
-        WeightsUnavailable: the package is not installed.
-        ValueError: its file is not the published one, or a layer is missing or of another shape.
-    """
+    """Copy the ImageNet weights into the layers of `model` that carry the network's names; returns the model."""
     for name, arrays in imagenet_weights().items():
         try:
             layer = model.get_layer(name)

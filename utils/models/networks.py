@@ -16,7 +16,7 @@ WARM_START = "warm start from EfficientNet-Lite0"
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """What there is to know about a backbone without building it."""
+    """What there is to know about a backbone without building it; all are licensed under Apache-2.0."""
 
     name: str
     title: str
@@ -24,27 +24,16 @@ class Backbone:
     last_conv: str  # layer names, for Grad-CAM and receptive fields
     last_activation: str
     n_parameters: int  # without a head
-    licence: str
-    source: str
 
 
+# Sandler et al. 2018, arXiv:1801.04381; Tan & Le 2019, arXiv:1905.11946; tensorflow/tpu, efficientnet/lite
 BACKBONES = {
-    backbone.name: backbone
-    for backbone in (
-        Backbone(
-            "mobilenet_v2", "MobileNetV2", 1280, "Conv_1", "out_relu", 2_257_984, "Apache-2.0",
-            "Sandler et al. 2018, arXiv:1801.04381",
-        ),
-        Backbone(
-            "efficientnet_b0", "EfficientNetB0", 1280, "top_conv", "top_activation", 4_049_571, "Apache-2.0",
-            "Tan & Le 2019, arXiv:1905.11946",
-        ),
-        Backbone(
-            "efficientnet_lite0", "EfficientNet-Lite0", 1280, "top_conv", "top_activation", 3_413_024, "Apache-2.0",
-            "Tan & Le 2019, arXiv:1905.11946; tensorflow/tpu, efficientnet/lite",
-        ),
-    )
-}  # fmt: skip
+    "mobilenet_v2": Backbone("mobilenet_v2", "MobileNetV2", 1280, "Conv_1", "out_relu", 2_257_984),
+    "efficientnet_b0": Backbone("efficientnet_b0", "EfficientNetB0", 1280, "top_conv", "top_activation", 4_049_571),
+    "efficientnet_lite0": Backbone(
+        "efficientnet_lite0", "EfficientNet-Lite0", 1280, "top_conv", "top_activation", 3_413_024
+    ),
+}
 
 
 def baseline_cnn(classes, input_size=224):
@@ -159,9 +148,6 @@ def weights_source(backbone, weights="auto", download=True):
 def needs_batch_norm(backbone, weights="auto"):
     """Whether :func:`reestimate_batch_norm` has to follow before the model's features are of use."""
     return weights_source(backbone, weights) == WARM_START
-
-
-# --- inside -----------------------------------------------------------------------------------------------------------
 
 
 def _pooled(backbone, input_size, weights):

@@ -68,18 +68,7 @@ EFFICIENTNET_B0 = KerasFile(
 
 
 def find(file, download=True):
-    """The local path of a Keras weight file, fetched if need be.
-
-    Args:
-        file: a KerasFile.
-        download: False looks on this machine only.
-
-    Returns:
-        pathlib.Path of a file that is there.
-
-    Raises:
-        WeightsUnavailable: it is neither here nor to be had; says what to do.
-    """
+    """The local path of a Keras weight file, fetched if need be; `download` False looks on this machine only."""
     path = file.path()
     if path.is_file():
         return path
@@ -121,11 +110,7 @@ def _download(file, path):
 
 
 def load(model, file, path):
-    """Load a Keras weight file into `model`, layer by layer in order.
-
-    Raises:
-        ValueError: the file is damaged or does not fit; names it and says to delete it.
-    """
+    """Load a Keras weight file into `model`, layer by layer in order; one that is damaged or does not fit is named."""
     try:
         model.load_weights(path)
     except Exception as error:  # h5py and Keras raise nearly every kind of error on a damaged file
@@ -140,12 +125,6 @@ def describe(file, path):
 
     A file is official when it has the MD5 that Keras publishes or, where Keras publishes none, the official size. The
     numbers have the last word: kernels that take at most 255 values per output channel come from 8-bit weights.
-
-    Returns:
-        "ImageNet", "ImageNet (8-bit, dequantized)", or "ImageNet (file not verified)".
-
-    Raises:
-        ValueError: the file is damaged; names it.
     """
     facts = path.stat()
     return _describe(file, path, facts.st_mtime_ns, facts.st_size)

@@ -83,17 +83,9 @@ def class_targets(n_classes, label_smoothing=0.0):
 
 
 def photo_batches(frame, classes, weights, config, epoch):
-    """Training batches of photos; each pass over the result is the epoch that `epoch` says at its start.
+    """Training batches of photos: (images float32 (b, s, s, 3), targets (b, C), weights (b,)).
 
-    Args:
-        frame: DataFrame of the training photos.
-        classes: class names in order.
-        weights: float32 (C,), weight of each class.
-        config: RunConfig (input and batch size, label smoothing, augmentation, seed).
-        epoch: callable () -> 0-based number of the epoch that begins.
-
-    Returns:
-        tf.data.Dataset of (images float32 (b, s, s, 3), targets (b, C), weights (b,)).
+    `weights` are of the classes. Each pass over the result is the epoch that ``epoch()`` says at its start.
     """
     import tensorflow as tf
 
@@ -106,17 +98,9 @@ def photo_batches(frame, classes, weights, config, epoch):
 
 
 def feature_batches(features, labels, weights, config, epoch):
-    """The batches of head training: each photo once an epoch, in one of its views.
+    """Batches of head training: each photo once an epoch, in one of its views; otherwise as :func:`photo_batches`.
 
-    Args:
-        features: float32 (n, D) or (views + 1, n, D).
-        labels: int (n,), class numbers.
-        weights: float32 (C,), weight of each class.
-        config: RunConfig (batch size, label smoothing, seed).
-        epoch: callable () -> 0-based number of the epoch that begins.
-
-    Returns:
-        tf.data.Dataset of (features (b, D), targets (b, C), weights (b,)).
+    `features` are (n, D) or (views + 1, n, D), `labels` n class numbers.
     """
     import tensorflow as tf
 

@@ -356,15 +356,8 @@ def _best_epoch(history, monitor):
     return min(history, key=lambda row: (sign * row[monitor], row["epoch"]))["epoch"]
 
 
-@keras.saving.register_keras_serializable("clothing")
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up to a peak, then a constant rate or half a cosine down to zero.
-
-    Args:
-        peak: learning rate after warm-up.
-        total_steps: optimizer steps of the whole run.
-        warmup_steps: steps of the ramp peak / warmup_steps, 2 peak / warmup_steps, ... peak.
-        cosine: False keeps the peak after warm-up.
+    """Linear warm-up, peak / warmup_steps a step, to a peak; then a constant rate or half a cosine down to zero.
 
     Example:
         >>> rate = WarmupCosine(1.0, total_steps=12, warmup_steps=2)
@@ -384,10 +377,6 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         share = keras.ops.clip((step - self.warmup_steps) / rest, 0.0, 1.0)
         after = self.peak * 0.5 * (1 + keras.ops.cos(math.pi * share)) if self.cosine else self.peak + 0.0 * step
         return keras.ops.where(step < self.warmup_steps, ramp, after)
-
-    def get_config(self):
-        names = ("peak", "total_steps", "warmup_steps", "cosine")
-        return {name: getattr(self, name) for name in names}
 
 
 def make_optimizer(config, steps_per_epoch):
