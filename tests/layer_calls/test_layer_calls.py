@@ -290,7 +290,7 @@ class TwoTowers(keras.Model):
 
 def test_a_subclassed_model_is_traced_and_left_as_it_was():
     model = TwoTowers()
-    with pytest.raises(ValueError, match="give input_shape"):
+    with pytest.raises(ValueError, match="pass input_shape"):
         layer_calls(model)
     calls = layer_calls(model, [(5,), (5,)], batch_size=3)
     check_flow(calls)
@@ -348,9 +348,9 @@ def test_a_model_that_cannot_be_walked_is_refused():
     "shape, words",
     [
         ((8, 8), "has 4 dimensions with the batch"),
-        ((8, 8, 0), "is no input shape"),
-        ((8, True, 3), "is no input shape"),
-        ([(8, 8, 3), (8,)], "has 1 inputs and input_shape gives 2"),
+        ((8, 8, 0), "must be a tuple of positive integers"),
+        ((8, True, 3), "must be a tuple of positive integers"),
+        ([(8, 8, 3), (8,)], "has 1 inputs and input_shape has 2"),
         ({"photos": (8, 8, 3)}, r"names \['photos'\], but the inputs"),
         ((16, 16, 3), "layer 'dense'.*cannot take the shape"),
         ((2, 2, 3), "layer 'conv'.*cannot take the shape"),

@@ -1,18 +1,7 @@
 """FLOPs and MACs of any Keras 3 model, call by call, from its layers and their shapes.
 
-    >>> import keras
-    >>> from utils import flops
-    >>> report = flops.count(keras.applications.MobileNetV2(weights=None))
-    >>> report.total_macs
-    300774272
-
-Nothing is run and nothing is traced but layers of your own, so that a count takes milliseconds. A layer without a rule
-is never counted as zero: it is named in `report.unsupported`, and the totals are then lower bounds.
-
-Also reachable from here, in modules of their own: :func:`count_tflite` reads the same report from a `.tflite` file,
-:func:`keras_flops_total` is the keras-flops package made to run on today's TensorFlow.
-
-Importing this module needs Keras, NumPy and pandas only.
+Nothing is run. Calls of Keras' layers and operations are counted by rule; layers of your own by looking inside; and
+what cannot be looked into, from the graph that the backend makes of it. Each row of the report names its way.
 """
 
 import functools
@@ -20,65 +9,81 @@ import warnings
 
 import keras
 
-from ..layer_calls import layer_calls
+from ..layer_calls import keras_graph, layer_calls
 from . import layers, operations
-from .formulas import CONVENTIONS, Cost, elements, product
+from .formulas import ACTIVATION_OPS, CONVENTIONS, Cost, elements, product
+from .graph import operations_cost
 from .report import CostReport, CostRow, Unsupported
 
 
-def count(model, input_shape=None, batch_size=1, rules=None, unsupported="warn", convention="exact"):
+def count(model, input_shape=None, batch_size=None, rules=None, unsupported="warn", convention="exact"):
     """Count MACs, FLOPs, element-wise operations, parameters and bytes of every call of a model.
 
     Args:
-        model: any Keras 3 model.
+        model: any Keras 3 model, or a single layer.
         input_shape: shape or shapes without the batch, as in :func:`utils.layer_calls.layer_calls`; None for the
             shapes that the model was built with.
-        batch_size: number of inputs to count for.
+        batch_size: number of inputs to count for; None for the batch that the model or `input_shape` fixes, else 1.
+            The report names the batch that it counted.
         rules: {layer type, or class name of a `keras.ops` operation: rule} for this call only; goes before the rules
-            that there are, and is looked up through the class hierarchy as they are. A rule is
+            that there are, and is looked up through the class hierarchy. A rule is
             `rule(layer, input_shapes, output_shapes)` and returns a :class:`Cost`, or an int: MACs.
-        unsupported: what to do about calls without a rule: "warn", "raise" or "ignore". They are in
-            `report.unsupported` in any case.
+        unsupported: what to do about calls that cannot be counted: "warn", "raise" or "ignore". They are in
+            `report.unsupported` in any case, with the cause.
         convention: "exact", or "input_over_stride" for the published studies' way (see `CONVENTIONS`).
 
     Returns:
-        :class:`CostReport`.
+        :class:`CostReport`. Patches cut by `extract_patches` are moved data, which costs nothing here.
 
     Raises:
-        ValueError: an input dimension is unknown, a shape does not fit, an argument is none of those that there are,
-            or (with unsupported="raise") a call has no rule.
-        TypeError: not a Keras 3 model, or a rule that is no rule.
+        ValueError: an input dimension is unknown, a shape does not fit, an argument is not one of those allowed,
+            or (with unsupported="raise") a call cannot be counted.
+        TypeError: not a Keras 3 model, or a rule that is not callable.
 
     Example:
+        >>> import keras
         >>> model = keras.Sequential([keras.Input((32, 32, 8)), keras.layers.Conv2D(16, 3, padding="same")])
         >>> report = count(model)
         >>> report.total_macs, report.total_flops, report.total_params
         (1179648, 2359296, 1168)
-        >>> count(model, rules={keras.layers.Conv2D: lambda layer, given, gives: 7}).total_macs
-        7
+
+        A rule for a layer of your own, where its source would be counted otherwise:
+
+        >>> class Gabor(keras.layers.Layer):  # 8 fixed filters of 5 x 5, applied by a library of its own
+        ...     def call(self, photos):
+        ...         return keras.ops.repeat(photos[..., :1], 8, axis=-1)
+        >>> def gabor(layer, input_shapes, output_shapes):
+        ...     batch, height, width, filters = output_shapes[0]
+        ...     return Cost(macs=batch * height * width * filters * 5 * 5)
+        >>> count(keras.Sequential([keras.Input((32, 32, 3)), Gabor()]), rules={Gabor: gabor}).total_macs
+        204800
     """
     if unsupported not in ("warn", "raise", "ignore"):
-        raise ValueError(f'unsupported={unsupported!r} is unknown; choose "warn", "raise" or "ignore"')
-    if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r} is no number of inputs; give a whole number from 1")
-    own = _checked_rules(rules)
-    closed = tuple(key for key in own if isinstance(key, type) and key not in (keras.Layer, keras.Model))
-    table = {**layers.rules_for(convention), **operations.RULES, **own}
-    calls = layer_calls(model, input_shape, batch_size=int(batch_size), closed=closed)
-    _check_inputs(model, calls)
+        raise ValueError(f'unsupported must be "warn", "raise" or "ignore", got {unsupported!r}')
+    if batch_size is not None and (
+        isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1
+    ):
+        raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
+    table = _Rules(rules, convention)
+    calls = layer_calls(
+        model, input_shape, batch_size=_batch(model, batch_size), closed=table.closed, opened=table.looks_inside,
+        graphs=True,
+    )  # fmt: skip
+    counted = _check_inputs(model, calls, batch_size)
 
     rows, problems, seen = [], [], set()
+    first = _channels_first(calls)
     for call in calls:
-        cost, problem = _cost(call, table)
+        cost, way, problem = _cost(call, table)
         if problem:
             problems.append(Unsupported(call.path, call.type, problem))
-        rows.append(_row(call, cost, seen))
+        rows.append(_row(call, cost, way, seen, any(key in first for key in call.outputs)))
     if problems and unsupported != "ignore":
         sentence = _sentence(model, problems)
         if unsupported == "raise":
             raise ValueError(sentence)
         warnings.warn(sentence, stacklevel=2)
-    return CostReport(model.name, tuple(rows), int(batch_size), convention, CONVENTIONS[convention], tuple(problems))
+    return CostReport(model.name, tuple(rows), counted, convention, CONVENTIONS[convention], tuple(problems))
 
 
 def count_tflite(path_or_bytes, unsupported="warn"):
@@ -95,42 +100,147 @@ def keras_flops_total(model, batch_size=1):
     return keras_flops_total(model, batch_size=batch_size)
 
 
-def _checked_rules(rules):
-    for key, rule in (rules or {}).items():
-        if not (isinstance(key, (type, str)) and callable(rule)):
-            raise TypeError(
-                f"rules[{key!r}] is no rule; give {{layer type or operation name: function of (layer, input_shapes, "
-                "output_shapes)}"
-            )
-    return dict(rules or {})
+class _Rules:
+    """The rules of one count: the caller's before those of layers and operations."""
+
+    def __init__(self, rules, convention):
+        for key, rule in (rules or {}).items():
+            if not (isinstance(key, (type, str)) and callable(rule)):
+                raise TypeError(
+                    "rules must be {layer type or operation name: function of (layer, input_shapes, output_shapes)}, "
+                    f"got {key!r}: {rule!r}"
+                )
+        self.own = dict(rules or {})
+        self.layers = layers.rules_for(convention)
+        self.closed = tuple(key for key in self.own if isinstance(key, type) and key not in (keras.Layer, keras.Model))
+
+    def find(self, layer):
+        """The rule for a layer or operation, or None."""
+        for layer_type in type(layer).__mro__:
+            if layer_type in self.own and layer_type not in (keras.Layer, keras.Model):
+                return self.own[layer_type]
+        if isinstance(layer, keras.Layer):
+            return self.keras_rule(type(layer)) if _as_ruled(layer) else None
+        name = type(layer).__name__
+        return self.own.get(name) or (
+            operations.RULES.get(name) if keras_graph.kind(type(layer)) == "operation" else None
+        )
+
+    def keras_rule(self, layer_type):
+        """The rule of the layer of Keras that a class inherits its `call` from."""
+        if keras_graph.kind(layer_type) in ("custom", "model"):
+            return None
+        return next((self.layers[base] for base in layer_type.__mro__ if base in self.layers), None)
+
+    def fallback(self, layer):
+        """A rule for keras.Layer or keras.Model: for what has none else."""
+        return next((self.own[base] for base in type(layer).__mro__ if base in self.own), None)
+
+    def looks_inside(self, layer):
+        """Whether a layer or operation of Keras has to be opened, since no rule holds for it as it is."""
+        return self.find(layer) is None and self.fallback(layer) is None
 
 
-def _check_inputs(model, calls):
+def _as_ruled(layer):
+    """Whether a layer computes what its rule says: no LoRA added, activations and cells that are Keras' own."""
+    for name in ("activation", "recurrent_activation"):
+        function = getattr(layer, name, None)
+        if function is not None and not _known_activation(function):
+            return False
+    if isinstance(layer, keras.layers.RNN):
+        return _known_cell(layer.cell)
+    if getattr(layer, "lora_enabled", False):
+        return False
+    if isinstance(layer, (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)):
+        return not any(getattr(part, "lora_enabled", False) for part in keras_graph.parts(layer))
+    return True
+
+
+def _known_activation(function):
+    name = getattr(function, "__name__", None)
+    return name in ACTIVATION_OPS and getattr(keras.activations, name, None) is function
+
+
+def _known_cell(cell):
+    if isinstance(cell, keras.layers.StackedRNNCells):
+        return keras_graph.kind(type(cell)) == "layer" and all(map(_known_cell, cell.cells))
+    if keras_graph.kind(type(cell)) != "layer" or keras_graph.replaced_call(cell) or not _as_ruled(cell):
+        return False
+    return "Conv" in type(cell).__name__ or isinstance(
+        cell, (keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)
+    )
+
+
+def _batch(model, batch_size):
+    """What stands in for the batch: the caller's number, else the model's own, else 1."""
+    if batch_size is not None:
+        return int(batch_size)
+    graph = keras_graph.graph_of(model) if isinstance(model, keras.Layer) else None
+    fixed = {tensor.shape[0] for tensor in graph.inputs if tensor.shape} - {None} if graph else set()
+    return fixed.pop() if len(fixed) == 1 else 1
+
+
+def _check_inputs(model, calls, batch_size):
+    """The batch of the inputs: a number, or a tuple where they differ."""
+    shapes = []
     for call in calls:
-        if call.type == "InputLayer" and any(None in shape for shape in call.output_shapes):
-            raise ValueError(
-                f"input {call.path!r} of {model.name!r} has unknown dimensions, {call.output_shapes[0]}; "
-                "give input_shape, for example (224, 224, 3)"
-            )
+        if call.type == "InputLayer" and not call.inputs:
+            if any(None in shape for shape in call.output_shapes):
+                raise ValueError(
+                    f"input {call.path!r} of {model.name!r} has unknown dimensions, {call.output_shapes[0]}; "
+                    "pass input_shape, for example (224, 224, 3)"
+                )
+            shapes += call.output_shapes
+    batches = tuple(dict.fromkeys(shape[0] for shape in shapes if shape))
+    if batch_size is not None and batches and batches != (batch_size,):
+        raise ValueError(
+            f"batch_size must be {' or '.join(map(str, batches))}, which input_shape or {model.name!r} fixes, got "
+            f"{batch_size}; pass input_shape without the batch"
+        )
+    return batches[0] if len(batches) == 1 else batches or 1
 
 
-def _rule(call, table):
-    for layer_type in type(call.layer).__mro__:
-        if layer_type in table:
-            return table[layer_type]
-    return table.get(call.type) if not isinstance(call.layer, keras.Layer) or call.type in table else None
+def _channels_first(calls):
+    """Keys of the tensors whose channels are axis 1: from the layers that say so, and along what keeps the axes."""
+    formats = {}
+    for call in calls:
+        said = getattr(call.layer, "data_format", None) if call.type != "Flatten" else None
+        if said:
+            for key in (*call.inputs, *call.outputs):
+                formats.setdefault(key, said)
+    if "channels_first" not in formats.values():
+        return set()
+    keeping = [call for call in calls if call.type not in ("Permute", "Transpose", "Moveaxis", "Swapaxes", "Reshape")]
+    for call in keeping:
+        known = next((formats[key] for key in call.inputs if key in formats), None)
+        for key in call.outputs if known else ():
+            formats.setdefault(key, known)
+    for call in reversed(keeping):
+        known = next((formats[key] for key in call.outputs if key in formats), None)
+        for key in call.inputs if known else ():
+            formats.setdefault(key, known)
+    return {key for key, said in formats.items() if said == "channels_first"}
 
 
 def _cost(call, table):
-    """(Cost or None, what is not known or None) of a call."""
-    rule = _rule(call, table)
-    if rule is None:
-        if call.opened:
-            return Cost(), None
-        return None, call.problem or "there is no rule for it; give one with rules={type: rule}"
+    """(Cost or None, way, what is not known or None) of a call."""
+    if call.operations is not None and table.fallback(call.layer) is None:
+        cost = operations_cost(call.operations)
+        way = "graph" if call.problem or call.operations else "inside"
+        if cost.unknown is None:
+            return cost, way, None
+        if not (cost.macs or cost.elementwise):
+            return None, "", cost.unknown
+        return cost, way, f"{cost.unknown}; the rest of it is counted"
+    rule = table.find(call.layer) or table.fallback(call.layer)
+    if rule is None or call.problem:
+        if rule is None and call.opened:
+            return Cost(), "inside", None
+        if rule is None:
+            return None, "", call.problem or "there is no rule for it; pass one with rules={type: rule}"
     unknown = [shape for shape in (*call.operand_shapes, *call.output_shapes) if None in shape]
     if unknown:
-        return None, f"its shape {unknown[0]} depends on the data"
+        return None, "", f"its shape {unknown[0]} depends on the data"
     try:
         cost = rule(call.layer, call.operand_shapes, call.output_shapes)
     except Exception as error:
@@ -139,13 +249,15 @@ def _cost(call, table):
             f"{error}; replace it with rules={{type: rule}}"
         ) from error
     if isinstance(cost, Cost):
-        return cost, cost.unknown and f"{cost.unknown} has no rule; the rest of it is counted"
+        return cost, "rule", cost.unknown and f"{cost.unknown} has no rule; the rest of it is counted"
     if isinstance(cost, bool) or not hasattr(cost, "__index__") or cost < 0:
-        raise TypeError(f"the rule for layer {call.path!r} ({call.type}) gave {cost!r}; return a Cost or an int, MACs")
-    return Cost(int(cost)), None
+        raise TypeError(
+            f"the rule for layer {call.path!r} ({call.type}) must return a Cost or an int of MACs, got {cost!r}"
+        )
+    return Cost(int(cost)), "rule", None
 
 
-def _row(call, cost, seen):
+def _row(call, cost, way, seen, channels_first):
     """The report's row of a call; `seen` are the ids of the weights that earlier rows have counted."""
     layer = call.layer
     fresh = [weight for weight in getattr(layer, "weights", ()) if id(weight) not in seen]
@@ -165,6 +277,8 @@ def _row(call, cost, seen):
         elementwise_ops=cost.elementwise if cost else None,
         activation_bytes=_activation_bytes(call),
         weight_bytes=sum(size * itemsize(weight.dtype) for size, weight in zip(sizes, fresh, strict=True)),
+        way=way,
+        channels_first=channels_first,
     )
 
 

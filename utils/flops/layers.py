@@ -10,7 +10,6 @@ import math
 
 import keras
 
-from . import operations
 from .formulas import (
     ACTIVATION_OPS,
     CONVENTIONS,
@@ -46,17 +45,8 @@ def _finish(layer, macs, out_shape):
 
 
 def activation(function, shape):
-    """Cost of an activation on a tensor; `unknown` where it is not in ACTIVATION_OPS and cannot be traced."""
-    if function is None:
-        return Cost()
-    name = getattr(function, "__name__", None)
-    if name in ACTIVATION_OPS and getattr(keras.activations, name, None) is function:
-        return Cost(0, ACTIVATION_OPS[name] * elements(shape))
-    if isinstance(function, keras.Layer):
-        for layer_type in type(function).__mro__:
-            if layer_type in RULES:
-                return RULES[layer_type](function, (shape,), (shape,))
-    return operations.callable_cost(function, shape)
+    """Cost of an activation of Keras on a tensor (a layer with another one is looked into instead)."""
+    return Cost() if function is None else Cost(0, ACTIVATION_OPS[function.__name__] * elements(shape))
 
 
 def conv(layer, input_shapes, output_shapes):
@@ -321,6 +311,8 @@ def center_crop(layer, input_shapes, output_shapes):
 
 def discretization(layer, input_shapes, output_shapes):
     """Discretization: a binary search, ceil(log2(bins)) comparisons an element."""
+    if layer.bin_boundaries is None:
+        return Cost(unknown="the number of its bins, before adapt() or set_weights(),")
     bins = len(layer.bin_boundaries) + 1
     return Cost(0, math.ceil(math.log2(bins)) * elements(input_shapes[0]))
 

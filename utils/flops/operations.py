@@ -8,9 +8,6 @@ that stands in no list below is unsupported, and reported so.
 import math
 import re
 
-import keras
-
-from ..layer_calls import keras_graph as internals
 from .formulas import (
     ACTIVATION_OPS,
     Cost,
@@ -143,25 +140,3 @@ RULES = {
     "AveragePool": _pool,
     "Resize": _resize,
 }
-
-
-def callable_cost(function, shape):
-    """Cost of a function of one tensor, found by running it once on a symbolic tensor.
-
-    Returns:
-        Cost; `unknown` names the function where it cannot be traced or calls something without a rule.
-    """
-    name = getattr(function, "__name__", type(function).__name__)
-    source = keras.KerasTensor(shape)
-    total = Cost()
-    try:
-        result = function(source)
-        nodes = internals.nodes_behind([result], [source])
-    except Exception:
-        return Cost(unknown=f"its activation {name!r}")
-    for node in nodes:
-        rule = RULES.get(type(node.operation).__name__)
-        if rule is None or isinstance(node.operation, keras.Layer):
-            return Cost(unknown=f"its activation {name!r}")
-        total += rule(node.operation, [one.shape for one in node.input_tensors], [one.shape for one in node.outputs])
-    return total

@@ -24,6 +24,9 @@ class CostRow:
         elementwise_ops: additions, multiplications, comparisons and function calls outside the linear algebra.
         activation_bytes: bytes of what it gives.
         weight_bytes: bytes of its weights as they are stored.
+        way: how it was counted: "rule"; "inside" for a layer whose rows before it say what it does; "graph" for one
+            that was counted, or counted in part, from the graph of the backend; "" where it was not.
+        channels_first: whether axis 1 of its output holds the channels.
     """
 
     index: int
@@ -39,6 +42,8 @@ class CostRow:
     elementwise_ops: int | None = 0
     activation_bytes: int | None = 0
     weight_bytes: int = 0
+    way: str = "rule"
+    channels_first: bool = False
 
     @property
     def flops(self):
@@ -73,7 +78,7 @@ class CostReport:
     Attributes:
         name: the model or file.
         rows: tuple of :class:`CostRow`, in execution order.
-        batch_size: what was counted for.
+        batch_size: the number of inputs that was counted (a tuple where the inputs differ in it).
         convention: name of the convention.
         convention_text: what it says.
         unsupported: tuple of :class:`Unsupported`. With anything in it the totals are lower bounds.
@@ -126,8 +131,8 @@ class CostReport:
 
         Returns:
             DataFrame with path, type, input_shape, output_shape, kernel, strides, filters, params, macs, flops,
-            elementwise_ops, activation_bytes, weight_bytes, share (of all MACs) and cumulative_share. What is not
-            known is <NA>.
+            elementwise_ops, activation_bytes, weight_bytes, way (how it was counted), share (of all MACs) and
+            cumulative_share. What is not known is <NA>.
         """
         frame = pd.DataFrame(
             {
@@ -139,6 +144,7 @@ class CostReport:
                 "strides": [row.strides for row in self.rows],
                 "filters": pd.array([row.filters for row in self.rows], dtype="Int64"),
                 **{name: pd.array([getattr(row, name) for row in self.rows], dtype="Int64") for name in COUNTED},
+                "way": [row.way for row in self.rows],
             },
             index=pd.Index([row.index for row in self.rows], name="call"),
         )
@@ -196,8 +202,11 @@ class CostReport:
             (of the last of them), layers (calls that multiply), macs, share (of all MACs of the model).
 
         Example:
+            >>> import keras
+            >>> from utils import flops
             >>> image = keras.Input((8, 8, 3))
-            >>> count(keras.Model(image, keras.layers.Conv2D(4, 2, strides=2)(image))).by_resolution()["macs"].tolist()
+            >>> model = keras.Model(image, keras.layers.Conv2D(4, 2, strides=2)(image))
+            >>> flops.count(model).by_resolution()["macs"].tolist()
             [0, 768]
         """
         stages = []
@@ -205,10 +214,11 @@ class CostReport:
             shape = _single(row.output_shapes)
             if not isinstance(shape, tuple) or len(shape) != 4:
                 continue
-            if not stages or shape[1:3] not in (stages[-1]["grid"], (1, 1)):
-                stages.append({"grid": shape[1:3], "side": shape[1], "channels": 0, "layers": 0, "macs": 0})
-            if shape[1:3] == stages[-1]["grid"]:
-                stages[-1]["channels"] = shape[3]
+            grid, channels = (shape[2:], shape[1]) if row.channels_first else (shape[1:3], shape[3])
+            if not stages or grid not in (stages[-1]["grid"], (1, 1)):
+                stages.append({"grid": grid, "side": grid[0], "channels": 0, "layers": 0, "macs": 0})
+            if grid == stages[-1]["grid"]:
+                stages[-1]["channels"] = channels
             stages[-1]["layers"] += bool(row.macs)
             stages[-1]["macs"] += row.macs or 0
         frame = pd.DataFrame(stages, columns=["grid", "side", "channels", "layers", "macs"])

@@ -1,37 +1,92 @@
-"""What this project reads of Keras 3 that Keras does not publish, in one place.
+"""What the instruments (layer_calls, flops, receptive_field) read of Keras 3 that Keras does not publish, in one place.
 
-Keras publishes a model's layers, not the graph of its calls. The graph is read here, and nowhere else, from these
-attributes; `tests/test_layer_calls.py` checks each of them by name, so that a Keras release that changes one fails
-with a message that says which:
+Keras publishes a model's layers, not the graph of its calls. The graph is read here from these names; a test checks
+each of them, so that a Keras release that changes one fails with a message that says which:
 
 `Function._nodes_by_depth`; `Node.operation`, `.arguments.args`, `.arguments.kwargs`, `.input_tensors`, `.outputs`,
 `.is_input`; `KerasTensor._keras_history`; `Operation._inbound_nodes`, `._outbound_nodes`; `Sequential._functional`;
-`Layer._flatten_layers`, `._assert_input_compatibility`, `._build_shapes_dict`.
+`Layer._flatten_layers`, `._assert_input_compatibility`, `._build_shapes_dict`; the modules `keras.src.layers.layer`
+(`Node`) and `keras.src.*` as the home of Keras' own classes.
 """
 
+import contextlib
 import functools
+import sys
 
 import keras
+from keras import tree
+
+
+def _words(text):
+    return frozenset(text.split())
+
+
+# Methods that a subclass may write anew without changing what its inherited `call` computes.
+HARMLESS = _words("""
+    __init__ __new__ __repr__ __str__ __hash__ __eq__ __init_subclass__ __reduce__ __del__ build get_config from_config
+    compute_output_shape compute_output_spec compute_mask build_from_config get_build_config count_params summary
+    save_own_variables load_own_variables save_assets load_assets compile fit evaluate predict train_step test_step
+    predict_step compute_loss compute_metrics get_compile_config compile_from_config from_preset save_to_preset
+    get_weights set_weights get_quantization_layer_structure
+""")
 
 
 @functools.cache
 def kind(layer_type):
-    """How a class is walked: "model", "wrapper", "bidirectional", "custom", "layer" or "operation"."""
+    """How a class is walked: "model", "wrapper", "bidirectional", "custom", "layer" or "operation".
+
+    "custom" is what only its own code can tell about: a layer or operation that is not Keras' own, unless it inherits
+    everything that computes something from a layer of Keras.
+    """
     if not issubclass(layer_type, keras.Layer):
-        return "operation"
-    if issubclass(layer_type, keras.Model) and _from_keras(layer_type.call):
+        return "operation" if _keras_own(layer_type) else "custom"
+    if issubclass(layer_type, keras.Model) and _keras_own(layer_type.call) and _keras_own(layer_type.__call__):
         return "model"
+    if _computes_otherwise(layer_type) or issubclass(layer_type, (keras.layers.Lambda, keras.layers.Pipeline)):
+        return "custom"
     if issubclass(layer_type, (keras.layers.TimeDistributed, keras.layers.SpectralNormalization)):
         return "wrapper"
-    if issubclass(layer_type, keras.layers.Bidirectional):
-        return "bidirectional"
-    return "custom" if _is_custom(layer_type) else "layer"
+    return "bidirectional" if issubclass(layer_type, keras.layers.Bidirectional) else "layer"
+
+
+def _keras_own(thing):
+    return getattr(thing, "__module__", "").startswith(("keras.src.", "keras.layers.", "keras.ops."))
+
+
+def _computes_otherwise(layer_type):
+    """Whether a class replaces something of the layer of Keras that it inherits from, or has none to inherit from."""
+    theirs = [base for base in layer_type.__mro__ if _keras_own(base) or base is keras.Layer]
+    if theirs[0] in (keras.Layer, keras.layers.Wrapper, keras.Model):
+        return True
+    return any(
+        name not in HARMLESS
+        and (callable(value) or isinstance(value, (property, classmethod, staticmethod)))
+        and any(name in vars(base) for base in theirs)
+        for base in layer_type.__mro__
+        if base not in theirs[0].__mro__
+        for name, value in vars(base).items()
+    )
 
 
 @functools.cache
 def keeps_batch(layer_type):
     """Whether a class is one of Keras' own layers, all of which map (None, ...) to (None, ...) whatever the batch."""
     return layer_type.__module__.startswith("keras.src.layers.") and not issubclass(layer_type, keras.layers.Lambda)
+
+
+def replaced_call(layer):
+    """Whether this one object has a `call` of its own, put in place of its class's."""
+    return "call" in vars(layer)
+
+
+def runs_call(layer):
+    """Whether calling a layer is Keras' own way to its `call`, and not some other code."""
+    return _keras_own(type(layer).__call__)
+
+
+def parts(layer):
+    """A layer and every layer inside it."""
+    return list(layer._flatten_layers()) if isinstance(layer, keras.Layer) else []
 
 
 def graph_of(model):
@@ -77,19 +132,92 @@ def maker(tensor):
     return history.operation if history is not None else None
 
 
-class UndoConnections:
-    """A context that forgets the calls which a trace adds to the layers inside `layer`: it leaves no mark on them."""
-
-    def __init__(self, layer):
-        self.layers = layer._flatten_layers()
-
-    def __enter__(self):
-        self.marks = [(part, len(part._inbound_nodes), len(part._outbound_nodes)) for part in self.layers]
-
-    def __exit__(self, *_):
-        for part, inbound, outbound in self.marks:
+@contextlib.contextmanager
+def no_mark_on(layer):
+    """Undo what a trace leaves on the layers inside `layer`: connections, and attributes that hold traced tensors."""
+    layers = parts(layer)
+    marks = [(len(part._inbound_nodes), len(part._outbound_nodes), dict(vars(part))) for part in layers]
+    try:
+        yield
+    finally:
+        for part, (inbound, outbound, attributes) in zip(layers, marks, strict=True):
             del part._inbound_nodes[inbound:]
             del part._outbound_nodes[outbound:]
+            for name, value in list(vars(part).items()):
+                if value is not attributes.get(name) and any(map(_is_traced, _leaves(value))):
+                    if name in attributes:
+                        vars(part)[name] = attributes[name]
+                    else:
+                        del vars(part)[name]
+
+
+def _is_traced(value):
+    return keras.ops.is_tensor(value) and not isinstance(value, keras.Variable)
+
+
+def _leaves(value):
+    return tree.flatten(value) if isinstance(value, (list, tuple, dict)) else [value]
+
+
+@contextlib.contextmanager
+def symbolic_scope():
+    """Where a call may run without computing or changing anything, as Keras runs one to infer shapes."""
+    filtered = keras.config.is_traceback_filtering_enabled()
+    keras.config.disable_traceback_filtering()  # errors as they were raised, without "Exception encountered when ..."
+    try:
+        with keras.StatelessScope(), keras.SymbolicScope():
+            yield
+    finally:
+        if filtered:
+            keras.config.enable_traceback_filtering()
+
+
+ARITHMETIC = {
+    "add": "add", "sub": "subtract", "mul": "multiply", "truediv": "true_divide", "floordiv": "floor_divide",
+    "mod": "mod", "pow": "power", "matmul": "matmul",
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def symbolic_calls(layer):
+    """Let symbolic tensors through where tensors of the backend pass: three places where Keras alone would stop.
+
+    A variable on the left of an operator; a layer that returns something beside its tensors; an EinsumDense that says
+    less of its output's shape than follows from its input's.
+    """
+    variable, module = keras.Variable, sys.modules[keras.Layer.__module__]
+    base = next(one for one in variable.__mro__ if "__matmul__" in vars(one))
+    methods = {name: vars(base)[name] for name in (f"__{word}__" for word in ARITHMETIC)}
+    node = module.Node
+
+    def through_operation(name, original):
+        function = getattr(keras.ops, ARITHMETIC[name.strip("_")])
+
+        def method(self, other):
+            return function(self, other) if isinstance(other, keras.KerasTensor) else original(self, other)
+
+        return method
+
+    class TensorsOnly(node):
+        def __init__(self, operation, call_args=None, call_kwargs=None, outputs=None):
+            tensors = [leaf for leaf in tree.flatten(outputs) if isinstance(leaf, keras.KerasTensor)]
+            super().__init__(operation, call_args, call_kwargs, tensors)
+
+    einsums = [part for part in parts(layer) if isinstance(part, keras.layers.EinsumDense)]
+    einsums = [part for part in einsums if "compute_output_spec" not in vars(part)]
+    for part in einsums:
+        vars(part)["compute_output_spec"] = functools.partial(keras.Operation.compute_output_spec, part)
+    for name, original in methods.items():
+        setattr(base, name, through_operation(name, original))
+    module.Node = TensorsOnly
+    try:
+        yield
+    finally:
+        module.Node = node
+        for name, original in methods.items():
+            setattr(base, name, original)
+        for part in einsums:
+            del vars(part)["compute_output_spec"]
 
 
 def check_input(layer, args):
@@ -109,19 +237,3 @@ def built_shapes(model):
     if not shapes:
         return None
     return next(iter(shapes.values())) if len(shapes) == 1 else dict(shapes)
-
-
-def _is_custom(layer_type):
-    """A class directly below keras.Layer, keras.Model or keras.layers.Wrapper: only its `call` says what it does."""
-    if issubclass(layer_type, (keras.layers.Lambda, keras.layers.Pipeline)):
-        return True
-    plain = (keras.Layer, keras.layers.Wrapper)
-    return all(
-        base in plain
-        for base in layer_type.__mro__
-        if base.__module__.startswith(("keras.src.layers.", "keras.layers."))
-    )
-
-
-def _from_keras(function):
-    return getattr(function, "__module__", "").startswith("keras.")

@@ -1,5 +1,7 @@
 """Input shapes as callers give them, checked against a model and completed with the batch."""
 
+import inspect
+
 from . import keras_graph as internals
 
 
@@ -31,17 +33,19 @@ def input_shapes(model, inputs, given, batch_size):
                     f"input_shape names {sorted(given)}, but the inputs of {model.name!r} are {sorted(names)}"
                 )
             given = [given[name] for name in names]
-        elif _is_shape(given):
+        elif _is_shape(given) or not isinstance(given, (list, tuple)):
             given = [given]
         if len(given) != len(inputs):
             raise ValueError(
-                f"{model.name!r} has {len(inputs)} inputs and input_shape gives {len(given)} shapes; give a list with "
+                f"{model.name!r} has {len(inputs)} inputs and input_shape has {len(given)} shapes; pass a list with "
                 "one shape for each input"
             )
         shapes = [
             _full_shape(model, shape, len(reference.shape), reference.name)
             for shape, reference in zip(given, inputs, strict=True)
         ]
+    if given is None and len({shape[0] for shape in shapes if shape}) == 1:
+        return [_with_batch((None, *shape[1:]) if batch_size else shape, batch_size) for shape in shapes]
     return [_with_batch(shape, batch_size) for shape in shapes]
 
 
@@ -53,14 +57,14 @@ def _full_shape(model, shape, rank, name):
         return shape
     raise ValueError(
         f"input {name!r} of {model.name!r} has {rank} dimensions with the batch, and {shape} has {len(shape)}; "
-        f"give {rank - 1} (without the batch) or {rank}"
+        f"pass {rank - 1} (without the batch) or {rank}"
     )
 
 
 def _checked_shape(model, shape):
     if not _is_shape(shape) or any(dim is not None and (isinstance(dim, bool) or int(dim) < 1) for dim in shape):
         raise ValueError(
-            f"{shape!r} is no input shape for {model.name!r}; give positive whole numbers, None if unknown"
+            f"input_shape for {model.name!r} must be a tuple of positive integers (None where unknown), got {shape!r}"
         )
     return tuple(None if dim is None else int(dim) for dim in shape)
 
@@ -80,38 +84,60 @@ class Dims:
         self.dims = dims
 
 
-def subclassed_shapes(model, given, batch_size):
-    """The input structure of a subclassed model, with :class:`Dims` at each leaf.
+def call_shapes(model, given, batch_size):
+    """The (args, kwargs) of a call of a layer or subclassed model, with :class:`Dims` at each leaf.
 
     Args: as :func:`input_shapes`; None stands for the shapes that the model was built with.
     """
     known = internals.built_shapes(model)
+    if isinstance(known, dict) and all(name.endswith("_shape") for name in known):  # one entry for each argument
+        known = {name.removesuffix("_shape"): shape for name, shape in known.items()}
     if given is None:
-        given = known
-    if given is None:
-        raise ValueError(
-            f"{model.name!r} ({type(model).__name__}) has no graph to read its input shape from; "
-            "give input_shape, for example (224, 224, 3)"
-        )
+        if known is None:
+            raise ValueError(
+                f"{model.name!r} ({type(model).__name__}) has no graph to read its input shape from; "
+                "pass input_shape, for example (224, 224, 3)"
+            )
+        given = _without_batch(known) if batch_size else known
+    parameters = [
+        one for name, one in inspect.signature(model.call).parameters.items()
+        if name != "training" and "mask" not in name and one.kind is one.POSITIONAL_OR_KEYWORD
+    ]  # fmt: skip
+    required = [one.name for one in parameters if one.default is one.empty]
+    names = [one.name for one in parameters]
+    if isinstance(given, dict) and set(given) <= set(names):
+        filled = {name: _structure(model, shape, _part(known, name), batch_size) for name, shape in given.items()}
+        return (), filled
+    if len(required) > 1:
+        if not isinstance(given, (list, tuple)) or _is_shape(given) or len(given) > len(names):
+            raise ValueError(
+                f"{type(model).__name__}.call takes {', '.join(required)}; pass a list with one input_shape for each"
+            )
+        known = [_part(known, name) for name in names[: len(given)]]
+        return tuple(_structure(model, *pair, batch_size) for pair in zip(given, known, strict=True)), {}
+    return (_structure(model, given, known, batch_size),), {}
 
-    def leaf(shape, reference):
-        if reference is not None and _is_shape(reference):
-            return Dims(_with_batch(_full_shape(model, shape, len(reference), "input"), batch_size))
-        shape = _checked_shape(model, shape)
-        return Dims(_with_batch(shape if shape[:1] == (None,) else (None, *shape), batch_size))
 
-    def structure(shape, reference):
-        if isinstance(shape, dict):
-            return {
-                name: structure(part, reference.get(name) if isinstance(reference, dict) else None)
-                for name, part in shape.items()
-            }
-        if _is_shape(shape):
-            return leaf(shape, reference)
-        references = reference if isinstance(reference, (list, tuple)) and len(reference) == len(shape) else None
-        return [structure(part, references[at] if references else None) for at, part in enumerate(shape)]
+def _part(known, name):
+    return known.get(name) if isinstance(known, dict) else None
 
-    return structure(given, known)
+
+def _without_batch(known):
+    if isinstance(known, dict):
+        return {name: _without_batch(part) for name, part in known.items()}
+    return (None, *known[1:]) if _is_shape(known) else [_without_batch(part) for part in known]
+
+
+def _structure(model, shape, known, batch_size):
+    if isinstance(shape, dict):
+        return {name: _structure(model, part, _part(known, name), batch_size) for name, part in shape.items()}
+    if isinstance(shape, (list, tuple)) and not _is_shape(shape):
+        parts = known if isinstance(known, (list, tuple)) and len(known) == len(shape) else [None] * len(shape)
+        return [_structure(model, *pair, batch_size) for pair in zip(shape, parts, strict=True)]
+    if known is not None and _is_shape(known):
+        return Dims(_with_batch(_full_shape(model, shape, len(known), "input"), batch_size))
+    shape = _checked_shape(model, shape)
+    return Dims(_with_batch(shape if shape[:1] == (None,) else (None, *shape), batch_size))
 
 
 def build_sequential(model, input_shape):

@@ -4,10 +4,11 @@
   called twice is two calls.
 - `TimeDistributed`, `Bidirectional` and `SpectralNormalization` are opened: the calls inside come first, then a
   closing call of the wrapper itself (`opened=True`), which joins what they gave.
-- A layer or model of your own (a direct subclass of `keras.Layer` or `keras.Model`) is run once on symbolic input,
-  which computes nothing and changes nothing, and what it calls is listed in the same way; operations of `keras.ops`
-  are calls too. One that cannot be run so is listed whole, with the reason in `problem`; a whole model that cannot is
-  refused.
+- A layer or model of your own (anything whose `call` is not Keras' own) is run once on symbolic input, which computes
+  nothing and changes nothing, and what it calls is listed in the same way; operations of `keras.ops` are calls too.
+  What it computes beside them, on weights and constants, is in `operations` of its closing call.
+- One that cannot be run so (it calls TensorFlow or JAX directly, say) is listed with the reason in `problem`. With
+  `graphs=True` it is traced by the backend instead: the layers that it calls are listed, the rest is in `operations`.
 - Shapes are the model's own, or follow from the `input_shape` that is given: nothing is computed but shapes.
 """
 
@@ -22,8 +23,9 @@ from typing import Any
 import keras
 from keras import tree
 
+from . import backend_graph
 from . import keras_graph as internals
-from .shapes import build_sequential, first_line, input_shapes, subclassed_shapes
+from .shapes import build_sequential, call_shapes, first_line, input_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,8 @@ class LayerCall:
         opened: True for the closing call of a wrapper or of a layer of your own whose inner calls are listed before it:
             it reads what they gave and hands it on (`Bidirectional` also merges).
         problem: why the inside of this layer could not be listed, or None.
+        operations: what the call computes outside of the calls listed before it, as operations of the backend
+            (`tf.Operation`, or equations of a jaxpr); None where nobody looked.
     """
 
     index: int
@@ -65,6 +69,7 @@ class LayerCall:
     output_dtypes: tuple = ()
     opened: bool = False
     problem: str | None = None
+    operations: tuple | None = None
 
     def __repr__(self):
         given, gives = (" + ".join(map(str, shapes)) for shapes in (self.input_shapes, self.output_shapes))
@@ -77,17 +82,20 @@ class Calls(list):
     outputs = ()
 
 
-def layer_calls(model, input_shape=None, *, batch_size=None, closed=()):
+def layer_calls(model, input_shape=None, *, batch_size=None, closed=(), opened=None, graphs=False):
     """List every layer call of a model in execution order.
 
     Args:
-        model: a built or unbuilt Keras 3 model (Functional, Sequential, nested, subclassed). An unbuilt one is built,
-            as its first call would build it.
+        model: a built or unbuilt Keras 3 model (Functional, Sequential, nested, subclassed), or a single layer. An
+            unbuilt one is built, as its first call would build it.
         input_shape: (224, 224, 3), or with the batch (None, 224, 224, 3); a list of such shapes, or a dict by input
-            name, for several inputs. None: the shapes that the model was built with. It may differ from them where the
-            layers allow it. For a model that is not built and subclassed, a first None marks the batch.
-        batch_size: int that stands in for an unknown batch dimension; None leaves it None.
+            name (or name of the argument of `call`), for several inputs. None: the shapes that the model was built
+            with. It may differ from them where the layers allow it. For a model that is not built and subclassed, a
+            first None marks the batch.
+        batch_size: int that stands in for the batch, unless `input_shape` fixes another; None leaves it as it is.
         closed: layer types that are not to be opened (because the caller knows what they cost, say).
+        opened: function of a layer or operation of Keras: whether to look inside it all the same.
+        graphs: whether to let the backend trace what cannot be run on symbolic input.
 
     Returns:
         list of :class:`LayerCall`, which also has `outputs`: the keys of the tensors that the model returns.
@@ -95,7 +103,7 @@ def layer_calls(model, input_shape=None, *, batch_size=None, closed=()):
     Raises:
         TypeError: `model` is not a Keras 3 model.
         ValueError: a shape does not fit the model (names the layer), an input shape is needed and was not given, or a
-            subclassed model's `call` cannot be run on symbolic input.
+            subclassed model's `call` can be run in neither way.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="conv")])
@@ -109,14 +117,17 @@ def layer_calls(model, input_shape=None, *, batch_size=None, closed=()):
             f"layer_calls needs a Keras 3 model, not {type(model).__module__}.{type(model).__qualname__}; "
             "a tf_keras (Keras 2) model has to be rebuilt in Keras 3 first"
         )
-    walk = _Walk(tuple(closed))
-    if isinstance(model, keras.Sequential) and not model.built and input_shape is not None:
-        build_sequential(model, input_shape)
+    walk = _Walk(tuple(closed), opened, graphs)
+    if isinstance(model, keras.Sequential):
+        if not model.layers:
+            raise ValueError(f"{model.name!r} has no layers; add some before you walk it")
+        if not model.built and input_shape is not None:
+            build_sequential(model, input_shape)
     graph = internals.graph_of(model)
     if graph is not None:
         walk.root_graph(graph, input_shapes(model, graph.inputs, input_shape, batch_size))
     else:
-        walk.root_traced(model, subclassed_shapes(model, input_shape, batch_size))
+        walk.root_layer(model, call_shapes(model, input_shape, batch_size))
     return walk.calls
 
 
@@ -132,8 +143,8 @@ class _Tensor:
 class _Walk:
     """One pass through a model; `calls` grows as layers are met."""
 
-    def __init__(self, closed):
-        self.closed = closed
+    def __init__(self, closed, opened=None, graphs=False):
+        self.closed, self.opened, self.graphs = closed, opened or (lambda layer: False), graphs
         self.calls = Calls()
         self.times_seen = {}
         self.keys = itertools.count()
@@ -147,31 +158,36 @@ class _Walk:
             layer = internals.maker(reference) or keras.layers.InputLayer(batch_shape=shape, dtype=reference.dtype)
             self._record(layer, layer.name, [], [tensor])
             given.append(tensor)
-        self.calls.outputs = tuple(tensor.key for tensor in self._graph(graph, given, ""))
+        self.calls.outputs = tuple(tensor.key for tensor in self._graph(graph, given, "") if tensor)
 
-    def root_traced(self, model, shapes):
-        fresh = tree.map_structure(lambda shape: keras.KerasTensor(shape.dims), shapes)
+    def root_layer(self, model, shapes, dtype="float32"):
+        """A model without a graph, or a bare layer; `shapes` are (args, kwargs) with Dims at their leaves."""
+        args, kwargs = tree.map_structure(lambda shape: keras.KerasTensor(shape.dims, dtype), shapes)
         if not internals.all_built(model):
-            with internals.UndoConnections(model):
+            with internals.no_mark_on(model):
                 try:
-                    model(fresh)
+                    model(*args, **kwargs)
                 except Exception as error:
                     raise ValueError(_refusal(model, error)) from error
-        given = []
-        for number, reference in enumerate(tree.flatten(fresh)):
+        references, given = tree.flatten((args, kwargs)), []
+        for number, reference in enumerate(references):
             layer = keras.layers.InputLayer(batch_shape=reference.shape, name=f"input_{number}" if number else "input")
             tensor = self._new(reference.shape, reference.dtype)
             self._record(layer, layer.name, [], [tensor])
             given.append(tensor)
+        if self._kind(model) not in ("custom", "model"):
+            outputs = self._visit(model, args, kwargs, references, given, None, model.name)
+            self.calls.outputs = tuple(tensor.key for tensor in outputs)
+            return
         start = len(self.calls)
-        try:
-            outputs = self._trace(model, (fresh,), {}, given, "")
-        except _CannotTrace as error:
-            raise ValueError(_refusal(model, error.__cause__ or error)) from error
-        inner = {id(weight) for call in self.calls[start:] for weight in getattr(call.layer, "weights", ())}
-        if any(id(weight) not in inner for weight in model.weights):
-            outputs = self._close(model, model.name, outputs)
-        self.calls.outputs = tuple(tensor.key for tensor in outputs)
+        self._open_custom(model, args, kwargs, references, given, None, model.name, root=True)
+        whole = self.calls[-1]
+        if whole.problem and whole.operations is None and isinstance(model, keras.Model):
+            raise ValueError(_refusal(model, whole.problem))
+        self.calls.outputs = whole.outputs
+        inner = {id(weight) for call in self.calls[start:-1] for weight in getattr(call.layer, "weights", ())}
+        if whole.opened and not whole.operations and all(id(weight) in inner for weight in model.weights):
+            self.calls.outputs = self.calls.pop().inputs  # nothing of its own: the calls inside say all
 
     # --- one graph, one call ------------------------------------------------------------------------------------------
 
@@ -184,16 +200,24 @@ class _Walk:
         return [tensors[id(reference)] for reference in graph.outputs]
 
     def _node(self, node, tensors, path):
-        references = node.input_tensors
+        args, kwargs = node.arguments.args, node.arguments.kwargs
+        references = [reference for reference in node.input_tensors if tensors[id(reference)] is not None]
+        if len(references) < len(node.input_tensors):  # a layer said that it gives a tensor, and gives None
+            present = set(map(id, references))
+            args, kwargs = tree.map_structure(
+                lambda leaf: None if isinstance(leaf, keras.KerasTensor) and id(leaf) not in present else leaf,
+                (args, kwargs),
+            )
         given = [tensors[id(reference)] for reference in references]
-        arguments = node.arguments
-        outputs = self._visit(node.operation, arguments.args, arguments.kwargs, references, given, node.outputs, path)
-        for reference, tensor in zip(node.outputs, outputs, strict=True):
+        outputs = self._visit(node.operation, args, kwargs, references, given, node.outputs, path)
+        if len(outputs) != len(node.outputs):
+            outputs = [tensor for tensor in outputs if tensor is not None]
+        for reference, tensor in itertools.zip_longest(node.outputs, outputs[: len(node.outputs)]):
             tensors[id(reference)] = tensor
 
     def _visit(self, layer, args, kwargs, references, given, known, path):
         """One call: `args`, `kwargs` hold the `references`, which stand for `given`; `known` are reference outputs."""
-        kind = "layer" if self.closed and isinstance(layer, self.closed) else internals.kind(type(layer))
+        kind = self._kind(layer)
         if kind == "model" and (graph := internals.graph_of(layer)) is not None:
             inner = _in_graph_order(graph, args, kwargs, references, given)
             return self._graph(graph, inner, self._path(path) + "/")
@@ -204,6 +228,14 @@ class _Walk:
         if kind in ("custom", "model"):
             return self._open_custom(layer, args, kwargs, references, given, known, path)
         return self._leaf(layer, args, kwargs, references, given, known, path)
+
+    def _kind(self, layer):
+        if self.closed and isinstance(layer, self.closed):
+            return "layer"
+        kind = internals.kind(type(layer))
+        if internals.replaced_call(layer) or (kind in ("layer", "operation") and self.opened(layer)):
+            return "custom"
+        return kind
 
     def _leaf(self, layer, args, kwargs, references, given, known, path, problem=None):
         outputs = [
@@ -272,31 +304,64 @@ class _Walk:
         shapes = self._outputs(layer, (references[0],), {}, references[:1], given[:1], known, path)
         return self._close(layer, scope, outputs, shapes)
 
-    def _open_custom(self, layer, args, kwargs, references, given, known, path):
+    def _open_custom(self, layer, args, kwargs, references, given, known, path, root=False):
+        """Look inside: by a run on symbolic tensors, else by the backend's trace; else list it with the reason."""
         mark, seen = len(self.calls), dict(self.times_seen)
         scope = self._path(path)
-        try:
-            outputs = self._trace(layer, args, kwargs, given, f"{scope}/", references)
-        except _CannotTrace as error:
-            del self.calls[mark:]
-            self.times_seen = seen
-            reason = first_line(error.__cause__ or error)
-            return self._leaf(layer, args, kwargs, references, given, known, path, problem=reason)
-        return self._close(layer, scope, outputs)
+        prefix = "" if root else f"{scope}/"
+        if isinstance(layer, keras.Layer) or internals.kind(type(layer)) == "custom":
+            try:
+                outputs, operations = self._trace(layer, args, kwargs, given, prefix, references)
+                if not (self.graphs and any(call.problem and call.operations is None for call in self.calls[mark:])):
+                    return self._close(layer, scope, outputs, operations=operations)
+                problem = "a call inside it cannot be looked into"
+            except _CannotTrace as error:
+                problem = first_line(error.__cause__ or error)
+        else:
+            problem = "an operation without a rule"
+        del self.calls[mark:]
+        self.times_seen = dict(seen)
+        scope = self._path(path)
+        if self.graphs:
+            try:
+                return self._trace_graph(layer, args, kwargs, references, given, scope, prefix, problem)
+            except _CannotTrace as error:
+                del self.calls[mark:]
+                problem = first_line(error.__cause__ or error)
+        self.times_seen = seen
+        return self._leaf(layer, args, kwargs, references, given, known, path, problem=problem)
 
-    def _trace(self, layer, args, kwargs, given, prefix, references=None):
-        """Run `layer.call` on symbolic tensors and walk what it called."""
-        references = tree.flatten((args, kwargs)) if references is None else references
+    def _trace(self, layer, args, kwargs, given, prefix, references):
+        """Run `layer.call` on symbolic tensors and walk what it called; its outputs, and what it computed beside."""
         fresh = [keras.KerasTensor(tensor.shape, tensor.dtype) for tensor in given]
         stand_in = dict(zip(map(id, references), fresh, strict=False))
         args, kwargs = tree.map_structure(lambda leaf: stand_in.get(id(leaf), leaf), (args, kwargs))
-        if "training" in inspect.signature(layer.call).parameters:
-            kwargs = {**kwargs, "training": False}
-        with internals.UndoConnections(layer):
+        if not internals.runs_call(layer):
+            raise _CannotTrace() from TypeError(f"{type(layer).__name__} replaces __call__")
+        call = layer.quantized_call if getattr(layer, "quantization_mode", None) else layer.call
+        parameters = inspect.signature(call).parameters
+        if "training" in parameters:
+            kwargs = {**kwargs, "training": kwargs.get("training") or False}
+        elif not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+            kwargs = {name: value for name, value in kwargs.items() if name != "training"}
+
+        def run():
+            results = call(*args, **kwargs)
+            leaves = tree.flatten(results)
+            return leaves, internals.nodes_behind(leaves, fresh)
+
+        def read(traced):
+            leaves, nodes = traced
+            return [
+                *leaves,
+                *(leaf for node in nodes for leaf in tree.flatten((node.arguments.args, node.arguments.kwargs))),
+            ]
+
+        with internals.no_mark_on(layer):
             try:
-                with keras.StatelessScope():
-                    results = tree.flatten(layer.call(*args, **kwargs))
-                nodes = internals.nodes_behind(results, fresh)
+                with internals.symbolic_calls(layer):
+                    traced = backend_graph.trace(run, (), read)
+                results, nodes = traced.results
             except Exception as error:
                 raise _CannotTrace() from error
             tensors = {id(reference): tensor for reference, tensor in zip(fresh, given, strict=True)}
@@ -310,16 +375,54 @@ class _Walk:
                 self._node(node, tensors, prefix + name)
             outputs = []
             for result in results:
+                if result is None:
+                    outputs.append(None)
+                    continue
                 if not hasattr(result, "shape"):
                     raise _CannotTrace() from TypeError(f"it returns a {type(result).__name__}, not a tensor")
                 if id(result) not in tensors:  # a constant, which follows from no input
                     tensors[id(result)] = self._new(tuple(result.shape), keras.backend.standardize_dtype(result.dtype))
                 outputs.append(tensors[id(result)])
-            return outputs
+            return outputs, traced.operations
 
-    def _close(self, layer, scope, inner, shapes=None):
-        outputs = [self._new(*one) for one in (shapes or [(tensor.shape, tensor.dtype) for tensor in inner])]
-        self._record(layer, scope, inner, outputs, opened=True)
+    def _trace_graph(self, layer, args, kwargs, references, given, scope, prefix, problem):
+        """Let the backend trace the call; the layers that it calls are walked in their turn."""
+        places = {id(reference): at for at, reference in enumerate(references)}
+
+        def run(*placeholders):
+            filled = tree.map_structure(
+                lambda leaf: placeholders[places[id(leaf)]] if id(leaf) in places else leaf, (args, kwargs)
+            )
+            return layer(*filled[0], **filled[1])
+
+        inner = [part for part in internals.parts(layer) if part is not layer]
+        with internals.no_mark_on(layer):
+            try:
+                if any(None in tensor.shape for tensor in given):
+                    raise ValueError(f"the shape {given[0].shape} depends on the data")
+                traced = backend_graph.trace(run, given, tree.flatten, inner)
+                leaves = tree.flatten(tree.map_structure(backend_graph.symbolic, traced.results))
+            except Exception as error:
+                raise _CannotTrace() from error
+            for part, part_args, part_kwargs, part_outputs in traced.calls:
+                own = [leaf for leaf in tree.flatten((part_args, part_kwargs)) if isinstance(leaf, keras.KerasTensor)]
+                tensors = [self._new(tuple(tensor.shape), tensor.dtype) for tensor in own]
+                known = [leaf for leaf in tree.flatten(part_outputs) if isinstance(leaf, keras.KerasTensor)]
+                self._visit(part, part_args, part_kwargs, own, tensors, known, prefix + part.name)
+        outputs = [
+            self._new(tuple(leaf.shape), leaf.dtype) if isinstance(leaf, keras.KerasTensor) else None for leaf in leaves
+        ]
+        present = [tensor for tensor in outputs if tensor is not None]
+        self._record(layer, scope, given, present, problem=problem, operations=traced.operations)
+        return outputs
+
+    def _close(self, layer, scope, inner, shapes=None, **more):
+        given = [tensor for tensor in inner if tensor is not None]
+        if shapes is None:
+            outputs = [tensor and self._new(tensor.shape, tensor.dtype) for tensor in inner]
+        else:
+            outputs = [self._new(*one) for one in shapes]
+        self._record(layer, scope, given, [tensor for tensor in outputs if tensor is not None], opened=True, **more)
         return outputs
 
     # --- records ------------------------------------------------------------------------------------------------------
@@ -434,5 +537,6 @@ def _snake(name):
 def _refusal(model, error):
     return (
         f"{model.name!r} ({type(model).__name__}) cannot be walked, since its call() does not run on symbolic input: "
-        f"{first_line(error)}; write it with Keras layers and keras.ops, or as a Functional model"
+        f"{error if isinstance(error, str) else first_line(error)}; write it with Keras layers and keras.ops, or as a "
+        "Functional model"
     )
