@@ -4,9 +4,9 @@
     python benchmarks/bench_flops.py --rounds 5 --network MobileNetV2 --large MobileNetV2    # does it run?
 
 All in one process, on models that are built already, in alternating order. Run it on a quiet machine. It checks what
-the project claims of EfficientNetB0: at least 100 times faster than keras-flops, and no slower than five times the
+the project claims of EfficientNetB0: at least 100 times faster than keras-flops, and at most 1.3 times the time of the
 layer loop, which knows far less (no nested or shared layers, no element-wise operations, no bytes, zero for a layer
-that it does not know). And of EfficientNetB7: under a tenth of a second. Prints a table and one JSON line.
+that it does not know). And of EfficientNetB7: under 50 ms. Prints a table and one JSON line.
 """
 
 import argparse
@@ -117,8 +117,8 @@ def main(argv=None):
                 median["slow"] / median["ours"],
                 median["slow"] >= 100 * median["ours"],
             ),
-            ("ours / layer loop, at most 5", median["ours"] / median["loop"], median["ours"] <= 5 * median["loop"]),
-            (f"{options.large}, ms, under 100", median["large"] * 1e3, median["large"] < 0.1),
+            ("ours / layer loop, at most 1.3", median["ours"] / median["loop"], median["ours"] <= 1.3 * median["loop"]),
+            (f"{options.large}, ms, under 50", median["large"] * 1e3, median["large"] < 0.05),
         ],
         columns=["claim", "measured", "holds"],
     )

@@ -2,9 +2,6 @@
 
 import functools
 import math
-import pathlib
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -17,7 +14,6 @@ from utils.layer_calls import LayerCall, layer_calls
 from utils.layer_calls import keras_graph as keras_internals
 
 L = keras.layers
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def shapes(calls):
@@ -435,27 +431,6 @@ def test_random_networks_as_keras_runs_them(network):
     listed = [(id(call.layer), call.input_shapes, call.output_shapes) for call in calls if call.type != "InputLayer"]
     assert sorted(listed) == sorted(run_recorded(model, np.zeros(shape, "float32")))
     assert math.prod(calls[-1].output_shapes[0]) > 0
-
-
-# --- what importing costs ---------------------------------------------------------------------------------------------
-
-
-def test_importing_the_instruments_brings_in_keras_and_pandas_only():
-    program = """
-import sys, time
-import keras, numpy, pandas
-before, start = set(sys.modules), time.process_time()
-from utils import flops, layer_calls
-seconds = time.process_time() - start
-model = keras.Sequential([keras.Input((32, 32, 8)), keras.layers.Conv2D(16, 3, padding="same")])
-assert flops.count(model).total_macs == 1179648
-heavy = ("tensorflow", "matplotlib", "sklearn", "seaborn", "PIL", "ai_edge_litert", "keras_flops")
-new = sorted(name for name in set(sys.modules) - before if name.split(".")[0] in heavy)
-assert not new, new
-assert seconds < 1, seconds
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
 
 
 def test_positional_arguments_and_the_models_outputs_are_kept():

@@ -111,12 +111,18 @@ class _Rules:
                     f"got {key!r}: {rule!r}"
                 )
         self.own = dict(rules or {})
+        self.found, self.inherited = {}, {}
         self.layers = layers.rules_for(convention)
         self.closed = tuple(key for key in self.own if isinstance(key, type) and key not in (keras.Layer, keras.Model))
 
     def find(self, layer):
         """The rule for a layer or operation, or None."""
-        for layer_type in type(layer).__mro__:
+        if id(layer) not in self.found:
+            self.found[id(layer)] = layer, self._find(layer)  # the layer is kept, so that its id stays its own
+        return self.found[id(layer)][1]
+
+    def _find(self, layer):
+        for layer_type in type(layer).__mro__ if self.own else ():
             if layer_type in self.own and layer_type not in (keras.Layer, keras.Model):
                 return self.own[layer_type]
         if isinstance(layer, keras.Layer):
@@ -128,9 +134,11 @@ class _Rules:
 
     def keras_rule(self, layer_type):
         """The rule of the layer of Keras that a class inherits its `call` from."""
-        if keras_graph.kind(layer_type) in ("custom", "model"):
-            return None
-        return next((self.layers[base] for base in layer_type.__mro__ if base in self.layers), None)
+        if layer_type not in self.inherited:
+            known = keras_graph.kind(layer_type) not in ("custom", "model")
+            found = next((self.layers[base] for base in layer_type.__mro__ if base in self.layers), None)
+            self.inherited[layer_type] = found if known else None
+        return self.inherited[layer_type]
 
     def fallback(self, layer):
         """A rule for keras.Layer or keras.Model: for what has none else."""
