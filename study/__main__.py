@@ -37,6 +37,7 @@ def parser():
     deployed = command("files", "convert, judge and time finished rows -> results/deployment.json", "*")
     deployed.add_argument("--rounds", type=int, default=20, help="interleaved rounds (default 20)")
     deployed.add_argument("--causes", action="store_true", help="what int8 loses rows by -> results/int8_causes.json")
+    command("elsewhere", "what the shipped files say of sample pictures of packages -> results/elsewhere.json")
     command("pruning", "run the pruning sweep of notebook 3, hours -> results/pruning.json")
     command("claims", "count what the studies print of costs, half a minute -> results/claims.json")
     tables = command("tables", "fill the tables of README, docs/ and models/README.md from results/")
@@ -207,6 +208,14 @@ def _files(options, known, data):
     return 0
 
 
+def _elsewhere(options, known, data):
+    from study import elsewhere, recipes
+
+    found = elsewhere.record(lambda name: data(next(row for row in recipes.rows().values() if row.dataset == name)))
+    print(f"wrote {found.name}")
+    return 0
+
+
 def _pruning(options, known, data):
     from study import pruning, recipes, records
 
@@ -218,7 +227,7 @@ def _pruning(options, known, data):
 
 _WORK = {
     "train": _train, "folds": _folds, "seeds": _seeds, "splits": _splits, "trials": _trials, "keep": _keep,
-    "files": _files, "pruning": _pruning,
+    "files": _files, "pruning": _pruning, "elsewhere": _elsewhere,
 }  # fmt: skip
 
 

@@ -33,6 +33,7 @@ RUN_BY = {
     "python -m study --help": (STUDY, "def test_help"),
     "python -m study list": (STUDY, "def test_list"),
     "python -m study train ROW": (STUDY, "def test_study_finds"),
+    "python -m study elsewhere": ("tests/study/test_elsewhere.py", "elsewhere.measure("),
     "python -m study notebooks --render": ("tests/study/test_notebooks.py", "render=True"),
     "python -m utils.datasets clothing-10": (STUDY, "def test_fetch"),
     "python -m utils.datasets clothing-10 ARCHIVE": (
