@@ -120,7 +120,8 @@ def rows(options, made):
         loaded[key] = loaded.get(key) or datasets.load(row.dataset, split=row.split)
         return loaded[key]
 
-    return _WORK[options.command](options, known, data)
+    _WORK[options.command](options, known, data)
+    return 0
 
 
 def _train(options, known, data):
@@ -129,7 +130,6 @@ def _train(options, known, data):
     for name in options.rows:
         run = training.train(known[name].run, data(known[name]), verbose=2)
         print(f"{name}: {run.run_id}, best epoch {run.best_epoch}, {run.duration_s / 60:.0f} minutes", flush=True)
-    return 0
 
 
 def _folds(options, known, data):
@@ -140,7 +140,6 @@ def _folds(options, known, data):
         print(judged, flush=True)
     if options.keep:
         print(folds.export(row.run, data(row), k=options.k).name)
-    return 0
 
 
 def _seeds(options, known, data):
@@ -151,7 +150,6 @@ def _seeds(options, known, data):
         configs = [dataclasses.replace(row.run, seed=seed) for seed in range(options.count)]
         runs = [training.train(config, data(row), verbose=2) for config in configs]
         print(f"{row.id}: {options.count} seeds in {records.record_seeds(row, data(row), runs).name}", flush=True)
-    return 0
 
 
 def _splits(options, known, data):
@@ -162,7 +160,6 @@ def _splits(options, known, data):
         for judged in (row, recipes.at_random(row)):
             run = training.train(judged.run, data(judged), verbose=2)
             print(f"{run.run_id}: {records.record_split(row, data(judged), run).name}", flush=True)
-    return 0
 
 
 def _finished(names, known, data, weights=False):
@@ -188,7 +185,6 @@ def _trials(options, known, data):
 
     found = _finished(recipes.trials(), known, data)
     print(records.record_trials({name: (dataset, run) for name, (_, run, dataset) in found.items()}))
-    return 0
 
 
 def _keep(options, known, data):
@@ -196,7 +192,6 @@ def _keep(options, known, data):
 
     for name, (_, run, dataset) in _finished(options.rows, known, data).items():
         print(f"{name}: {training.export_record(run, dataset).name}", flush=True)
-    return 0
 
 
 def _files(options, known, data):
@@ -205,7 +200,6 @@ def _files(options, known, data):
     found = _finished(options.rows or recipes.rows(), known, data, weights=True)
     path = deployment.record_causes(found) if options.causes else deployment.record(found, options.rounds)
     print(f"wrote {path.name}")
-    return 0
 
 
 def _elsewhere(options, known, data):
@@ -222,7 +216,6 @@ def _pruning(options, known, data):
     ((_, run, dataset),) = _finished(["b-lite0-fine"], known, data, weights=True).values()
     metrics = pruning.measure(run, dataset, recipes.sizes())
     print(records.write("pruning", {"row": "b-lite0-fine"}, metrics, dataset.name, records.RESULTS))
-    return 0
 
 
 _WORK = {

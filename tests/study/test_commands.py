@@ -30,6 +30,8 @@ RUN_BY = {
         "tests/training/test_own_photos.py", "def test_a_folder_becomes_a_model"
     ),
     "python -m utils.classify PHOTO.jpg": (STUDY, "def test_classify"),
+    "python -m utils.classify": (STUDY, "def test_classify"),
+    "python PATH/TO/utils/classify PHOTO": ("tests/classify/test_classify.py", "def test_from_any_folder"),
     "python -m study --help": (STUDY, "def test_help"),
     "python -m study list": (STUDY, "def test_list"),
     "python -m study train ROW": (STUDY, "def test_study_finds"),
