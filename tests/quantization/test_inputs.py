@@ -25,7 +25,7 @@ def float_file():
     return quantization.convert(network(), "float32")
 
 
-def test_every_kind_of_representative_data_gives_the_same_file(float_file):
+def test_every_kind_of_representative_data_gives_the_same_file_byte_by_byte(float_file):
     pixels = GREY[..., None].astype("float32")
     labels = np.zeros(len(GREY), int)
     data = tf.data.Dataset.from_tensor_slices((pixels, labels))
@@ -36,6 +36,9 @@ def test_every_kind_of_representative_data_gives_the_same_file(float_file):
     }  # fmt: skip
     made = {name: quantization.convert(float_file, "int8", photos) for name, photos in ways.items()}
     assert len(set(made.values())) == 1
+    for wrong in ("a folder", 3):
+        with pytest.raises(TypeError, match=r"an array or a stream of them, got (str|int)"):
+            quantization.convert(float_file, "int8", wrong)
     endless = quantization.convert(float_file, "int8", data.repeat().batch(7))
     assert TFLiteModel(endless)(pixels).shape == (20, 3)
 

@@ -103,8 +103,11 @@ def collect(photos):
     """
     if photos is None or isinstance(photos, np.ndarray):
         return photos
+    stream = photos() if callable(photos) else photos
+    if isinstance(stream, str | os.PathLike) or not hasattr(stream, "__iter__"):
+        raise TypeError(f"expected representative photos as an array or a stream of them, got {type(stream).__name__}")
     found = []
-    for item in photos() if callable(photos) else photos:
+    for item in stream:
         while isinstance(item, tuple | list | dict):
             item = next(iter(item.values() if isinstance(item, dict) else item))
         item = np.asarray(item)
