@@ -5,7 +5,6 @@ import itertools
 
 import keras
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,34 +107,6 @@ def test_one_shot_prunes_before_the_first_step(batches):
     expected = np.asarray(network().get_layer("expand").kernel)
     kernel = np.asarray(untrained.model.get_layer("expand").kernel)
     assert np.array_equal(kernel, np.where(np.abs(expected) >= np.median(np.abs(expected)), expected, 0))
-
-
-@pytest.mark.parametrize("tune", [lambda b: pruning.fine_tune(network(), b, 1), lambda b: prune(network(), b, 0.5, 1)])
-def test_a_function_gives_every_model_the_same_first_pass(batches, tune):
-    """A sweep that is resumed skips models, and the ones behind them must see the batches that they would have seen."""
-
-    class Stream(keras.utils.PyDataset):
-        """Gives another batch first in each pass, as a shuffled stream does."""
-
-        def __init__(self):
-            super().__init__()
-            self.passes = 0
-
-        def __len__(self):
-            return 1
-
-        def __getitem__(self, place):
-            return batches[self.passes]
-
-        def on_epoch_end(self):
-            self.passes += 1
-
-    def last(found):
-        return (found if isinstance(found, pd.DataFrame) else found.history)["loss"].iloc[-1]
-
-    shared = Stream()
-    assert last(tune(shared)) != last(tune(shared))
-    assert last(tune(Stream)) == last(tune(Stream))
 
 
 def test_report_and_sizes(tmp_path):

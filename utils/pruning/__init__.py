@@ -9,7 +9,6 @@ from .channels import Block, ChannelPruned, channel_importance, find_blocks, pru
 from .magnitude import (  # noqa: F401
     MagnitudePruning,
     Pruned,
-    RefreshNormalization,
     check_share,
     cubic_sparsity,
     fine_tune,

@@ -272,14 +272,13 @@ def fine_tune(
     """Train `model` in place for a short while: Adam on a cosine to zero, batch normalization in inference mode.
 
     A batch of sixteen is too small to normalize by. But where weights or channels were removed, the statistics that
-    pretraining left no longer fit what reaches the layers: with `norm_photos` they are estimated again, see
-    :class:`RefreshNormalization`.
+    pretraining left no longer fit what reaches the layers, which costs more accuracy than the removal itself (Li et al.
+    2020, arXiv:2007.02491): with `norm_photos` they are estimated again before, during and after training.
 
     Args:
         model: a Keras classifier with probabilities out.
-        train_batches: (images, labels) batches that `fit` takes, as `pipeline.batches` gives; or a list; or a function
-            without arguments that makes them. Use the function where several models are tuned on the same photos: a
-            stream counts its passes, so a second model would see other batches than the first.
+        train_batches: (images, labels) batches that `fit` takes, as `pipeline.batches` gives, or a list. A stream
+            counts its passes: give each of several models a stream of its own, or they see other batches.
         epochs: passes over the batches; 0 trains nothing.
         learning_rate: peak, at the start.
         steps_per_epoch: batches in a pass; needed where `len(train_batches)` is unknown.
@@ -296,11 +295,10 @@ def fine_tune(
         if norm_photos is not None:
             reestimate_batch_norm(model, norm_photos)
         return pd.DataFrame()
-    train_batches = _fresh(train_batches)
     steps = steps_of(train_batches, steps_per_epoch)
     callbacks = list(callbacks)
     if norm_photos is not None:
-        callbacks.append(RefreshNormalization(norm_photos, every=-(-steps // REFRESHES)))
+        callbacks.append(_normalization_refresh(model, norm_photos, every=-(-steps // REFRESHES)))
     with _frozen_normalization(model):
         rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps * epochs)
         # jit_compile=False: XLA made training on CPUs five times slower here
@@ -349,7 +347,6 @@ def prune(
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be {' or '.join(SCHEDULES)}, got {schedule!r}")
     schedule = schedule if epochs else "one_shot"
-    train_batches = _fresh(train_batches)
     total = steps_of(train_batches, steps_per_epoch) * max(epochs, 1) if epochs else 1
     end = max(round(RAMP * total), 1) if schedule == "gradual" else 0
     callback = MagnitudePruning(sparsity, end, frequency=max(end // UPDATES, 1))
@@ -370,35 +367,8 @@ def prune(
     )
 
 
-class RefreshNormalization(keras.callbacks.Callback):
-    """Estimate batch-norm statistics again while a network is pruned and trained: before, during, and after.
-
-    What is removed changes the mean and variance that reach every later layer; statistics that do not follow cost more
-    accuracy than the removal itself (Li et al. 2020, arXiv:2007.02491).
-
-    Args:
-        photos: (n, height, width, 3) training photos, at least two.
-        every: steps between two estimates in a pass.
-    """
-
-    def __init__(self, photos, every):
-        super().__init__()
-        self.photos, self.every = photos, every
-
-    def on_train_begin(self, logs=None):
-        reestimate_batch_norm(self.model, self.photos)
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if batch and batch % self.every == 0:
-            reestimate_batch_norm(self.model, self.photos)
-
-    def on_epoch_end(self, epoch, logs=None):
-        reestimate_batch_norm(self.model, self.photos)
-
-
 def steps_of(train_batches, steps_per_epoch=None):
     """Batches in a pass; raises ValueError where neither the batches nor `steps_per_epoch` tell."""
-    train_batches = _fresh(train_batches)
     if steps_per_epoch is not None:
         if steps_per_epoch < 1:
             raise ValueError(f"steps_per_epoch must be a positive integer, got {steps_per_epoch}")
@@ -409,8 +379,17 @@ def steps_of(train_batches, steps_per_epoch=None):
         raise ValueError("the number of training batches is unknown; pass steps_per_epoch") from None
 
 
-def _fresh(train_batches):
-    return train_batches() if callable(train_batches) else train_batches
+def _normalization_refresh(model, photos, every):
+    """The callback that estimates batch-norm statistics again before, during (every so many steps) and after a pass."""
+
+    def refresh(*_):
+        reestimate_batch_norm(model, photos)
+
+    return keras.callbacks.LambdaCallback(
+        on_train_begin=refresh,
+        on_train_batch_begin=lambda batch, logs: refresh() if batch and batch % every == 0 else None,
+        on_epoch_end=refresh,
+    )
 
 
 @contextlib.contextmanager
