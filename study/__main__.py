@@ -31,7 +31,11 @@ def parser():
     folds.add_argument("--keep", action="store_true", help="ship what the folds predicted -> models/")
     seeds = command("seeds", "train rows with several seeds -> results/seeds.json", "+")
     seeds.add_argument("--count", type=int, default=3, help="seeds 0 .. COUNT-1 (default 3)")
-    command("splits", "train rows on their own and on a random split -> results/splits.json", "+")
+    splits = command("splits", "train rows on their own and on a random split -> results/splits.json", "+")
+    for added in (train, seeds, splits):
+        added.add_argument(
+            "--cluster", metavar="ADDRESS", help="Dask scheduler (tcp://host:8786), or local:N processes here"
+        )
     command("trials", "record what finished trials gave on validation -> results/trials.json")
     command("keep", "ship what finished rows predicted, without their weights -> models/", "+")
     deployed = command("files", "convert, judge and time finished rows -> results/deployment.json", "*")
@@ -124,11 +128,24 @@ def rows(options, made):
     return 0
 
 
-def _train(options, known, data):
+def _trained(options, rows, data):
+    """The finished run of each row, trained here or (--cluster) by the workers of a cluster."""
+    if options.cluster:
+        from study import cluster
+
+        with cluster.connect(options.cluster) as client:
+            jobs = [(row.run, data(row), {"name": row.dataset, "split": row.split}) for row in rows]
+            yield from cluster.train(client, jobs)
+        return
     from utils import training
 
-    for name in options.rows:
-        run = training.train(known[name].run, data(known[name]), verbose=2)
+    for row in rows:
+        yield training.train(row.run, data(row), verbose=2)
+
+
+def _train(options, known, data):
+    runs = _trained(options, [known[name] for name in options.rows], data)
+    for name, run in zip(options.rows, runs, strict=True):
         print(f"{name}: {run.run_id}, best epoch {run.best_epoch}, {run.duration_s / 60:.0f} minutes", flush=True)
 
 
@@ -144,21 +161,19 @@ def _folds(options, known, data):
 
 def _seeds(options, known, data):
     from study import records
-    from utils import training
 
     for row in (known[name] for name in options.rows):
         configs = [dataclasses.replace(row.run, seed=seed) for seed in range(options.count)]
-        runs = [training.train(config, data(row), verbose=2) for config in configs]
+        runs = list(_trained(options, [dataclasses.replace(row, run=config) for config in configs], data))
         print(f"{row.id}: {options.count} seeds in {records.record_seeds(row, data(row), runs).name}", flush=True)
 
 
 def _splits(options, known, data):
     from study import recipes, records
-    from utils import training
 
     for row in (known[name] for name in options.rows):
-        for judged in (row, recipes.at_random(row)):
-            run = training.train(judged.run, data(judged), verbose=2)
+        both = row, recipes.at_random(row)
+        for judged, run in zip(both, _trained(options, both, data), strict=True):
             print(f"{run.run_id}: {records.record_split(row, data(judged), run).name}", flush=True)
 
 

@@ -35,6 +35,15 @@ RUN_BY = {
     "python -m study --help": (STUDY, "def test_help"),
     "python -m study list": (STUDY, "def test_list"),
     "python -m study train ROW": (STUDY, "def test_study_finds"),
+    "python -m study train ROW --cluster ADDRESS": ("tests/study/test_cluster.py", "def test_two_processes"),
+    "python -m distributed.cli.dask_scheduler": ("tests/study/test_cluster.py", "distributed.LocalCluster("),
+    "python -m distributed.cli.dask_worker tcp://SCHEDULER:8786 --nthreads 1": (
+        "tests/study/test_cluster.py", 'cluster.connect("local:2")'
+    ),
+    "python -m study train b-lite0-fine a-lite0-fine --cluster tcp://SCHEDULER:8786": (
+        "tests/study/test_cluster.py", "def test_two_processes"
+    ),
+    "pip install distributed==2026.8.0": (".ci/run", "tests/requirements.txt"),
     "python -m study elsewhere": ("tests/study/test_elsewhere.py", "elsewhere.measure("),
     "python -m study notebooks --render": ("tests/study/test_notebooks.py", "render=True"),
     "python -m utils.datasets clothing-10": (STUDY, "def test_fetch"),
