@@ -79,7 +79,8 @@ def measure(shown, loaded):
             found = classify.classify(model, path, top=1)
             return found["classes"][0] | {"said": found["low_confidence"]}
 
-        given = [{"model": name} | row | answer(row.pop("path")) for row in shown.to_dict("records")]
+        known = shown.drop(columns="path").to_dict("records")
+        given = [{"model": name} | row | answer(path) for row, path in zip(known, shown["path"], strict=True)]
         doubted = {}
         for row in given:
             doubted.setdefault(row["set"], []).append(row["said"])

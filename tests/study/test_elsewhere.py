@@ -38,6 +38,7 @@ def test_it_counts_what_classify_says(tmp_path, monkeypatch):
     assert (flowers["n"], flowers["said"], flowers["threshold"]) == (2, sum(expected), classify.threshold(drawn.model))
     assert [line["n"] for line in measured["said"][1:]] == [1, 1, 1, 1]
     assert [answer["said"] for answer in measured["answers"]] == expected
+    assert "path" not in measured["answers"][0], "a record names no place of a machine"
 
 
 def test_a_package_that_is_not_there_is_named(monkeypatch):
