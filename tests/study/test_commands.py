@@ -18,6 +18,7 @@ COMMAND = re.compile(r"(?:make|python|pip|git|cd) ")
 STUDY = "tests/study/test_commands.py"
 # command -> (the file that runs it, what stands there); hours of work run on drawings, or as a slice
 RUN_BY = {
+    "git clone": (".ci/run", "in a clean clone"),
     "make run": (".ci/run", "\nmake run DATA=sketches\n"),
     "make run DATA=sketches": (".ci/run", "\nmake run DATA=sketches\n"),
     "make test": (".ci/run", "\nmake test\n"),

@@ -2,6 +2,7 @@
 
 import re
 
+import nbformat
 import pytest
 from conftest import ROOT
 
@@ -40,6 +41,43 @@ def test_prose_names_no_number_that_no_record_holds(page):
     prose = re.sub(r"^---\n.*?^---\n", "", prose, count=1, flags=re.S | re.M)  # the head that model hubs read
     prose = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", " ", prose, flags=re.S)
     held = numbers(" ".join(TABLES.values())) | facts() | STRUCTURAL | {str(number) for number in range(11)}
+    assert numbers(prose) - held == set()
+
+
+def held_by(value):
+    """A record's numbers in the forms in which prose writes them."""
+    if isinstance(value, dict):
+        return set().union(*map(held_by, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(held_by, value))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return set()
+    forms = {
+        f"{value:,}",
+        f"{value:,.0f}",
+        f"{value:.1f}",
+        f"{value:.2f}",
+        f"{value / 1e6:,.0f}",
+        f"{value / 1e6:,.2f}",
+    }
+    return forms | {f"{value:.0%}", f"{value:.1%}", f"{100 * value:.1f}"}
+
+
+@pytest.mark.parametrize("name", records.NOTEBOOKS)
+def test_prose_of_a_notebook_names_no_number_that_neither_a_record_nor_an_output_holds(name):
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    shown = [cell.source for cell in cells if cell.cell_type == "code"]
+    for output in (output for cell in cells for output in cell.get("outputs", [])):
+        data = output.get("data", {})
+        shown += [
+            output.get("text", ""),
+            data.get("text/plain", ""),
+            re.sub(r"<[^>]+>", " ", data.get("text/html", "")),
+        ]
+    held = numbers(" ".join(shown)) | numbers(" ".join(TABLES.values())) | STRUCTURAL | {str(n) for n in range(13)}
+    held |= set().union(*(held_by(record["metrics"]) for record in LEDGER.values()))
+    prose = " ".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    prose = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|\$\$.*?\$\$|\$[^$]*\$", " ", prose, flags=re.S)
     assert numbers(prose) - held == set()
 
 
