@@ -89,13 +89,24 @@ def result_rows(rows, runs, verdicts, data, grouped=None):
             row id -> GroupedCV of a fine-tuned one.
 
     Returns:
-        list of dictionaries fit for JSON.
+        list of dictionaries fit for JSON. Rows that this run did not load, and folds that it did not compute, stay as
+        the committed record holds them (`recorded`).
     """
-    return [
-        _row(rows[name], runs[name], verdicts[name], data[rows[name].study])
-        | _folds(rows[name], data[rows[name].study], grouped or {})
-        for name in rows if name in runs
-    ]  # fmt: skip
+    try:
+        recorded = {line["id"]: line for line in records.read("01_data_and_training")["metrics"]["rows"]}
+    except FileNotFoundError:
+        recorded = {}
+    lines = []
+    for name, row in rows.items():
+        old = {} if data[row.study].stand_in else recorded.get(name, {})
+        if name in runs:
+            line = _row(row, runs[name], verdicts[name], data[row.study]) | _folds(row, data[row.study], grouped or {})
+            if "grouped" not in line and "grouped" in old and old["run_id"] == line["run_id"]:
+                line["grouped"] = old["grouped"]
+            lines.append(line)
+        elif old:
+            lines.append(old | {"recorded": True})
+    return lines
 
 
 def _folds(row, dataset, grouped):
@@ -139,7 +150,7 @@ def closing_table(closing):
             "95% interval": f"{row['accuracy_low']:.1%}–{row['accuracy_high']:.1%}",
             "macro recall": f"{row['macro_recall']:.1%}", "n": row["n"], "conditions": row["conditions"],
         }
-        for row in closing
+        for row in closing if not row.get("recorded")
     ])  # fmt: skip
 
 

@@ -28,7 +28,8 @@ FREE = _words("""
     SegmentSum UnsortedSegmentMax UnsortedSegmentMean ResizeNearestNeighbor NextAfter StringFormat LookupTableFindV2
     TensorScatterAdd TensorScatterSub DataFormatDimMap DataFormatVecPermute
     reshape transpose broadcast_in_dim slice dynamic_slice dynamic_update_slice gather scatter scatter-add scatter_add
-    concatenate convert_element_type iota squeeze pad rev copy copy_p stop_gradient expand_dims bitcast_convert_type
+    concatenate stack unstack tile convert_element_type iota squeeze pad rev copy copy_p stop_gradient expand_dims
+    bitcast_convert_type
     random_bits random_seed random_wrap random_unwrap random_fold_in random_split threefry2x32 split device_put real
     imag complex optimization_barrier top_k sort sharding_constraint layout_constraint split_p empty full
     name pvary reduce_precision

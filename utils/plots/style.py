@@ -61,7 +61,7 @@ class Picture(Figure):
     def encoded(self, kind):
         """The bytes of the figure as "png" or "jpeg"."""
         buffer = io.BytesIO()
-        self.savefig(buffer, format=kind, dpi=self.dpi, pil_kwargs={"quality": 88} if kind == "jpeg" else None)
+        self.savefig(buffer, format=kind, dpi=self.dpi, pil_kwargs={"quality": 76} if kind == "jpeg" else None)
         return buffer.getvalue()
 
 
