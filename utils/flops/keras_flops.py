@@ -11,6 +11,7 @@ else: grouped convolutions at their full input width or not at all, recurrent la
 """
 
 import contextlib
+import logging
 
 import keras
 
@@ -53,7 +54,7 @@ def keras_flops_total(model, batch_size=1):
                 f"input {tensor.name!r} of {model.name!r} has the shape {tensor.shape}, and keras-flops "
                 "counts fixed shapes only; build the model for one input size"
             )
-    with _package() as get_flops, quiet():
+    with _package() as get_flops, quiet(), _silent_logger():
         return int(get_flops(_stand_in(graph), batch_size=batch_size))
 
 
@@ -106,3 +107,15 @@ def _package():
     finally:
         registry._registry.clear()
         registry._registry.update(before)
+
+
+@contextlib.contextmanager
+def _silent_logger():
+    """TensorFlow's logger may hold a handler of its own stream, which `quiet` does not reach."""
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
