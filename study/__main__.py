@@ -104,10 +104,9 @@ def rows(options, made):
     known = recipes.rows(stand_in=getattr(options, "data", "photos") == "sketches")
     if getattr(options, "data", "photos") == "photos":
         known = recipes.trials() | known
-    folded = [recipes.fold_recipe(), recipes.fold_recipe("mobilenet_v2")]
     if options.command == "folds":
-        known |= {run.name: recipes.Row(run.name, run.name, "B", "clothing-10", run) for run in folded}
-        options.rows = [options.rows or folded[0].name]
+        known |= recipes.folds()
+        options.rows = [options.rows or "b-lite0-folds"]
     for name in getattr(options, "rows", []):
         if name not in known:
             made.error(f"unknown row {name!r}; expected one of {', '.join(known)}")
@@ -153,10 +152,10 @@ def _folds(options, known, data):
     from study import folds
 
     row = known[options.rows[0]]
-    for judged in folds.cross_validate(row.run, data(row), k=options.k, verbose=2).values():
+    for judged in folds.cross_validate(row.run, data(row), k=options.k, verbose=2, tie=row.tie).values():
         print(judged, flush=True)
     if options.keep:
-        print(folds.export(row.run, data(row), k=options.k).name)
+        print(folds.export(row.run, data(row), k=options.k, tie=row.tie).name)
 
 
 def _seeds(options, known, data):

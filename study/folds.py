@@ -17,6 +17,7 @@ from utils.training import SHIPPED, RunConfig
 RECORD, PREDICTIONS = "cross_validation.json", "predictions.npz"
 SCHEMA = 1
 KINDS = ("plain", "flip")
+TIE = ("sha256",)  # of the folds of ten classes; new ones tie twin pictures too
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,12 +35,13 @@ def recipe_of(config):
     return dataclasses.replace(config, monitor="none", patience=None, allow_leaks=())
 
 
-def cv_id(config, fingerprint, k=5, seed=0):
-    """Name of a cross-validation: readable, and another one for another recipe, dataset, k or seed."""
-    return f"{recipe_of(config).run_id_for(f'{fingerprint}-{k}-folds-seed-{seed}')}-{k}fold"
+def cv_id(config, fingerprint, k=5, seed=0, tie=TIE):
+    """Name of a cross-validation: readable, and another one for another recipe, dataset, k, seed or tie."""
+    ties = "" if tie == ("sha256",) else f"-tie-{'-'.join(tie)}"  # published ones keep their names
+    return f"{recipe_of(config).run_id_for(f'{fingerprint}-{k}-folds-seed-{seed}{ties}')}-{k}fold"
 
 
-def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, shipped=True):
+def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, shipped=True, tie=TIE):
     """Train the recipe once per fold and judge each photo by the model that has seen nobody of its sender.
 
     Args:
@@ -50,6 +52,7 @@ def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, shipped
         folder: folder of the runs; default as in ``training.train``.
         verbose: as in ``training.train``.
         shipped: False trains the folds, though their predictions ship in ``models/``.
+        tie: columns whose equal values tie photographers together, as in ``datasets.grouped_split``.
 
     Returns:
         dict, "plain" and "flip" (each photo averaged with its mirror image) -> GroupedCV.
@@ -62,7 +65,7 @@ def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, shipped
         >>> config = RunConfig("fine", "efficientnet_lite0", "fine_tune", 8)  # doctest: +SKIP
         >>> cross_validate(config, datasets.load("clothing-10"))["plain"].accuracy  # doctest: +SKIP
     """
-    name = cv_id(config, dataset.fingerprint, k, seed)
+    name = cv_id(config, dataset.fingerprint, k, seed, tie)
     for home in (files.runs_dir(folder), *([SHIPPED] if shipped else [])):
         if (home / name / RECORD).exists():
             return load(home / name, dataset)
@@ -79,9 +82,9 @@ def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, shipped
         found.update(zip(test.index, zip(plain, flip, strict=True), strict=True))
         return plain
 
-    judged = grouped_cv(fit_predict, dataset.frame, dataset.classes, k=k, seed=seed, name=config.name)
+    judged = grouped_cv(fit_predict, dataset.frame, dataset.classes, k=k, seed=seed, name=config.name, tie=tie)
     arrays = {kind: np.stack([found[i][place] for i in dataset.frame.index]) for place, kind in enumerate(KINDS)}
-    _write(files.runs_dir(folder) / name, arrays, judged.fold, recipe, dataset, k, seed)
+    _write(files.runs_dir(folder) / name, arrays, judged.fold, recipe, dataset, k, seed, tie)
     return load(files.runs_dir(folder) / name, dataset)
 
 
@@ -99,6 +102,7 @@ def load(folder, dataset):
             order = np.array([rows[str(one)] for one in dataset.frame["id"]])
             kept = {kind: arrays[kind][order].astype(np.float64) for kind in KINDS}
         name, k, seed = RunConfig.from_dict(record["config"]).name, int(record["k"]), int(record["seed"])
+        tie = tuple(record.get("tie", TIE))
     except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{folder} cannot be used: {error}; delete it and train again") from error
     places = {index: place for place, index in enumerate(dataset.frame.index)}
@@ -110,13 +114,13 @@ def load(folder, dataset):
             return found[[places[index] for index in test.index]]
 
         title = name if kind == "plain" else f"{name}, mirrored too"
-        judged[kind] = grouped_cv(look_up, dataset.frame, dataset.classes, k=k, seed=seed, name=title)
+        judged[kind] = grouped_cv(look_up, dataset.frame, dataset.classes, k=k, seed=seed, name=title, tie=tie)
     return judged
 
 
-def export(config, dataset, k=5, seed=0, folder=None):
+def export(config, dataset, k=5, seed=0, folder=None, tie=TIE):
     """Copy a finished cross-validation into the repository's ``models/``; returns the folder."""
-    name = cv_id(config, dataset.fingerprint, k, seed)
+    name = cv_id(config, dataset.fingerprint, k, seed, tie)
     source = files.runs_dir(folder) / name
     if not (source / RECORD).exists():
         raise FileNotFoundError(f"{source} is not there; train the folds first")
@@ -126,13 +130,13 @@ def export(config, dataset, k=5, seed=0, folder=None):
     return SHIPPED / name
 
 
-def _write(folder, arrays, fold, recipe, dataset, k, seed):
+def _write(folder, arrays, fold, recipe, dataset, k, seed, tie):
     ids = np.array([str(one) for one in dataset.frame["id"]])
     halves = {kind: array.astype(np.float16) for kind, array in arrays.items()}
     entry = files.write_arrays(folder / PREDICTIONS, {"id": ids, "fold": fold, **halves})
     # The record comes last and names the hash: predictions without it count as not there.
     record = {
         "schema": SCHEMA, "config": recipe.to_dict(), "fingerprint": dataset.fingerprint, "k": k, "seed": seed,
-        "classes": list(dataset.classes), "sha256": entry["sha256"],
+        "tie": list(tie), "classes": list(dataset.classes), "sha256": entry["sha256"],
     }  # fmt: skip
     files.write_json(folder / RECORD, record)

@@ -119,7 +119,8 @@ def _folds(row, dataset, grouped):
     probed = row.run.mode == "frozen" and not row.run.views  # a probe on the plain photos stands for these alone
     found = grouped.get((dataset.name, row.run.model)) if probed else grouped.get(row.id)
     if row.run.mode != "frozen":
-        conditions = f"the same recipe shortened to {recipes.fold_recipe().epochs} epochs a fold, the last one kept"
+        epochs = recipes.folds()["b-lite0-folds"].run.epochs
+        conditions = f"the same recipe shortened to {epochs} epochs a fold, the last one kept"
     if found is None:
         return {"grouped_reason": "not measured: it would take five more training runs"}
     return {"grouped": found.to_dict() | {"conditions": conditions}}

@@ -32,7 +32,7 @@ def test_a_row_at_random_is_another_run_of_the_same_recipe():
 
 
 def test_folds_are_named_by_recipe_data_and_number():
-    recipe = recipes.fold_recipe()
+    recipe = recipes.folds()["b-lite0-folds"].run
     names = {folds.cv_id(recipe, data, k, seed) for data in "ab" for k in (3, 5) for seed in (0, 1)}
     assert len(names) == 8 and folds.recipe_of(recipe).monitor == "none"
 

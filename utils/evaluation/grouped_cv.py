@@ -98,7 +98,7 @@ class GroupedCV:
         return f"<p>{head}</p>{self.folds.round(3).to_html()}"
 
 
-def grouped_cv(fit_predict, frame, classes, k=5, seed=0, name=None, protocol="grouped"):
+def grouped_cv(fit_predict, frame, classes, k=5, seed=0, name=None, protocol="grouped", tie=("sha256",)):
     """Judge a recipe by k-fold cross-validation in which no photographer is on both sides.
 
     Args:
@@ -110,6 +110,7 @@ def grouped_cv(fit_predict, frame, classes, k=5, seed=0, name=None, protocol="gr
         seed: another seed, other folds.
         name: of the recipe, for tables.
         protocol: "grouped", or "random" for folds that ignore the photographers.
+        tie: columns whose equal values tie photographers together, as in `datasets.grouped_split`.
 
     Returns:
         GroupedCV; its interval is the 95% interval over photographers.
@@ -134,7 +135,7 @@ def grouped_cv(fit_predict, frame, classes, k=5, seed=0, name=None, protocol="gr
     probabilities = np.full((len(frame), len(classes)), np.nan)
     fold_of = np.zeros(len(frame), dtype=int)
     absent, rows = [], []
-    folds = _folds(frame, labels, k, seed, protocol)
+    folds = _folds(frame, labels, k, seed, protocol, tie)
     for fold, (train_rows, test_rows) in enumerate(tqdm(folds, desc=name or "folds", disable=None), start=1):
         train, test = frame.iloc[train_rows], frame.iloc[test_rows]
         for part, rows_of_part in (("train", train_rows), ("test", test_rows)):
@@ -156,13 +157,13 @@ def grouped_cv(fit_predict, frame, classes, k=5, seed=0, name=None, protocol="gr
     )  # fmt: skip
 
 
-def _folds(frame, labels, k, seed, protocol):
+def _folds(frame, labels, k, seed, protocol, tie):
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be {' or '.join(PROTOCOLS)}, got {protocol!r}")
     if not 2 <= k <= len(frame):
         raise ValueError(f"k must lie between 2 and the number of photos ({len(frame)}), got {k}")
     if protocol == "grouped":
-        return splits.grouped_folds(frame, k=k, seed=seed)
+        return splits.grouped_folds(frame, k=k, seed=seed, tie=tie)
     # A class with fewer photos than folds cannot be stratified; its few photos then fall where chance puts them.
     counts = np.bincount(labels)
     kind = StratifiedKFold if counts[counts > 0].min() >= k else KFold
