@@ -88,6 +88,11 @@ def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, shipped
     return load(files.runs_dir(folder) / name, dataset)
 
 
+def judge(row, dataset, retrain=False):
+    """The GroupedCV of a row of :func:`recipes.folds`: loaded where it ships, unless `retrain`."""
+    return cross_validate(row.run, dataset, shipped=not retrain, tie=row.tie)["plain"]
+
+
 def load(folder, dataset):
     """The judgements that a folder holds: dict "plain", "flip" -> GroupedCV; ValueError where it is damaged."""
     try:

@@ -113,16 +113,15 @@ def _folds(row, dataset, grouped):
     """Sender-grouped folds of the same recipe or frozen backbone, or why there are none."""
     from study import recipes
 
-    if dataset.split == "grouped":
-        return {"grouped_reason": "its own split is grouped by sender already"}
     conditions = "linear probe on the same frozen features"
     probed = row.run.mode == "frozen" and not row.run.views  # a probe on the plain photos stands for these alone
     found = grouped.get((dataset.name, row.run.model)) if probed else grouped.get(row.id)
-    if row.run.mode != "frozen":
-        epochs = recipes.folds()["b-lite0-folds"].run.epochs
-        conditions = f"the same recipe shortened to {epochs} epochs a fold, the last one kept"
     if found is None:
-        return {"grouped_reason": "not measured: it would take five more training runs"}
+        apart = dataset.split == "grouped"
+        return {"grouped_reason": "its own split is grouped by sender already" if apart else "not measured"}
+    if row.run.mode != "frozen":
+        epochs = recipes.folds()[row.id.replace("fine", "folds")].run.epochs
+        conditions = f"the same recipe shortened to {epochs} epochs a fold, the last one kept"
     return {"grouped": found.to_dict() | {"conditions": conditions}}
 
 
