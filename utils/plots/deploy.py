@@ -116,6 +116,7 @@ def quantization_error(errors, worst=5, value="SQNR (dB)"):
         >>> page = quantization_error(pd.DataFrame({"layer": list("abc"), "SQNR (dB)": [30.0, 12.0, 33.0]}), worst=1)
     """
     style.need(errors, "layer", value)
+    errors = errors.reset_index(drop=True)
     page, ((axis,),) = style.figure(8.6, 4.6)
     values, names = errors[value].to_numpy(float), errors["layer"].astype(str)
     places = np.arange(len(values))
