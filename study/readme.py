@@ -134,7 +134,8 @@ def context(ledger):
         "split_of": {(line["row"], line["split"]): line for line in ledger["splits"]["metrics"]["splits"]},
         "files": {line["row"]: line for line in deployment["models"]},
         "time_of": {(line["row"], line["scheme"], line["cpu"]): line for line in deployment["times"]},
-        "cpu": ledger["deployment"]["environment"]["cpu"],
+        # the processor on which most files were timed
+        "cpu": collections.Counter(line["cpu"] for line in deployment["times"]).most_common(1)[0][0],
         "scheme_of": {(line["row"], line["scheme"]): line for line in quantization["schemes"]},
     }  # fmt: skip
 
