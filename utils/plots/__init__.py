@@ -9,14 +9,13 @@ and captions belong into Markdown below the figure. A notebook shows a figure by
 
 from . import style
 from .cost import (
-    effective_maps, field_by_depth, macs_against_time, macs_by_resolution, macs_by_type, regions_on_photo, zoo,
+    effective_maps, field_by_depth, macs_against_time, macs_by_resolution, regions_on_photo,
 )
 from .data import (
-    augmentation_sheet, dataset_cover, label_distribution, predictions, sender_sizes, training_curves, wardrobe,
+    augmentation_sheet, dataset_cover, label_distribution, predictions, training_curves, wardrobe,
 )
 from .deploy import (
     changed_answers, file_bars, latency_bars, old_runtimes, pruning_curves, quantization_error, top_predictions,
-    value_range,
 )
 from .drawings import (
     clipped_bias, convolution_by_hand, int8_levels, kinds_of_convolution, pruning_drawing, receptive_field_steps,
@@ -24,5 +23,5 @@ from .drawings import (
 )
 from .judging import (
     accuracy_against_cost, balancing_order, class_f1, confusion_matrices, confusion_matrix, gradcam_overlay,
-    random_against_grouped, reliability_diagram, sender_accuracy,
+    random_against_grouped, reliability_diagram,
 )

@@ -39,47 +39,17 @@ def macs_by_resolution(stages):
     return page
 
 
-def macs_by_type(shares):
-    """One bar per model, split into the shares of the kinds of layers.
-
-    Args:
-        shares: DataFrame, indexed by model title, one column per kind, shares of all MACs (rows sum to 1).
-
-    Example:
-        >>> import pandas as pd
-        >>> page = macs_by_type(pd.DataFrame({"1×1 convolution": [0.9], "depthwise": [0.1]}, index=["Small"]))
-    """
-    page, ((axis,),) = style.figure(9, 1.2 + 0.6 * len(shares))
-    left = np.zeros(len(shares))
-    for kind in shares.columns:
-        values, colour = shares[kind].to_numpy(float), KINDS.get(kind, GREY)
-        axis.barh(range(len(shares)), values, left=left, color=colour, label=kind, height=0.7)
-        for row, (start, value) in enumerate(zip(left, values, strict=True)):
-            if value >= 0.04:
-                ink = "black" if colour == style.DEPTHWISE else "white"
-                axis.text(start + value / 2, row, f"{value:.0%}", ha="center", va="center", fontsize=TEXT, color=ink)
-        left += values
-    axis.set_yticks(range(len(shares)), shares.index, fontsize=LABEL)
-    axis.set_xlim(0, 1)
-    style.percent_axis(axis, "x")
-    axis.invert_yaxis()
-    style.labels(axis, "share of all MACs")
-    page.legend(loc="outside lower center", ncols=len(shares.columns), fontsize=TEXT, frameon=False)
-    return page
-
-
-def macs_against_time(layers, rates=(1, 10, 100)):
+def macs_against_time(layers):
     """Layers as points: MACs against measured milliseconds, both logarithmic, with lines of equal speed.
 
     Args:
         layers: DataFrame with columns kind, macs, median_ms, and path, which names the slowest layer of each kind.
-        rates: speeds to draw lines at, in billions of MACs per second.
     """
     style.need(layers, "kind", "macs", "median_ms", "path")
     page, ((axis,),) = style.figure(8.5, 5.4)
     span = np.array([layers["macs"].min() * 0.6, layers["macs"].max() * 1.7], float) / 1e6
     low, high = layers["median_ms"].min() * 0.6, layers["median_ms"].max() * 2
-    for rate in rates:
+    for rate in (1, 10, 100):  # billions of MACs per second
         axis.plot(span, span / rate, color=GREY, linewidth=1, linestyle="--", zorder=1)
         x = min(span[1], high * rate)
         if low < x / rate:
@@ -179,23 +149,23 @@ def _enlarged(axis, pixels, box):
         axis.add_artist(ConnectionPatch((x, y), (x, y), "data", axesA=inset, axesB=axis, color=WRONG, zorder=4))
 
 
-def effective_maps(maps, photo=None):
+def effective_maps(maps, photo):
     """Where a feature really looks: measured maps as light over a photo, with the theoretical box and fitted Gaussian.
 
     Args:
         maps: panel title -> (map, start, stop, center, gaussian_size): map is (height, width) in 0..1, the rest (y, x)
             in pixels.
-        photo: (height, width, 3) in 0..255, shown brightest where the map is strongest; None: the map alone.
+        photo: (height, width, 3) in 0..255, shown brightest where the map is strongest.
     """
     columns = min(3, len(maps))
     rows = math.ceil(len(maps) / columns)
     lines = 1 + max(title.count("\n") for title in maps)
-    page, axes = style.figure(3.3 * columns, (3.3 + 0.25 * lines) * rows + 0.4, rows, columns, photos=photo is not None)
+    page, axes = style.figure(3.3 * columns, (3.3 + 0.25 * lines) * rows + 0.4, rows, columns, photos=True)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, (title, (values, start, stop, center, size)) in zip(axes.flat, maps.items(), strict=False):
         height, width = values.shape
-        canvas = np.full((height, width, 3), 255.0) if photo is None else np.asarray(photo, float)
+        canvas = np.asarray(photo, float)
         strength = np.sqrt(np.clip(values, 0, 1))[..., None]  # as a root: the flanks of the Gaussian stay visible
         shown = strength * canvas + (1 - strength) * 0.22 * canvas.mean(axis=-1, keepdims=True)
         axis.imshow(shown.astype("uint8"), extent=(0, width, height, 0))
@@ -210,40 +180,4 @@ def effective_maps(maps, photo=None):
             Line2D([], [], color="black", linestyle="--", linewidth=2)]  # fmt: skip
     said = ["theoretical receptive field", "measured: a Gaussian that holds 95% of the gradient"]
     style.key(page, keys, said)
-    return page
-
-
-def zoo(models, highlight=()):
-    """Models by parameters and MACs (logarithmic), coloured by receptive field; a dozen named, the rest faint.
-
-    Args:
-        models: DataFrame with columns model, params, macs, receptive_field_px, whole_image.
-        highlight: names that are written, at most about 15; none: all.
-    """
-    style.need(models, "model", "params", "macs", "receptive_field_px", "whole_image")
-    page, ((axis,),) = style.figure(9.6, 6.2)
-    named = models["model"].isin(highlight) if len(highlight) else models["model"].notna()
-    for whole, marker in ((False, "s"), (True, "o")):
-        for shown, faint in ((~named, 0.25), (named, 1.0)):
-            group = models[(models["whole_image"] == whole) & shown]
-            field = np.log10(group["receptive_field_px"].astype(float))
-            points = axis.scatter(
-                group["params"] / 1e6, group["macs"] / 1e9, c=field, s=80, marker=marker, cmap="viridis", vmin=2,
-                vmax=3.7, edgecolor="black", linewidth=0.6, alpha=faint, zorder=2,
-            )  # fmt: skip
-    axis.set(xscale="log", yscale="log")
-    axis.margins(x=0.08, y=0.08)
-    for which in (axis.xaxis, axis.yaxis):
-        which.set_major_formatter(lambda value, _: f"{value:g}")
-    style.labels(axis, "parameters (millions, logarithmic)", "MACs (billions, logarithmic)")
-    bar = page.colorbar(points, ax=axis, location="bottom", shrink=0.6, aspect=35, pad=0.02)
-    ticks = [100, 200, 500, 1000, 2000, 5000]
-    bar.set_ticks(np.log10(ticks), labels=[f"{tick:,}" for tick in ticks])
-    bar.solids.set_alpha(1)
-    bar.set_label("receptive field of the last layer (pixels)", fontsize=LABEL)
-    handles = [axis.scatter([], [], marker=marker, color=GREY, s=80) for marker in "so"]
-    said = ["local operations only", "squeeze-excite: sees the whole photo"]
-    axis.legend(handles, said, fontsize=TEXT, frameon=False, loc="upper left")
-    ends = [(row.params / 1e6, row.macs / 1e9, row.model, "black") for row in models[named].itertuples()]
-    style.names_at_ends(axis, ends, leaders=True)
     return page

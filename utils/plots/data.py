@@ -9,21 +9,21 @@ from utils.plots import style
 from utils.plots.style import GREY, LABEL, PARTS, TEXT
 
 
-def dataset_cover(frame, classes, seed=0, per_class=4, side=112):
+def dataset_cover(frame, classes, seed=0, per_class=4):
     """A contact sheet: a few photos of each class, drawn at random, the classes in two columns.
 
     Args:
         frame: DataFrame with `path` and `label`.
         classes: in the order in which to show them; one without photos says so in its place.
         seed: another seed, other photos.
-        per_class: photos per class; side: of a photo, in pixels.
+        per_class: photos per class.
 
     Raises:
         ValueError: no photos, missing columns, or a file that is no image (named).
     """
     style.need(frame, "path", "label")
     rows = -(-len(classes) // 2)
-    page, axes = style.sheet(2 * per_class * rows, 2 * per_class, side, head=24)
+    page, axes = style.sheet(2 * per_class * rows, 2 * per_class, 112, head=24)
     for index, label in enumerate(classes):  # down the first column, then the next
         start = (index % rows) * 2 * per_class + (index // rows) * per_class
         photos = frame.loc[frame["label"] == label, "path"]
@@ -32,7 +32,7 @@ def dataset_cover(frame, classes, seed=0, per_class=4, side=112):
         for axis, path in zip(
             axes[start:], photos.sample(min(per_class, len(photos)), random_state=seed), strict=False
         ):
-            style.show_photo(axis, path, side)
+            style.show_photo(axis, path, 112)
     return page
 
 
@@ -55,23 +55,22 @@ def predictions(table, columns=6, side=140):
     return page
 
 
-def wardrobe(frame, sender=None, count=8, side=110, seed=0):
+def wardrobe(frame, sender, count=8, seed=0):
     """A strip of photos by one photographer, with their labels: the same floor, the same clothes.
 
     Args:
         frame: DataFrame with `path`, `label` and `sender`.
-        sender: whose photos; None: of the photographer with most photos.
-        count: photos at most; side: of a photo, in pixels; seed: another seed, other photos.
+        sender: whose photos.
+        count: photos at most; seed: another seed, other photos.
     """
     style.need(frame, "path", "label", "sender")
-    senders = frame["sender"].astype(str)
-    photos = frame[senders == (senders.value_counts().index[0] if sender is None else str(sender))]
+    photos = frame[frame["sender"].astype(str) == str(sender)]
     if len(photos) == 0:
         raise ValueError(f"expected a sender of the frame, got {sender!r}, who has no photo there")
     photos = photos.sample(min(count, len(photos)), random_state=seed)
-    page, axes = style.sheet(len(photos), len(photos), side, foot=22)
+    page, axes = style.sheet(len(photos), len(photos), 110, foot=22)
     for axis, row in zip(axes, photos.to_dict("records"), strict=True):
-        style.show_photo(axis, row["path"], side, row["label"])
+        style.show_photo(axis, row["path"], 110, row["label"])
     return page
 
 
@@ -79,7 +78,7 @@ def augmentation_sheet(sheets, side=120):
     """Random variants of one photo, four per row; several recipes stand below each other.
 
     Args:
-        sheets: array (n, h, w, 3) in 0..255 whose first image is the photo as it is, or title -> such an array.
+        sheets: title -> array (n, h, w, 3) in 0..255 whose first image is the photo as it is.
         side: of an image, in pixels.
 
     Example:
@@ -87,29 +86,26 @@ def augmentation_sheet(sheets, side=120):
         >>> len(page.axes)
         16
     """
-    sheets = sheets if isinstance(sheets, dict) else {"": sheets}
     rows = [-(-len(images) // 4) for images in sheets.values()]
-    head = np.concatenate([[22 * bool(title)] + [0] * (n - 1) for title, n in zip(sheets, rows, strict=True)])
+    head = np.concatenate([[22] + [0] * (n - 1) for n in rows])
     page, axes = style.sheet(4 * sum(rows), 4, side, head=head)
     unused, start = set(axes), 0
     for (title, images), lines in zip(sheets.items(), rows, strict=True):
         for place, image in enumerate(images):
             style.show_photo(axes[start + place], image, side, frame=GREY if place == 0 else None)
             unused.discard(axes[start + place])
-        words = f"{title}; the first is the photo itself" if title else ""
-        style.note(axes[start], words, (0, 1), (0, 3), va="bottom")
+        style.note(axes[start], f"{title}; the first is the photo itself", (0, 1), (0, 3), va="bottom")
         start += 4 * lines
     for axis in unused:
         axis.remove()
     return page
 
 
-def label_distribution(frames):
+def label_distribution(frame):
     """Photos per class as bars, stacked by part of the split, most frequent class first.
 
     Args:
-        frames: DataFrame with `label` (and `split`), or title -> such a frame for panels side by side, such as
-            {"random split": ..., "grouped by photographer": ...}.
+        frame: DataFrame with `label` (and `split`).
 
     Returns:
         Figure. The number behind each bar is the class's photos in all parts, and how many times fewer that is.
@@ -118,67 +114,34 @@ def label_distribution(frames):
         >>> photos = pd.DataFrame({"label": ["hat", "hat", "shirt"], "split": ["train", "test", "train"]})
         >>> page = label_distribution(photos)
     """
-    frames = frames if isinstance(frames, dict) else {None: frames}
-    for frame in frames.values():
-        style.need(frame, "label")
-    order = next(iter(frames.values()))["label"].value_counts().index
-    width = 8.4 if len(frames) == 1 else 5.4 * len(frames)
-    page, axes = style.figure(width, max(3.2, 1.4 + 0.31 * len(order)), 1, len(frames), sharey=True, sharex=True)
-    keys = {}  # a part may be missing from the first panel
-    for axis, (name, frame) in zip(axes[0], frames.items(), strict=True):
-        parts = frame["split"] if "split" in frame else pd.Series("all photos", index=frame.index)
-        counts = pd.crosstab(frame["label"], parts).reindex(order, fill_value=0)
-        left = np.zeros(len(order))
-        for part in [part for part in PARTS if part in counts] + [part for part in counts if part not in PARTS]:
-            colour = PARTS.get(part, GREY)
-            keys[part] = axis.barh(order, counts[part], left=left, color=colour, label=part, height=0.72)
-            left = left + counts[part].to_numpy()
-        for place, total in enumerate(left):
-            times = left.max() / total if total else 0
-            fewer = f" ({times:.0f}× fewer)" if times >= 10 else ""
-            axis.text(total, place, f" {int(total):,}{fewer}", va="center", fontsize=TEXT)
-        axis.margins(x=0.14)
-        style.labels(axis, "photos", title=name)
-    axes[0, 0].invert_yaxis()
-    shown = [part for part in PARTS if part in keys] + [part for part in keys if part not in PARTS]
+    style.need(frame, "label")
+    parts = frame["split"] if "split" in frame else pd.Series("all photos", index=frame.index)
+    counts = pd.crosstab(frame["label"], parts).loc[frame["label"].value_counts().index]
+    page, ((axis,),) = style.figure(8.4, max(3.2, 1.4 + 0.31 * len(counts)))
+    left = np.zeros(len(counts))
+    shown = [part for part in PARTS if part in counts] or list(counts)
+    bars = []
+    for part in shown:
+        bars.append(axis.barh(counts.index, counts[part], left=left, color=PARTS.get(part, GREY), height=0.72))
+        left = left + counts[part].to_numpy()
+    for place, total in enumerate(left):
+        times = left.max() / total
+        fewer = f" ({times:.0f}× fewer)" if times >= 10 else ""
+        axis.text(total, place, f" {int(total):,}{fewer}", va="center", fontsize=TEXT)
+    axis.margins(x=0.14)
+    axis.invert_yaxis()
+    style.labels(axis, "photos")
     if len(shown) > 1:
-        style.key(page, [keys[part] for part in shown], shown)
+        style.key(page, bars, shown)
     return page
 
 
-def sender_sizes(frame, top=10):
-    """The share of all photos that the busiest photographers took together.
-
-    Args:
-        frame: DataFrame with `sender`.
-        top: photographers to mark.
-
-    Example:
-        >>> page = sender_sizes(pd.DataFrame({"sender": ["1", "1", "2"]}))
-    """
-    style.need(frame, "sender")
-    sizes = frame["sender"].astype(str).value_counts()
-    share = np.concatenate([[0], sizes.cumsum() / sizes.sum()])
-    page, ((axis,),) = style.figure(7, 4)
-    axis.plot(range(len(share)), share, color=GREY, linewidth=2.5)
-    top = min(top, len(sizes))
-    axis.plot(top, share[top], "o", color="black", markersize=9)
-    said = f"the {top} busiest of {len(sizes)} photographers\ntook {share[top]:.0%} of {sizes.sum():,} photos"
-    style.note(axis, said, (top, share[top]), (16, -4), va="top", fontsize=LABEL)
-    axis.set(xlim=(0, None), ylim=(0, 1.03))
-    style.grid(axis)
-    style.percent_axis(axis)
-    style.labels(axis, "photographers, busiest first", "share of all photos")
-    return page
-
-
-def training_curves(runs, measures=("accuracy", "loss")):
+def training_curves(runs):
     """Accuracy and loss by epoch, one column per model: validation solid, training dashed, the kept epoch marked.
 
     Args:
         runs: title -> Run, or title -> history DataFrame with the columns epoch, loss, accuracy, val_loss,
-            val_accuracy (any of the last four may be missing); one Run alone; or a list of Runs.
-        measures: rows of panels.
+            val_accuracy (any of the last four may be missing).
 
     Returns:
         Figure; panels of a row share their y axis, each model has its own epochs.
@@ -186,12 +149,11 @@ def training_curves(runs, measures=("accuracy", "loss")):
     Example:
         >>> page = training_curves({"a": pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.0], "val_loss": [2.1, 1.5]})})
     """
-    if not isinstance(runs, dict):
-        runs = {run.config.name: run for run in (runs if isinstance(runs, (list, tuple)) else [runs])}
     if not runs:
         raise ValueError("expected at least one run to draw, got none; train one first")
     width = 0.8 + (3.1 * len(runs) if len(runs) > 1 else 5)
-    page, axes = style.figure(width, 0.9 + 2.3 * len(measures), len(measures), len(runs), sharey="row")
+    measures = ("accuracy", "loss")
+    page, axes = style.figure(width, 5.5, 2, len(runs), sharey="row")
     for column, (title, run) in enumerate(runs.items()):
         history = getattr(run, "history", run)
         style.need(history, "epoch")
@@ -215,8 +177,8 @@ def training_curves(runs, measures=("accuracy", "loss")):
                 axis.set_ylim(bottom=0)
         axes[0, column].set_title(title, fontsize=LABEL)
         style.labels(axes[-1, column], "epoch")
-    for axis, measure in zip(axes[:, 0], measures, strict=True):
-        style.labels(axis, y={"loss": "loss (cross-entropy, nats)"}.get(measure, measure))
+    style.labels(axes[0, 0], y="accuracy")
+    style.labels(axes[1, 0], y="loss (cross-entropy, nats)")
     looks = ({}, {"linestyle": "--"}, {"linestyle": "none", "marker": "o", "markeredgecolor": "black"})
     style.key(page, [Line2D([], [], color=GREY, **look) for look in looks], ["validation", "training", "epoch kept"])
     return page

@@ -38,48 +38,17 @@ def file_bars(table):
     return page
 
 
-def value_range(values, ranges):
-    """A histogram of a layer's values, with the ranges that int8 could be spread over.
-
-    Args:
-        values: array of any shape, a sample of activations.
-        ranges: name -> (low, high), such as {"smallest to largest": ..., "99.9% of the values": ...}.
-
-    Returns:
-        Figure; counts are logarithmic, the number says how far apart two of the 256 levels are.
-
-    Example:
-        >>> page = value_range(np.random.default_rng(0).normal(size=2000), {"all": (-4, 4), "99%": (-2.6, 2.6)})
-    """
-    values = np.asarray(values, float).ravel()
-    page, ((axis,),) = style.figure(8.6, 3.2 + 0.35 * len(ranges))
-    axis.hist(values, bins=150, color=FLOAT, log=True)
-    top = axis.get_ylim()[1]
-    for place, (name, (low, high)) in enumerate(ranges.items()):
-        y = top * 6.0 ** (len(ranges) - place - 0.5)
-        axis.plot([low, high], [y, y], "|-", color=INT8, linewidth=3, markersize=14)
-        said = f"{name}: one step is {(high - low) / 255:.2g}"
-        style.note(axis, said, (high, y), (8, 0), color=INT8)
-    axis.set_ylim(0.6, top * 6.0 ** len(ranges))
-    ticks = [10**power for power in range(9) if 10**power <= top]
-    axis.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
-    axis.minorticks_off()
-    style.labels(axis, "value", "how often (logarithmic)")
-    return page
-
-
-def changed_answers(table, columns=3, side=150):
+def changed_answers(table):
     """Photos whose answer changed: beside each, the probabilities of float32 and int8 for the classes in question.
 
     Args:
         table: DataFrame, one row per photo: path, true, and two columns of dicts class -> probability, `float32` and
             `int8`; the two or three most probable classes are drawn.
-        columns: photos per row; side: of a photo, in pixels.
     """
     if len(table) == 0:
         return style.nothing("No answer changed.")
     style.need(table, "path", "true", "float32", "int8")
-    columns = min(columns, len(table))
+    columns, side = min(3, len(table)), 150
     rows = -(-len(table) // columns)
     page, axes = style.figure(3.9 * columns, 0.5 + 1.95 * rows, rows, 2 * columns, photos=True,
                               width_ratios=[side, 1.25 * side] * columns)  # fmt: skip
@@ -103,38 +72,31 @@ def changed_answers(table, columns=3, side=150):
     return page
 
 
-def quantization_error(errors, worst=5, value="SQNR (dB)"):
+def quantization_error(errors, worst=5):
     """Signal-to-noise ratio of every layer in the order of computation; the worst are named beside their points.
 
     Args:
-        errors: DataFrame in the order of execution with the columns layer and `value`.
+        errors: DataFrame in the order of execution with the columns layer and "SQNR (dB)"; low is bad.
         worst: how many to name.
-        value: column to show; low is bad.
 
     Example:
         >>> import pandas as pd
         >>> page = quantization_error(pd.DataFrame({"layer": list("abc"), "SQNR (dB)": [30.0, 12.0, 33.0]}), worst=1)
     """
-    style.need(errors, "layer", value)
-    errors = errors.reset_index(drop=True)
+    style.need(errors, "layer", "SQNR (dB)")
     page, ((axis,),) = style.figure(8.6, 4.6)
-    values, names = errors[value].to_numpy(float), errors["layer"].astype(str)
+    values, names = errors["SQNR (dB)"].to_numpy(float), errors["layer"].astype(str).to_numpy()
     places = np.arange(len(values))
-    blocks = names.str.extract(r"(^[a-zA-Z_]*\d+)")[0].fillna("")
-    for number, start in enumerate(np.flatnonzero(blocks != blocks.shift())):
-        end = (
-            start + (blocks[start:] == blocks[start]).argmin()
-            if (blocks[start:] != blocks[start]).any()
-            else len(values)
-        )
-        if number % 2:
-            axis.axvspan(start - 0.5, end - 0.5, color=LIGHT, alpha=0.5, linewidth=0)
+    blocks = errors["layer"].astype(str).str.extract(r"(^[a-zA-Z_]*\d+)")[0].fillna("").to_numpy()
+    starts = np.flatnonzero(np.concatenate([[True], blocks[1:] != blocks[:-1]]))
+    for start, end in zip(starts[1::2], [*starts[2::2], len(values)], strict=False):
+        axis.axvspan(start - 0.5, end - 0.5, color=LIGHT, alpha=0.5, linewidth=0)
     chosen = np.isin(places, np.argsort(values, kind="stable")[:worst])
     axis.plot(places, values, color=INT8, linewidth=1, alpha=0.4)
     axis.plot(places[~chosen], values[~chosen], "o", color=INT8, markersize=5)
     axis.plot(places[chosen], values[chosen], "D", color=WRONG, markersize=8)
     axis.margins(x=0.02, y=0.12)
-    style.labels(axis, "layer, in the order of computation (blocks shaded by turns)", value)
+    style.labels(axis, "layer, in the order of computation (blocks shaded by turns)", "SQNR (dB)")
     ends = [(place, values[place], f"{names[place]}: {values[place]:.1f}", "black") for place in places[chosen]]
     axis.set_xlim(axis.get_xlim())
     style.names_at_ends(axis, ends, leaders=True)
@@ -185,13 +147,12 @@ def _milliseconds(value):
     return f"{value / 1000:.1f} s" if value >= 1000 else f"{value:.0f} ms" if value >= 10 else f"{value:.1f} ms"
 
 
-def pruning_curves(table, sizes="gzip_mb"):
+def pruning_curves(table):
     """What pruning costs and buys: accuracy and size against the share removed, one labelled line per kind.
 
     Args:
         table: DataFrame with the columns kind ("weights", "channels", perhaps with ", int8" or ", one-shot"), removed
-            (share), accuracy and `sizes`; accuracy_low and accuracy_high become bars. NaN is left out.
-        sizes: column of the right panel, "gzip_mb", "file_mb" or "macs_m".
+            (share), accuracy and gzip_mb; accuracy_low and accuracy_high become a band. NaN is left out.
 
     Returns:
         Figure of two panels: the colour says what is removed, dashes say int8.
@@ -201,10 +162,9 @@ def pruning_curves(table, sizes="gzip_mb"):
         >>> rows = {"kind": ["weights"] * 2, "removed": [0, 0.8], "accuracy": [0.93, 0.9], "gzip_mb": [12.5, 3.9]}
         >>> page = pruning_curves(pd.DataFrame(rows))
     """
-    style.need(table, "kind", "removed", "accuracy", sizes)
-    words = {"gzip_mb": "size after gzip (MB)", "file_mb": "size of the file (MB)", "macs_m": "MACs (millions)"}
+    style.need(table, "kind", "removed", "accuracy", "gzip_mb")
     page, (axes,) = style.figure(10.4, 4.4, 1, 2)
-    for axis, column, label in zip(axes, ("accuracy", sizes), ("accuracy", words.get(sizes, sizes)), strict=True):
+    for axis, column, label in zip(axes, ("accuracy", "gzip_mb"), ("accuracy", "size after gzip (MB)"), strict=True):
         ends = []
         for kind, rows in table.groupby("kind", sort=False):
             rows = rows.dropna(subset=[column]).sort_values("removed")
@@ -231,7 +191,7 @@ def pruning_curves(table, sizes="gzip_mb"):
     return page
 
 
-def top_predictions(photo, probabilities, top=3, true=None, side=220):
+def top_predictions(photo, probabilities, top=3, true=None):
     """A photo and, beside it, bars of its most probable classes.
 
     Args:
@@ -239,13 +199,12 @@ def top_predictions(photo, probabilities, top=3, true=None, side=220):
         probabilities: class -> probability.
         top: how many classes to show.
         true: name of the true class, or None; a wrong first answer is coloured.
-        side: of the photo, in pixels.
 
     Example:
         >>> page = top_predictions(np.zeros((8, 8, 3)), {"hat": 0.9, "shirt": 0.06, "shoes": 0.02})
     """
-    page, (picture, bars) = style.drawing(0.04 * side, side / style.DPI + 0.1, 2, photos=True, width_ratios=(1, 2.4))
-    picture.imshow(style.thumbnail(photo, side))
+    page, (picture, bars) = style.drawing(8.8, 2.3, 2, photos=True, width_ratios=(1, 2.4))
+    picture.imshow(style.thumbnail(photo, 220))
     best = sorted(probabilities.items(), key=lambda pair: -pair[1])[:top]
     for place, (name, share) in enumerate(best):
         wrong = true is not None and place == 0 and name != true

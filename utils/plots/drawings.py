@@ -70,7 +70,7 @@ def convolution_by_hand(image, kernel, at=(0, 0)):
     return page
 
 
-def kinds_of_convolution(side=14, channels=(64, 64), kernel=3):
+def kinds_of_convolution(side, channels, kernel=3):
     """A full, a depthwise and a 1×1 convolution side by side, with their MACs.
 
     Args:
@@ -155,19 +155,11 @@ def receptive_field_steps(layers):
     return page
 
 
-def splits_drawing(photos=(6, 5, 4, 3, 3, 3), seed=1):
-    """A drawing of the two ways to split: photos dealt at random, and whole photographers dealt.
-
-    Args:
-        photos: photos of each photographer in the drawing.
-        seed: of the deal.
-
-    Example:
-        >>> page = splits_drawing()
-    """
-    rng = np.random.default_rng(seed)
+def splits_drawing():
+    """A drawing of the two ways to split: photos dealt at random, and whole photographers dealt."""
+    photos, rng = (6, 5, 4, 3, 3, 3), np.random.default_rng(1)
     page, axes = style.drawing(9, 3.9, 2)
-    whole = {1, len(photos) - 2}  # who goes to test
+    whole = {1, 4}  # who goes to test
     for axis, title in zip(axes, ("at random", "by photographer"), strict=True):
         by_person = title == "by photographer"
         colour = style.NEW_PHOTOGRAPHERS if by_person else style.SEEN_PHOTOGRAPHERS
@@ -185,17 +177,10 @@ def splits_drawing(photos=(6, 5, 4, 3, 3, 3), seed=1):
     return page
 
 
-def transfer_drawing(backbone="backbone, trained on ImageNet", head="new head", blocks=7):
-    """A drawing of transfer learning: what keeps its weights and what trains, frozen above, fine-tuned below.
-
-    Args:
-        backbone, head: words under the two parts.
-        blocks: how many blocks of the backbone to draw.
-
-    Example:
-        >>> page = transfer_drawing("MobileNetV2, trained on ImageNet", "10 classes")
-    """
+def transfer_drawing():
+    """A drawing of transfer learning: what keeps its weights and what trains, frozen above, fine-tuned below."""
     page, (axis,) = style.drawing(9, 3.9)
+    blocks = 7
     for y, title, colour, said in (
         (2.6, "frozen", style.FROZEN, "weights stay as they are; only the head trains"),
         (0, "fine-tuned", style.FINE_TUNED, "all weights train, the backbone's in small steps"),
@@ -215,25 +200,24 @@ def transfer_drawing(backbone="backbone, trained on ImageNet", head="new head", 
         _arrow(axis, (right, y + 0.6), (right - 0.24, y + 0.6))
         _box(axis, (right, y + 0.2), 0.72, 0.8, facecolor=head_colour, edgecolor="white")
         axis.text(right + 0.9, y + 0.6, "class", fontsize=TEXT, va="center")
-        axis.text((1 + right) / 2, y - 0.18, backbone, fontsize=TEXT, ha="center", va="top", color=GREY)
-        axis.text(right + 0.36, y - 0.18, head, fontsize=TEXT, ha="center", va="top", color=GREY)
+        for x, words in (((1 + right) / 2, "backbone, trained on ImageNet"), (right + 0.36, "new head")):
+            axis.text(x, y - 0.18, words, fontsize=TEXT, ha="center", va="top", color=GREY)
     axis.set(xlim=(-0.1, right + 1.7), ylim=(-0.6, 4.5))
     looks = ({"facecolor": "white", "edgecolor": GREY, "hatch": "///"}, {"facecolor": GREY})
     style.key(page, [Rectangle((0, 0), 1, 1, **look) for look in looks], ["weights stay", "weights train"])
     return page
 
 
-def int8_levels(weights, numbers=5):
+def int8_levels(weights):
     """A histogram of weights above the levels that int8 can hold, and some of them rounded: q = round(x / s).
 
     Args:
         weights: array of one output channel's weights (symmetric range, zero point 0).
-        numbers: how many weights are written out, spread over their range.
 
     Example:
         >>> figure = int8_levels(np.random.default_rng(0).normal(0, 0.1, 500))
     """
-    weights = np.sort(np.asarray(weights, float).ravel())
+    weights, numbers = np.sort(np.asarray(weights, float).ravel()), 5
     scale = np.abs(weights).max() / 127
     page, axes = style.figure(8.8, 4.6, 2, 1, sharex=True, height_ratios=(2, 1.5))
     above, below = axes[:, 0]
@@ -253,20 +237,11 @@ def int8_levels(weights, numbers=5):
     return page
 
 
-def pruning_drawing(shape=(8, 12), share=0.6, seed=0):
-    """What pruning takes out of a kernel: single weights become zeros, or whole channels go and the kernel shrinks.
-
-    Args:
-        shape: (inputs, channels) of the drawn 1×1 kernel.
-        share: of weights and of channels that go.
-        seed: of the drawn weights.
-
-    Example:
-        >>> figure = pruning_drawing()
-    """
-    rows, columns = shape
-    weights = np.random.default_rng(seed).normal(size=shape) * np.linspace(0.5, 1.5, columns)
-    weights = weights[:, np.random.default_rng(seed + 1).permutation(columns)]
+def pruning_drawing(share=0.6):
+    """What pruning takes out of a kernel: single weights become zeros, or whole channels go and the kernel shrinks."""
+    rows, columns = 8, 12
+    weights = np.random.default_rng(0).normal(size=(rows, columns)) * np.linspace(0.5, 1.5, columns)
+    weights = weights[:, np.random.default_rng(1).permutation(columns)]
     size = np.abs(weights) / np.abs(weights).max()
     small = size < np.quantile(size, share)
     gone = np.argsort(size.sum(axis=0))[: round(share * columns)]
@@ -287,14 +262,12 @@ def pruning_drawing(shape=(8, 12), share=0.6, seed=0):
     return page
 
 
-def clipped_bias(bias, scale, stored=None, bits=32):
-    """A bias that its integer cannot hold: the number line of the integer's range, and where the bias lies.
+def clipped_bias(bias, scale):
+    """A bias that its 32-bit integer cannot hold: the number line of the integer's range, and where the bias lies.
 
     Args:
         bias: the real number.
         scale: what one unit of the integer stands for (input scale times weight scale).
-        stored: the real number that the file holds instead; None: the end of the range.
-        bits: of the integer.
 
     Returns:
         Figure; the range and the bias are marked in units of the real number.
@@ -302,8 +275,8 @@ def clipped_bias(bias, scale, stored=None, bits=32):
     Example:
         >>> figure = clipped_bias(4.0, 1e-10)
     """
-    reach = 2 ** (bits - 1) * scale
-    kept = float(np.clip(bias, -reach, reach)) if stored is None else stored
+    reach = 2**31 * scale
+    kept = float(np.clip(bias, -reach, reach))
     page, (axis,) = style.drawing(9, 1.9)
     span = 1.15 * max(abs(bias), reach)
     axis.plot([-span, span], [0, 0], color=GREY, linewidth=1)
@@ -313,7 +286,7 @@ def clipped_bias(bias, scale, stored=None, bits=32):
     axis.annotate("", (kept, 0.12), (bias, 0.12), arrowprops={"arrowstyle": "->", "color": WRONG, "linewidth": 2,
                   "connectionstyle": "arc3,rad=0.25"})  # fmt: skip
     axis.text(bias, -0.25, f"the bias, {bias:g}".replace("-", "−"), ha="center", va="top", fontsize=LABEL, color=WRONG)
-    said = f"what {bits} bits hold: −{reach:.2g} to {reach:.2g}"
+    said = f"what 32 bits hold: −{reach:.2g} to {reach:.2g}"
     axis.text(0, -0.25, said, ha="center", va="top", fontsize=LABEL, color=INT8)
     axis.set(xlim=(-span, 1.15 * span), ylim=(-0.7, 0.9))
     return page

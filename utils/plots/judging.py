@@ -22,22 +22,18 @@ def confusion_matrix(evaluation):
     return page
 
 
-def confusion_matrices(evaluations, at_least=0.05):
+def confusion_matrices(evaluations):
     """Confusion matrices side by side, classes by frequency, one colour bar; cells above 5% say their percentage.
 
     Args:
-        evaluations: title -> Evaluation, or a list of named ones; all of the same classes.
-        at_least: smallest share of the true class that is written into a cell.
+        evaluations: list of named Evaluations of the same classes.
     """
-    if not isinstance(evaluations, dict):
-        evaluations = {evaluation.name: evaluation for evaluation in evaluations}
-    first = next(iter(evaluations.values()))
-    order = list(first.per_class.sort_values("support", ascending=False, kind="stable").index)
+    order = list(evaluations[0].per_class.sort_values("support", ascending=False, kind="stable").index)
     side = 0.7 + 0.21 * len(order)
     page, axes = style.figure(2.4 + side * len(evaluations), side + 1.7, 1, len(evaluations), sharey=True)
-    for axis, (title, evaluation) in zip(axes[0], evaluations.items(), strict=True):
-        _matrix(axis, evaluation, order, lambda share, count: f"{100 * share:.0f}" if share > at_least else "", 9)
-        style.labels(axis, title=title)
+    for axis, evaluation in zip(axes[0], evaluations, strict=True):
+        _matrix(axis, evaluation, order, lambda share, count: f"{100 * share:.0f}" if share > 0.05 else "", 9)
+        style.labels(axis, title=evaluation.name)
     for axis in axes[0, 1:]:
         axis.set_ylabel("")
     _share_bar(page, axes)
@@ -79,10 +75,9 @@ def reliability_diagram(evaluations, least=5):
     """Confidence against accuracy: one dot per bin with at least five photos, its area their number.
 
     Args:
-        evaluations: Evaluation, or title -> Evaluation for panels side by side, such as before and after calibration.
+        evaluations: title -> Evaluation for panels side by side, such as before and after calibration.
         least: bins with fewer photos are left out.
     """
-    evaluations = evaluations if isinstance(evaluations, dict) else {"": evaluations}
     page, axes = style.figure(0.6 + 4.4 * len(evaluations), 4.6, 1, len(evaluations), sharex=True, sharey=True)
     for axis, (title, evaluation) in zip(axes[0], evaluations.items(), strict=True):
         bins = evaluation.reliability[evaluation.reliability["n"] >= least]
@@ -92,25 +87,24 @@ def reliability_diagram(evaluations, least=5):
         axis.errorbar(bins["confidence"], bins["accuracy"], spread, fmt="none", ecolor=GREY, elinewidth=1.2)
         areas = 18 + 500 * bins["n"] / evaluation.n
         axis.scatter(bins["confidence"], bins["accuracy"], s=areas, color="black", zorder=3)
-        said = f"calibration error {evaluation.ece:.1%}"
         axis.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
-        style.labels(axis, "confidence", title=f"{title}\n{said}" if title else said)
+        style.labels(axis, "confidence", title=f"{title}\ncalibration error {evaluation.ece:.1%}")
         style.percent_axis(axis, "x")
     style.percent_axis(axes[0, 0])
     style.labels(axes[0, 0], y="accuracy (bars: 95% interval)")
     return page
 
 
-def class_f1(evaluation, published=None):
+def class_f1(evaluation, published):
     """F1 of each class: measured here and published, joined by a line, the largest gain on top.
 
     Args:
         evaluation: Evaluation.
-        published: class -> F1 (0..1), or None: then measured values only, the highest on top.
+        published: class -> F1 (0..1).
     """
-    table = evaluation.per_class.assign(published=evaluation.per_class.index.map(published or {}).astype(float))
-    by = (table["f1"] - table["published"]) if published else table["f1"]
-    table = table.loc[by.sort_values(na_position="first", kind="stable").index]
+    table = evaluation.per_class.assign(published=evaluation.per_class.index.map(published).astype(float))
+    gain = table["f1"] - table["published"]
+    table = table.loc[gain.sort_values(na_position="first", kind="stable").index]
     page, axes = style.figure(8, max(3.0, 1.3 + 0.36 * len(table)))
     axis, places = axes[0, 0], np.arange(len(table))
     axis.hlines(places, table["published"], table["f1"], color=LIGHT, linewidth=5, zorder=1)
@@ -125,40 +119,8 @@ def class_f1(evaluation, published=None):
     axis.set(xlim=(0 if table["f1"].isna().any() else max(0, low - 0.08), 1.06), ylim=(-0.6, len(table) - 0.4))
     style.grid(axis, "x")
     style.labels(axis, "F1 (photos of the class in brackets)")
-    if published:
-        style.key(page, axis.lines[1::-1], ["measured here", "published"])
+    style.key(page, axis.lines[1::-1], ["measured here", "published"])
     return page
-
-
-def sender_accuracy(evaluation, top=15):
-    """Accuracy by photographer with Wilson 95% intervals, those with most photos first.
-
-    Args:
-        evaluation: Evaluation of a frame with senders.
-        top: at most this many photographers; the axis says how many there are.
-    """
-    if evaluation.n_senders is None:
-        raise ValueError("expected an evaluation of a frame with a column 'sender'; evaluate one of datasets.load")
-    table = evaluation.per_sender.head(top)
-    page, axes = style.figure(8, max(2.6, 1.3 + 0.34 * len(table)))
-    axis, places = axes[0, 0], np.arange(len(table))[::-1]
-    axis.axvline(evaluation.accuracy, color=GREY, linestyle="--", linewidth=1.3)
-    said, place = f"all photos: {evaluation.accuracy:.1%}", (evaluation.accuracy, len(table) - 0.3)
-    style.note(axis, said, place, (-5, 0), color=GREY, ha="right")
-    spread = np.abs(table[["accuracy_low", "accuracy_high"]].to_numpy().T - table["accuracy"].to_numpy())
-    axis.errorbar(table["accuracy"], places, xerr=spread, fmt="o", color=NEW_PHOTOGRAPHERS, capsize=3, markersize=8)
-    names = [f"photographer {_letters(place)} ({n:,} photos)" for place, n in enumerate(table["n"])]
-    axis.set_yticks(places, names)
-    axis.set(xlim=(0, 1.02), ylim=(-0.6, len(table) + 0.2))
-    style.grid(axis, "x")
-    style.percent_axis(axis, "x")
-    shown = "" if evaluation.n_senders <= top else f"; {top} of {evaluation.n_senders} photographers shown"
-    style.labels(axis, f"accuracy (bars: 95% interval over photos{shown})")
-    return page
-
-
-def _letters(place):
-    return chr(65 + place) if place < 26 else _letters(place // 26 - 1) + chr(65 + place % 26)
 
 
 def random_against_grouped(table):
@@ -190,12 +152,11 @@ def random_against_grouped(table):
             axis.plot([row["low"], row["high"]], [y, y], "|-", color=FOLDS[folds], linewidth=2, markersize=11)
             axis.plot(row["accuracy"], y, "o", color=FOLDS[folds], markersize=10)
             style.note(axis, f"{row['accuracy']:.1%}", (row["high"], y), (8, 0), fontsize=LABEL)
-        if {"random", "grouped"} <= set(rows.index):
-            start, end = rows.loc["random", "accuracy"], rows.loc["grouped", "accuracy"]
-            arrow = {"arrowstyle": "->", "color": GREY, "shrinkA": 7, "shrinkB": 7}
-            axis.annotate("", (end, -place - 0.18), (start, -place + 0.18), arrowprops=arrow)
-            said = f"{100 * (end - start):+.1f} points".replace("-", "−")
-            style.note(axis, said, (rows["low"].min(), -place), (-8, 0), ha="right", fontsize=LABEL, color=GREY)
+        start, end = rows.loc["random", "accuracy"], rows.loc["grouped", "accuracy"]
+        arrow = {"arrowstyle": "->", "color": GREY, "shrinkA": 7, "shrinkB": 7}
+        axis.annotate("", (end, -place - 0.18), (start, -place + 0.18), arrowprops=arrow)
+        said = f"{100 * (end - start):+.1f} points".replace("-", "−")
+        style.note(axis, said, (rows["low"].min(), -place), (-8, 0), ha="right", fontsize=LABEL, color=GREY)
     n = table.groupby("photos")["n"].max()
     axis.set_yticks([-i for i in range(len(sets))], [f"{name}\n{n[name]:,} photos" for name in sets], fontsize=LABEL)
     axis.set_ylim(-len(sets) + 0.45, 0.55)
@@ -235,35 +196,34 @@ def balancing_order(table):
     return page
 
 
-def accuracy_against_cost(table, cost="macs", unit=1e6, label="MACs (millions, logarithmic)"):
+def accuracy_against_cost(table):
     """Accuracy against cost: one labelled point per model, coloured by how it was trained.
 
     Args:
-        table: DataFrame, one row per model: model, accuracy (0..1), `cost`, and trained ("frozen", "fine-tuned" or
-            "from scratch"); accuracy_low and accuracy_high become bars; with `classes` (a phrase such as "10 classes")
+        table: DataFrame, one row per model: model, macs, accuracy (0..1) and trained ("frozen", "fine-tuned" or "from
+            scratch"); accuracy_low and accuracy_high become bars; with `classes` (a phrase such as "10 classes")
             markers tell the tasks apart.
-        cost: column of the x axis; unit: divide it by this; label: of the x axis.
 
     Example:
         >>> import pandas as pd
         >>> rows = [("a", 3e8, 0.87, "frozen"), ("b", 4e8, 0.93, "fine-tuned")]
         >>> page = accuracy_against_cost(pd.DataFrame(rows, columns=["model", "macs", "accuracy", "trained"]))
     """
-    style.need(table, "model", cost, "accuracy", "trained")
+    style.need(table, "model", "macs", "accuracy", "trained")
     if unknown := sorted(set(table["trained"]) - set(style.TRAINED)):
         raise ValueError(f"trained must be one of {', '.join(style.TRAINED)}, got {', '.join(unknown)}")
     tasks = list(dict.fromkeys(table["classes"])) if "classes" in table else [""]
     page, ((axis,),) = style.figure(8.6, 5)
     ends = []
     for row in table.to_dict("records"):
-        x, y, colour = row[cost] / unit, row["accuracy"], style.TRAINED[row["trained"]]
+        x, y, colour = row["macs"] / 1e6, row["accuracy"], style.TRAINED[row["trained"]]
         if "accuracy_low" in row:
             axis.plot([x, x], [row["accuracy_low"], row["accuracy_high"]], "_-", color=colour, markersize=8)
         marker = style.MARKERS[tasks.index(row.get("classes", ""))]
         axis.plot(x, y, marker, color=colour, markersize=11, markeredgecolor="white")
         ends.append((x, y, f"{row['model']}, {y:.1%}", "black"))
-    cheapest = table[cost].min() / unit
-    low, high = cheapest / 2.2, 1.3 * table[cost].max() / unit
+    cheapest = table["macs"].min() / 1e6
+    low, high = cheapest / 2.2, 1.3 * table["macs"].max() / 1e6
     axis.set(xscale="log", xlim=(low, high))
     axis.margins(y=0.1)
     ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 1000, 2000, 5000) if low <= tick <= high]
@@ -271,7 +231,7 @@ def accuracy_against_cost(table, cost="macs", unit=1e6, label="MACs (millions, l
     axis.minorticks_off()
     style.grid(axis)
     style.percent_axis(axis)
-    style.labels(axis, label, "accuracy on new photographers")
+    style.labels(axis, "MACs (millions, logarithmic)", "accuracy on new photographers")
     used = [name for name in style.TRAINED if name in set(table["trained"])]
     handles = [axis.plot([], [], "o", color=style.TRAINED[name], markersize=10)[0] for name in used]
     if tasks != [""]:
@@ -284,14 +244,13 @@ def accuracy_against_cost(table, cost="macs", unit=1e6, label="MACs (millions, l
     return page
 
 
-def gradcam_overlay(cams, side=160):
+def gradcam_overlay(cams):
     """Photos beside the same photos under their Grad-CAM heat: bright is what spoke for the class.
 
     Args:
         cams: GradCam of `evaluation.gradcam`.
-        side: of a photo, in pixels.
     """
-    pairs = 3 if len(cams.images) % 3 == 0 else min(2, len(cams.images))
+    side, pairs = 160, 3 if len(cams.images) % 3 == 0 else min(2, len(cams.images))
     page, axes = style.sheet(2 * len(cams.images), 2 * pairs, side, foot=24)
     grey = cams.images.mean(axis=-1, keepdims=True)
     heat = 255 * matplotlib.colormaps["inferno"](cams.heat)[..., :3]  # brightness alone carries it

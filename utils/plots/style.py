@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image, ImageOps
 
 DPI = 100
-TEXT, LABEL, TITLE = 11, 12, 13  # points
+TEXT, LABEL = 11, 12  # points
 
 # One colour per meaning, one meaning per colour, after the colour-blind palettes of Okabe and Ito and of Paul Tol.
 NEW_PHOTOGRAPHERS, SEEN_PHOTOGRAPHERS = "#0072B2", "#E69F00"  # whose photos a model is judged on
