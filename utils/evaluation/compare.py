@@ -4,7 +4,6 @@ import dataclasses
 import html
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
@@ -42,22 +41,6 @@ class Paired:
     agreement: float
     largest_change: float
 
-    def to_frame(self):
-        """One row; points are percentage points, second minus first."""
-        row = {
-            "first": self.name_a,
-            "second": self.name_b,
-            "photos": self.n,
-            "difference_points": 100 * self.difference,
-            "low_points": 100 * self.difference_low,
-            "high_points": 100 * self.difference_high,
-            "only_first_right": self.only_a,
-            "only_second_right": self.only_b,
-            "p_value": self.p_value,
-            "agreement_%": 100 * self.agreement,
-        }
-        return pd.DataFrame([row])
-
     def to_dict(self):
         """Plain numbers and strings, fit for results JSON."""
         return dataclasses.asdict(self)
@@ -90,6 +73,7 @@ def compare(a, b):
         ValueError: the two were judged on other classes, photos or labels.
 
     Example:
+        >>> import pandas as pd
         >>> from utils import evaluation
         >>> photos = pd.DataFrame({"label": ["hat", "hat", "shirt"], "id": ["1", "2", "3"]})
         >>> a = evaluation.evaluate([[0.9, 0.1], [0.1, 0.9], [0.9, 0.1]], photos, ["hat", "shirt"], name="a")

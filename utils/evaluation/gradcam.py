@@ -19,7 +19,7 @@ class GradCam:
         images: (n, s, s, 3) uint8, as the model saw them.
         heat: (n, s, s) float32, 0..1, each photo scaled by its own maximum (all 0 where nothing spoke for the class).
         class_index: (n,) int, which class was explained; probability: (n,) float, what the model gave it.
-        captions: n strings for the figure.
+        captions: n strings for the figure, from the frame or from the probabilities.
         layer: name of the layer whose map was weighted; grid: (y, x) of that map, the real resolution of the heat.
     """
 
@@ -36,7 +36,7 @@ class GradCam:
         return f"Grad-CAM of {len(self.images)} photos at layer {self.layer}, a map of {y} x {x}"
 
 
-def gradcam(model, photos, class_index=None, layer=None, captions=None, batch_size=16):
+def gradcam(model, photos, class_index=None, layer=None, batch_size=16):
     """Grad-CAM of a few photos.
 
     Args:
@@ -46,7 +46,6 @@ def gradcam(model, photos, class_index=None, layer=None, captions=None, batch_si
         class_index: class to explain: one number, or n of them; None: what the model predicts for each photo.
         layer: name of the layer to look at; None: the map that goes into `pooled_features` or the last global pooling,
             else the last layer whose output is a map.
-        captions: n strings; None: made from the frame, or from the probabilities.
         batch_size: photos at once.
 
     Returns:
@@ -113,7 +112,7 @@ def gradcam(model, photos, class_index=None, layer=None, captions=None, batch_si
         heat=np.concatenate(heats).astype(np.float32),
         class_index=chosen,
         probability=given,
-        captions=tuple(captions or _captions(frame, chosen, given)),
+        captions=tuple(_captions(frame, chosen, given)),
         layer=name,
         grid=tuple(int(side) for side in found.shape[1:3]),
     )
