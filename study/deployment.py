@@ -21,47 +21,35 @@ SCHEMES = ("float32", "dynamic_range", "int8")
 CALIBRATION_PHOTOS, ROUNDS, SITTINGS = 200, 20, 3
 
 
-def convert_and_judge(row, run, dataset, photos=CALIBRATION_PHOTOS, seed=0):
-    """A row's files and what they are worth on its test set.
-
-    Args:
-        row: recipes.Row; run: its Run, with weights; dataset: its Dataset.
-        photos: training photos that the ranges of int8 come from, the same number of each class.
-        seed: of their drawing.
-
-    Returns:
-        (files {scheme: bytes}, line for the record: row, title, classes, n, and per scheme accuracy with its interval,
-        agreement with float32, size_bytes, gzip_bytes, macs).
-    """
-    side, test = run.config.input_size, dataset.part("test")
+def _made_and_judged(run, dataset, schemes, photos, seed=0):
+    """Files {scheme: bytes}, ranges from so many training photos, and what each is worth on the test set (a frame)."""
+    test, side = dataset.part("test"), run.config.input_size
     ranges = quantization.representative_photos(dataset.frame, photos, side, seed=seed)
-    made = quantization.convert_all(run.model(), SCHEMES, ranges)
+    made = quantization.convert_all(run.model(), schemes, ranges)
     labels = test["label"].map(dataset.classes.index).to_numpy()
-    judged = quantization.evaluate_schemes(made, pipeline.load_images(test, side), labels)
+    return made, quantization.evaluate_schemes(made, pipeline.load_images(test, side), labels)
+
+
+def convert_and_judge(row, run, dataset, photos=CALIBRATION_PHOTOS):
+    """A row's files {scheme: bytes}, and the line that says what they are worth on its test set."""
+    made, judged = _made_and_judged(run, dataset, SCHEMES, photos)
     kept = ("accuracy", "accuracy_low", "accuracy_high", "agreement", "size_bytes", "gzip_bytes")
-    line = {
-        "row": row.id, "title": row.title, "classes": len(dataset.classes), "input_size": side, "n": len(test),
-        "dataset": dataset.name, "split": dataset.split, "run_id": run.run_id, "weights": run.weights_source,
+    return made, {
+        "row": row.id, "title": row.title, "classes": len(dataset.classes), "input_size": run.config.input_size,
+        "n": len(dataset.part("test")), "dataset": dataset.name, "split": dataset.split, "run_id": run.run_id,
+        "weights": run.weights_source,
         "schemes": {
             name: {key: found[key] for key in kept} | {"macs": round(found["macs_m"] * 1e6)}
             for name, found in judged.iterrows()
         },
     }  # fmt: skip
-    return made, line
 
 
 def time_files(made, photo, rounds=ROUNDS, sittings=SITTINGS):
-    """Time every file in several sittings, each a process of its own, one thread, one photo.
+    """Time every file (row id -> {scheme: bytes}) in several sittings, each a process of its own, one thread, one photo.
 
-    Args:
-        made: row id -> {scheme: bytes}.
-        photo: row id -> (1, side, side, 3) in 0..255.
-        rounds: interleaved rounds of a sitting.
-        sittings: how many.
-
-    Returns:
-        (list of lines: row, scheme, median_ms, ratio to the row's own float32 file (both the median of the sittings),
-        ratio_low and ratio_high (the lowest and the highest sitting), sittings; the sentence that belongs to them).
+    Returns lines with median_ms and the ratio to the row's own float32 file (the medians of the sittings; ratio_low and
+    ratio_high are the lowest and the highest sitting), and the sentence that belongs to them. `photo`: row id -> pixels.
     """
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as pool:
@@ -94,17 +82,11 @@ def _sitting(made, photo, rounds):
     return pd.DataFrame(lines), machine.replace(" with its 95% interval over rounds", "")
 
 
-def causes(row, run, dataset, photos=CALIBRATION_PHOTOS, seed=0):
-    """Static int8 with and without each of its two known weaknesses, on the validation set.
-
-    Biases that pass 32 bits are left or mended; the range of each activation reaches from the least to the largest
-    value seen (min-max), or holds the central 99.98% (percentile).
-    """
+def causes(row, run, dataset, photos=CALIBRATION_PHOTOS):
+    """Static int8 on the validation set: biases beyond 32 bits left or mended, ranges by min-max or percentile."""
     side, part = run.config.input_size, dataset.part("validation")
     source = quantization.convert_all(run.model(), ("float32",))["float32"]
-    statistics = calibration.measure(
-        source, quantization.representative_photos(dataset.frame, photos, side, seed=seed)
-    )  # fmt: skip
+    statistics = calibration.measure(source, quantization.representative_photos(dataset.frame, photos, side, seed=0))
     images = pipeline.load_images(part, side)
     exact, lines = TFLiteModel(source)(images).argmax(1), []
     for mended in (False, True):
@@ -141,9 +123,7 @@ def record(found, rounds=ROUNDS):
         lines.append(line)
         print(f"{name}: int8 agrees with float32 on {line['schemes']['int8']['agreement']:.1%} of {line['n']} photos")
     times, machine = time_files(made, photo, rounds)
-    metrics = merge(
-        records.read("deployment")["metrics"], lines, times, machine, environment.describe()["cpu"]
-    )  # fmt: skip
+    metrics = merge(records.read("deployment")["metrics"], lines, times, machine, environment.describe()["cpu"])
     return records.write("deployment", {"rounds": rounds}, metrics, records.PHOTOS, records.RESULTS)
 
 
@@ -178,10 +158,9 @@ def deployment_path(dataset):
 
 
 def save(content, run, dataset):
-    """Write an int8 file with what its validation photos say: one temperature, and below what confidence to doubt.
+    """Write an int8 file with what its validation photos say: its temperature, and below what confidence to doubt.
 
-    Returns:
-        (pathlib.Path of the .tflite file, temperature, threshold).
+    Returns the path of the .tflite file, the temperature and the threshold.
     """
     validation = dataset.part("validation")
     numbers = validation["label"].map(dataset.classes.index).to_numpy()
@@ -199,16 +178,8 @@ def save(content, run, dataset):
 def ship(run, dataset, calibration_photos=CALIBRATION_PHOTOS, seed=0):
     """Make a finished run the int8 file that ships, and compare it with its float32 file on the test set.
 
-    Args:
-        run: Run, finished; dataset: the Dataset that it was trained on.
-        calibration_photos: training photos that the ranges come from; seed: of their drawing.
-
     Returns:
         (pathlib.Path of the .tflite file, DataFrame of quantization.evaluate_schemes for float32 and int8).
     """
-    test, side = dataset.part("test"), run.config.input_size
-    ranges = quantization.representative_photos(dataset.frame, calibration_photos, side, seed=seed)
-    made = quantization.convert_all(run.model(), ("float32", "int8"), ranges)
-    numbers = test["label"].map(dataset.classes.index).to_numpy()
-    judged = quantization.evaluate_schemes(made, pipeline.load_images(test, side), numbers)
+    made, judged = _made_and_judged(run, dataset, ("float32", "int8"), calibration_photos, seed)
     return save(made["int8"], run, dataset)[0], judged

@@ -42,11 +42,7 @@ DISTRIBUTIONS = {"sklearn": "scikit-learn", "skimage": "scikit-image"}  # where 
 
 
 def pictures():
-    """The sample pictures: DataFrame with `set`, `package`, `version`, `picture` and `path`.
-
-    Raises:
-        LookupError: a package is not installed, or ships the picture no more; names it.
-    """
+    """The sample pictures: DataFrame with `set`, `package`, `version`, `picture` and `path`."""
     rows = []
     for kind, packages in SETS.items():
         for package, names in packages.items():
@@ -61,15 +57,10 @@ def pictures():
 
 
 def measure(shown, loaded):
-    """What each model says of the pictures, and of its own validation and test photos.
+    """What each model says of the `shown` pictures, and of its own validation and test photos (`loaded` by name).
 
-    Args:
-        shown: of :func:`pictures`.
-        loaded: callable, dataset name -> Dataset.
-
-    Returns:
-        dict: "said", a list of model, threshold, set, n, said, share, low and high (95% Wilson); "answers", a list of
-        model, set, package, version, picture, label, probability and said, one for each sample picture.
+    Returns the record's metrics: "said", a line for each model and set of photos (share with 95% Wilson), and
+    "answers", one for each sample picture.
     """
     said, answers = [], []
     for name, photos in MODELS.items():

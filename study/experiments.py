@@ -31,31 +31,14 @@ def probe_recipe(backbone, classes, input_size=224):
     return fit_predict
 
 
-def random_against_grouped(dataset, backbone, input_size=224, k=5, seed=0, protocols=("random", "grouped")):
-    """The same probe judged by k-fold cross-validation twice: folds blind to senders, and folds grouped by sender.
-
-    Args:
-        dataset: datasets.Dataset; all its photos take part, whatever their split.
-        backbone, input_size: as in :func:`probe_recipe`.
-        k: folds.
-        seed: of the folds.
-        protocols: "random", "grouped", or both.
-
-    Returns:
-        dict, protocol -> GroupedCV.
-    """
+def random_against_grouped(dataset, backbone, input_size=224, k=5, seed=0):
+    """The same probe judged by k-fold cross-validation of all photos twice: "random" and "grouped" -> GroupedCV."""
     recipe = probe_recipe(backbone_at_hand(backbone), dataset.classes, input_size)
     return {
         protocol: evaluation.grouped_cv(
-            recipe,
-            dataset.frame,
-            dataset.classes,
-            k=k,
-            seed=seed,
-            protocol=protocol,
-            name=f"{dataset.name}, {protocol}",
+            recipe, dataset.frame, dataset.classes, k, seed, f"{dataset.name}, {protocol}", protocol
         )
-        for protocol in protocols
+        for protocol in ("random", "grouped")
     }
 
 
@@ -65,14 +48,8 @@ def balancing_order(dataset, backbone, input_size=224, at_most=500, seed=0):
     1. split by sender, then balance the training part; 2. split at random, then balance the training part;
     3. balance everything by transformed copies, then split at random (copies of a training photo are tested on).
 
-    Args:
-        dataset: datasets.Dataset with a sender-grouped split.
-        backbone, input_size: as in :func:`probe_recipe`.
-        at_most: photos per class after balancing (study A: 500).
-        seed: of splits and transforms.
-
     Returns:
-        DataFrame, one row per protocol: `protocol`, `n`, `accuracy`, `accuracy_low`, `accuracy_high` (Wilson, 95 %),
+        DataFrame, one row per protocol: `protocol`, `n`, `accuracy`, `accuracy_low`, `accuracy_high` (Wilson, 95%),
         `macro_recall`, `shared_photos` (test photos of which a copy was trained on), `shared_senders` (senders of test
         photos who also have photos in train).
     """
@@ -93,16 +70,11 @@ def balancing_order(dataset, backbone, input_size=224, at_most=500, seed=0):
         )  # fmt: skip
         judged = evaluation.evaluate(probe.predict(inputs["test"]), parts["test"], dataset.classes, name=name)
         trained = {column: set(parts["train"][column]) for column in ("id", "sender")}
+        numbers = ("n", "accuracy", "accuracy_low", "accuracy_high", "macro_recall")
         rows.append(
-            {
-                "protocol": name,
-                "n": judged.n,
-                "accuracy": judged.accuracy,
-                "accuracy_low": judged.accuracy_low,
-                "accuracy_high": judged.accuracy_high,
-                "macro_recall": judged.macro_recall,
-                "shared_photos": int(parts["test"]["id"].isin(trained["id"]).sum()),
-                "shared_senders": len(set(parts["test"]["sender"]) & trained["sender"]),
-            }
+            {"protocol": name}
+            | {number: getattr(judged, number) for number in numbers}
+            | {"shared_photos": int(parts["test"]["id"].isin(trained["id"]).sum())}
+            | {"shared_senders": len(set(parts["test"]["sender"]) & trained["sender"])}
         )
     return pd.DataFrame(rows)

@@ -47,23 +47,13 @@ def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, shipped
     Args:
         config: RunConfig; its validation choices do not apply (each fold keeps its last epoch).
         dataset: datasets.Dataset; all its photos take part, whatever their split.
-        k: folds.
-        seed: of the folds.
-        folder: folder of the runs; default as in ``training.train``.
-        verbose: as in ``training.train``.
+        k, seed: of the folds.
+        folder, verbose: as in ``training.train``.
         shipped: False trains the folds, though their predictions ship in ``models/``.
         tie: columns whose equal values tie photographers together, as in ``datasets.grouped_split``.
 
     Returns:
         dict, "plain" and "flip" (each photo averaged with its mirror image) -> GroupedCV.
-
-    Raises:
-        ValueError: shipped predictions that do not go with the photos; and what ``training.train`` raises.
-
-    Example:
-        >>> from utils import datasets  # doctest: +SKIP
-        >>> config = RunConfig("fine", "efficientnet_lite0", "fine_tune", 8)  # doctest: +SKIP
-        >>> cross_validate(config, datasets.load("clothing-10"))["plain"].accuracy  # doctest: +SKIP
     """
     name = cv_id(config, dataset.fingerprint, k, seed, tie)
     for home in (files.runs_dir(folder), *([SHIPPED] if shipped else [])):

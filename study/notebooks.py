@@ -24,11 +24,7 @@ MAX_BYTES = 1_000_000
 
 
 def chosen(wanted):
-    """Names of the notebooks that `wanted` (names or numbers; none: all) means.
-
-    Raises:
-        ValueError: none is meant by a word.
-    """
+    """Names of the notebooks that `wanted` (names or numbers; none: all) means."""
     for word in wanted:
         if not any(word in (name, name[1]) for name in records.NOTEBOOKS):
             raise ValueError(f"expected 1, 2, 3 or one of {', '.join(records.NOTEBOOKS)}, got {word!r}")
@@ -84,15 +80,10 @@ def faults(notebook, text):
 
 
 def run(names, parameters, render=False):
-    """Execute notebooks; the first that fails ends the run.
+    """Execute notebooks; the first that fails ends the run. Returns the exit code.
 
-    Args:
-        names: of :func:`chosen`.
-        parameters: name -> literal that takes the place of one in the parameters cell; must be empty to render.
-        render: replace the committed notebooks, records, figures and int8 files.
-
-    Returns:
-        exit code.
+    `parameters` (name -> literal) take the place of those in the parameters cell. `render` replaces the committed
+    notebooks, records, figures and int8 files; it takes no parameters.
     """
     root, build = files.PROJECT, files.PROJECT / "build"
     build.mkdir(exist_ok=True)

@@ -1,8 +1,7 @@
 """The tables of README, docs/ and models/README.md, filled from `results/` by the templates beside this file.
 
 A page holds ``<!-- table:NAME -->…<!-- /table:NAME -->``; NAME is a part of one of `templates/*.jinja`, which
-begins with the line ``== NAME``. A value that a
-record does not hold is an error (StrictUndefined), never an empty cell.
+begins with the line ``== NAME``. A value that a record does not hold is an error, never an empty cell.
 """
 
 import collections
@@ -70,11 +69,7 @@ def effective(people):
 
 
 def shortfall(value, floor, goal=None, n=None):
-    """Floor or goal reached, or by how much it was missed.
-
-    Args:
-        value, floor, goal: in one unit, shares of photos or points; goal may be None.
-        n: number of photos behind a share; None for points.
+    """Floor or goal reached, or by how much it was missed: shares of `n` photos, or points (n None).
 
     Example:
         >>> shortfall(0.933, 0.93, 0.95, n=372)
@@ -116,11 +111,7 @@ def environment():
 
 
 def context(ledger):
-    """What templates see: the metrics of each record by its name, and lookups that several tables share.
-
-    Args:
-        ledger: of records.read_all.
-    """
+    """What templates see: the metrics of each record by its name, and lookups that several tables share."""
     training, costs, quantization = (ledger[name]["metrics"] for name in records.NOTEBOOKS)
     deployment = ledger["deployment"]["metrics"]
     seeds = collections.defaultdict(list)
@@ -141,11 +132,7 @@ def context(ledger):
 
 
 def tables(ledger):
-    """Every table by name -> Markdown.
-
-    Raises:
-        ValueError: a template asks for what no record holds.
-    """
+    """Every table by name -> Markdown; ValueError where a template asks for what no record of the ledger holds."""
     made, values, found = environment(), context(ledger), {}
     for file in made.list_templates(extensions=["jinja"]):
         try:
@@ -158,14 +145,7 @@ def tables(ledger):
 
 
 def fill(text, tables):
-    """`text` with every table between its markers made anew.
-
-    Args:
-        text: of a page.
-        tables: of :func:`tables`.
-
-    Raises:
-        ValueError: a marker that is not closed, closes another one, or names no table.
+    """The text of a page with every table between its markers made anew; ValueError names a wrong marker.
 
     Example:
         >>> fill("<!-- table:a -->old<!-- /table:a -->", {"a": "new"}).splitlines()[2]
@@ -187,11 +167,7 @@ def fill(text, tables):
 
 
 def update(check=False, pages=PAGES, folder=None):
-    """Fill the pages, or (with `check`) say where they differ.
-
-    Returns:
-        list of unified diffs, one per page that differs; without `check` those pages have been written.
-    """
+    """Fill the pages, or (with `check`) write none; returns unified diffs, one per page that differs."""
     made, diffs = tables(records.read_all(folder)), []
     for page in pages:
         old = page.read_text(encoding="utf-8")

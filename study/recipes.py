@@ -11,29 +11,17 @@ from utils.training import RunConfig
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the study's tables: a run, the photos it belongs to, and the published number that it answers.
+    """One line of the study's tables: a run, the photos it belongs to, and the published number that it answers."""
 
-    Attributes:
-        id: short name, also the name of the run.
-        title: what a reader calls it.
-        study: "A" (17 classes) or "B" (10 classes).
-        dataset: name for datasets.load.
-        run: the RunConfig.
-        published: accuracy in the published study, 0..1, or None where it has no such row.
-        note: conditions that belong beside the number.
-        split: split for datasets.load; None is the dataset's own honest one.
-        tie: columns of the photos whose equal values tie photographers together in folds.
-    """
-
-    id: str
+    id: str  # also the name of the run
     title: str
-    study: str
-    dataset: str
+    study: str  # "A" (17 classes) or "B" (10 classes)
+    dataset: str  # name for datasets.load
     run: RunConfig
-    published: float | None = None
-    note: str = ""
-    split: str | None = None
-    tie: tuple = ("sha256",)
+    published: float | None = None  # accuracy, 0..1; None where the study has no such row
+    note: str = ""  # conditions that belong beside the number
+    split: str | None = None  # for datasets.load; None is the dataset's own honest one
+    tie: tuple = ("sha256",)  # columns whose equal values tie photographers together in folds
 
 
 # Fine-tuning for small data on CPUs: a head from a linear probe, batch normalization frozen, a low peak rate with
@@ -61,13 +49,7 @@ def _row(name, model, what, note, published=None, **choices):
 
 
 def rows(stand_in=False):
-    """The rows of the study, in the order in which a reader meets them.
-
-    Args:
-        stand_in: synthetic drawings take the place of both datasets: four small rows, trained in seconds.
-
-    Returns:
-        dict, row id -> Row.
+    """The rows of the study by id, in the order in which a reader meets them; `stand_in`: four small ones on drawings.
 
     Example:
         >>> rows()["a-baseline"].run.input_size
@@ -125,12 +107,7 @@ def _photos():
 
 
 def at_random(row):
-    """The same row on study A's kind of split: blind to senders, so that its test photos are of people in training.
-
-    Example:
-        >>> at_random(rows()["a-baseline"]).split
-        'random'
-    """
+    """The same row on study A's kind of split: blind to senders, so that its test photos are of people in training."""
     run = dataclasses.replace(row.run, allow_leaks=("file", "sender"))
     return dataclasses.replace(row, split="random", run=run)
 
@@ -139,13 +116,6 @@ def trials():
     """Recipes among which the rows were chosen, on validation and never on test; the first is ``b-lite0-fine``.
 
     Others that were tried stand in results/trials.json alone: their options are gone from RunConfig.
-
-    Returns:
-        dict, trial id -> Row.
-
-    Example:
-        >>> list(trials())[:2]
-        ['b-lite0-fine', 'a-baseline']
     """
     known = rows()
     listed = [known[name] for name in ("b-lite0-fine", "a-baseline", "a-weighted")]
@@ -180,15 +150,7 @@ def folds():
 
 
 def sizes(stand_in=False):
-    """How much work each experiment of the notebooks does; on drawings the smallest that still runs all of it.
-
-    Returns:
-        dict of numbers of photos, folds, rounds and epochs; 0 photos means all.
-
-    Example:
-        >>> sizes()["timing_rounds"], sizes(stand_in=True)["folds"]
-        (20, 3)
-    """
+    """How much work each experiment of the notebooks does; 0 photos: all; on drawings the least that runs all of it."""
     full = {
         "balance_to": 500, "folds": 5, "calibration_photos": 200, "calibration_counts": [1, 10],
         "error_photos": 16, "blame_layers": 8, "mixed_counts": (0, 1, 4), "qat_photos": 400, "qat_epochs": 2,

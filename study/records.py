@@ -34,28 +34,14 @@ def output_dir(name):
 
 
 def write(name, parameters, metrics, data, folder=None):
-    """Write down what was measured, whole or not at all.
+    """Write down what was measured, whole or not at all; returns the path.
 
     Args:
         name: one of NAMES.
         parameters: name -> literal of the parameters cell, or options of the command.
-        metrics: dictionary; numpy numbers and arrays, tuples and paths become plain JSON, NaN becomes null.
+        metrics: dictionary of what :func:`plain` takes.
         data: name of the dataset behind the numbers; "sketches" marks synthetic drawings.
         folder: default: `output_dir("results")`.
-
-    Returns:
-        pathlib.Path of the file.
-
-    Raises:
-        ValueError: an unknown name, or infinity among the numbers.
-        TypeError: something that has no place in JSON; says where it stands.
-        OSError: the folder cannot be written to; the old file is untouched.
-
-    Example:
-        >>> import tempfile; folder = tempfile.mkdtemp()
-        >>> _ = write("seeds", {}, {"seeds": []}, "sketches", folder)
-        >>> read("seeds", folder)["metrics"]
-        {'seeds': []}
     """
     path = _path(name, folder or output_dir("results"))
     record = {
@@ -72,15 +58,7 @@ def write(name, parameters, metrics, data, folder=None):
 
 
 def read(name, folder=None):
-    """Read a record of `results/` (or `folder`).
-
-    Returns:
-        dict, see the module.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is not a record of this version. Both name the file and say what to do.
-    """
+    """A record of `results/` (or `folder`); FileNotFoundError or ValueError name the file and say what to do."""
     path = _path(name, folder or RESULTS)
     again = f"restore it (git checkout {path.name}) or measure again (python -m study --help)"
     if not path.is_file():
@@ -108,12 +86,7 @@ def read_all(folder=None):
 def plain(value, where="value"):
     """`value` as plain JSON data: numpy scalars and arrays, tuples, sets and paths converted, NaN as None.
 
-    Raises:
-        ValueError: infinity. TypeError: something else; both say where it stands.
-
-    Example:
-        >>> plain({"a": np.float32(0.5), "b": (1, float("nan"))})
-        {'a': 0.5, 'b': [1, None]}
+    Infinity is a ValueError, and what has no place in JSON a TypeError; both say where it stands.
     """
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
@@ -160,15 +133,7 @@ def validation_accuracy(run):
 
 
 def record_trials(found, folder=None):
-    """Write to `results/trials.json` what recipes gave on validation; lines of others stay.
-
-    Args:
-        found: trial id -> (Dataset, finished Run).
-        folder: default: results/.
-
-    Returns:
-        pathlib.Path.
-    """
+    """Write to `results/trials.json` what recipes gave on validation: trial id -> (Dataset, Run); others stay."""
     from utils.evaluation import wilson
 
     lines = []
@@ -184,34 +149,33 @@ def record_trials(found, folder=None):
     return replace_lines("trials", "trials", lines, lambda line: line["recipe"], folder)
 
 
-def record_seeds(row, dataset, runs, folder=None):
-    """Write to `results/seeds.json` what a row gave with several seeds, on the test set; other rows' lines stay."""
+def _judged(row, dataset, run):
+    """(Evaluation on the test set, what every line about it holds)."""
     from utils import evaluation
 
-    lines = []
-    for run in runs:
-        judged = evaluation.evaluate(run.predict, dataset.part("test"), dataset.classes, name=row.title)
-        lines.append({
-            "row": row.id, "title": row.title, "dataset": dataset.name, "split": dataset.split,
-            "seed": run.config.seed, "n": judged.n, "accuracy": judged.accuracy, "macro_recall": judged.macro_recall,
-            "validation_accuracy": validation_accuracy(run), "run_id": run.run_id,
-        })  # fmt: skip
+    judged = evaluation.evaluate(run.predict, dataset.part("test"), dataset.classes, name=row.title)
+    return judged, {
+        "row": row.id, "title": row.title, "dataset": dataset.name, "split": dataset.split, "n": judged.n,
+        "accuracy": judged.accuracy, "macro_recall": judged.macro_recall, "seed": run.config.seed, "run_id": run.run_id,
+    }  # fmt: skip
+
+
+def record_seeds(row, dataset, runs, folder=None):
+    """Write to `results/seeds.json` what a row gave with several seeds, on the test set; other rows' lines stay."""
+    lines = [_judged(row, dataset, run)[1] | {"validation_accuracy": validation_accuracy(run)} for run in runs]
     return replace_lines("seeds", "seeds", lines, lambda line: line["row"], folder)
 
 
 def record_split(row, dataset, run, folder=None):
     """Write to `results/splits.json` what a row gave on one kind of split; other lines stay, in the study's order."""
     from study import recipes
-    from utils import evaluation
 
-    test, places = dataset.part("test"), list(recipes.rows())
-    judged = evaluation.evaluate(run.predict, test, dataset.classes, name=row.title)
-    line = {
-        "row": row.id, "title": row.title, "dataset": dataset.name, "split": dataset.split, "n": judged.n,
-        "from_known_senders": int(test["sender"].isin(set(dataset.part("train")["sender"])).sum()),
-        "accuracy": judged.accuracy, "accuracy_low": judged.accuracy_low, "accuracy_high": judged.accuracy_high,
-        "macro_recall": judged.macro_recall, "epochs": len(run.history), "best_epoch": int(run.best_epoch),
-        "seed": run.config.seed, "conditions": row.note, "run_id": run.run_id,
+    (judged, line), places = _judged(row, dataset, run), list(recipes.rows())
+    known = set(dataset.part("train")["sender"])
+    line |= {
+        "from_known_senders": int(dataset.part("test")["sender"].isin(known).sum()),
+        "accuracy_low": judged.accuracy_low, "accuracy_high": judged.accuracy_high, "epochs": len(run.history),
+        "best_epoch": int(run.best_epoch), "conditions": row.note,
         "recall": judged.per_class["recall"].to_dict(),  # for comparisons at equal class mix
     }  # fmt: skip
     return replace_lines(

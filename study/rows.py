@@ -2,40 +2,27 @@
 
 import pandas as pd
 
-from study import records
+from study import claims, records
 from utils import files, flops, models, training
 from utils.training import find_finished
 
-# Study B, table of its test results: F1 by class on the same 372 photos.
-PUBLISHED_F1 = {
-    "dress": 0.73, "hat": 0.82, "longsleeve": 0.81, "outwear": 0.80, "pants": 0.93,
-    "shirt": 0.60, "shoes": 0.99, "shorts": 0.85, "skirt": 0.86, "t-shirt": 0.87,
-}  # fmt: skip
+PUBLISHED_F1 = {name: f1 for name, (_, _, f1) in claims.CLASSES.items()}
 MINUTES = ("fine_tune", "scratch")  # modes that take more than two minutes on photos
 
 
-def finished(row, dataset, retrain=False, verbose=0):
+def finished(row, dataset, retrain=False):
     """The finished run of a row: loaded where it ships or was trained before.
 
-    Args:
-        row: recipes.Row.
-        dataset: its Dataset.
-        retrain: train it where it is not finished under runs/, though it ships.
-        verbose: as in `training.train`.
-
-    Returns:
-        Run. On drawings, and for heads on frozen features, what is missing is trained at once.
-
-    Raises:
-        LookupError: a run of many minutes that is not here; says which command trains it.
+    On drawings, and for heads on frozen features, what is missing is trained at once; `retrain` trains it though it
+    ships. A run of many minutes that is not here is a LookupError, which says which command trains it.
     """
     if retrain:
-        return training.train(row.run, dataset, verbose=verbose, shipped=False)
+        return training.train(row.run, dataset, verbose=0, shipped=False)
     found = find_finished(row.run.run_id_for(dataset.fingerprint), files.runs_dir())
     if found is not None:
         return found
     if dataset.stand_in or row.run.mode not in MINUTES:
-        return training.train(row.run, dataset, verbose=verbose)
+        return training.train(row.run, dataset, verbose=0)
     raise LookupError(f"{row.title} is not trained on these photos; python -m study train {row.id} trains it")
 
 
@@ -50,31 +37,6 @@ def judge(row, dataset, retrain=False):
 def best_by_validation(runs):
     """Name of the run with the highest validation accuracy (the first of equals); nothing is chosen on test."""
     return max(runs, key=lambda name: records.validation_accuracy(runs[name]))
-
-
-def trials_table(photos):
-    """What was tried on "clothing-10" or "clothing-17" (loaded from results/trials.json), best on validation first."""
-    from study.readme import recipe_words
-
-    lines = [line for line in records.read("trials")["metrics"]["trials"] if line["photos"] == photos]
-    table = pd.DataFrame(lines).assign(choices=[recipe_words(line["config"]) for line in lines])
-    columns = ["recipe", "choices", "n", "validation_accuracy", "low", "high", "best_epoch", "minutes"]
-    return table[columns].sort_values("validation_accuracy", ascending=False, ignore_index=True)
-
-
-def seeds_table():
-    """Several seeds of the same training (loaded from results/seeds.json): mean and spread over the seeds."""
-    groups = pd.DataFrame(records.read("seeds")["metrics"]["seeds"]).groupby(["title", "dataset", "n"], sort=False)
-    return groups.agg(
-        seeds=("seed", "size"), accuracy=("accuracy", "mean"), standard_deviation=("accuracy", "std"),
-        lowest=("accuracy", "min"), highest=("accuracy", "max"), macro_recall=("macro_recall", "mean"),
-    ).reset_index()  # fmt: skip
-
-
-def splits_table():
-    """The same training on a sender-grouped and on a random split (loaded from results/splits.json)."""
-    columns = ["title", "split", "n", "from_known_senders", "accuracy", "accuracy_low", "accuracy_high", "macro_recall"]
-    return pd.DataFrame(records.read("splits")["metrics"]["splits"])[columns]
 
 
 def result_rows(rows, runs, verdicts, data, grouped=None):
@@ -141,14 +103,14 @@ def _row(row, run, verdict, dataset):
 
 
 def closing_table(closing):
-    """The rows of :func:`result_rows` for readers: published and measured accuracy, n, interval and conditions."""
+    """The rows of :func:`result_rows` for readers: published and measured accuracy, Wilson interval, n."""
     return pd.DataFrame([
         {
-            "study": row["study"], "model": row["title"],
+            "model": row["title"],
             "published": "–" if row["published_accuracy"] is None else f"{row['published_accuracy']:.1%}",
             "measured": f"{row['accuracy']:.1%}",
             "95% interval": f"{row['accuracy_low']:.1%}–{row['accuracy_high']:.1%}",
-            "macro recall": f"{row['macro_recall']:.1%}", "n": row["n"], "conditions": row["conditions"],
+            "n": row["n"],
         }
         for row in closing if not row.get("recorded")
     ])  # fmt: skip
@@ -157,13 +119,7 @@ def closing_table(closing):
 def cost_points(closing):
     """Accuracy for new photographers against cost, as plots.accuracy_against_cost takes it: six rows at most.
 
-    Bars are over photographers where they come from folds, else over photos.
-
-    Args:
-        closing: of :func:`result_rows`.
-
-    Returns:
-        DataFrame: model, trained, classes, macs, accuracy, accuracy_low, accuracy_high.
+    Bars are over photographers where they come from folds, else over photos. `closing`: of :func:`result_rows`.
     """
     kinds = {"baseline": "from scratch", "frozen": "frozen", "fine": "fine-tuned"}
     shown = ("b-lite0-fine", "b-mobilenet-fine", "b-lite0-frozen", "b-mobilenet-frozen", "a-lite0-fine", "a-baseline")
@@ -201,16 +157,9 @@ def save_figures(figures):
 
 
 def scheme_rows(table, run, dataset, price=None):
-    """Rows for `results/03_quantization.json`: accuracy, bytes and time of each scheme.
+    """Rows for `results/03_quantization.json`: accuracy, bytes and time of each scheme of a converted run.
 
-    Args:
-        table: of quantization.evaluate_schemes, indexed by scheme.
-        run: the Run that was converted.
-        dataset: its Dataset.
-        price: of runtimes.price_list(...).to_frame(), or None where this run was not timed.
-
-    Returns:
-        list of dictionaries.
+    `table` is of quantization.evaluate_schemes; `price` of runtimes.price_list(...).to_frame(), None: not timed.
     """
     timed = price.set_index("name") if price is not None else pd.DataFrame()
     conditions = f"{dataset.name}, {dataset.split} test set, input {run.config.input_size}; {run.weights_source}"

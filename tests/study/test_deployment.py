@@ -12,27 +12,31 @@ from utils import training
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    """Two trained models of coloured squares as files, with their lines."""
+def trained(tmp_path_factory):
+    """(coloured squares, row -> Run of a model of theirs)."""
     photos = tiny_training.squares(tmp_path_factory.mktemp("squares"))
     photos = types.SimpleNamespace(
         frame=photos.frame, classes=photos.classes, part=photos.part, fingerprint=photos.fingerprint, name="squares",
         split="official",
     )  # fmt: skip
-    made, lines = {}, []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLOTHING_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         tiny_training.add_backbone(patch.setitem, patch.setattr)
-        for seed, name in enumerate(("b-mobilenet-fine", "b-lite0-fine")):
-            config = tiny_training.config("frozen", epochs=2, seed=seed)
-            run = training.train(config, photos, folder=tmp_path_factory.mktemp("runs"), verbose=0)
-            row = types.SimpleNamespace(id=name, title=name.title())
-            made[name], line = deployment.convert_and_judge(row, run, photos, photos=6)
-            lines.append(line)
-    return made, lines
+        configs = [tiny_training.config("frozen", epochs=2, seed=seed) for seed in (0, 1)]
+        runs = [training.train(one, photos, folder=tmp_path_factory.mktemp("runs"), verbose=0) for one in configs]
+        yield photos, dict(zip(("b-mobilenet-fine", "b-lite0-fine"), runs, strict=True))
 
 
-def test_files_are_judged_on_the_test_part(converted):
+@pytest.fixture(scope="module")
+def converted(trained):
+    """(row -> files, lines of the record)."""
+    photos, runs = trained
+    rows = [types.SimpleNamespace(id=name, title=name.title()) for name in runs]
+    pairs = [deployment.convert_and_judge(row, runs[row.id], photos, photos=6) for row in rows]
+    return {row.id: made for row, (made, _) in zip(rows, pairs, strict=True)}, [line for _, line in pairs]
+
+
+def test_files_are_judged_on_the_test_part_and_timed_against_their_own_float_file(converted):
     made, lines = converted
     for line in lines:
         float32, _, int8 = (line["schemes"][scheme] for scheme in deployment.SCHEMES)
@@ -41,10 +45,6 @@ def test_files_are_judged_on_the_test_part(converted):
         assert float32["accuracy_low"] <= float32["accuracy"] <= float32["accuracy_high"]
         assert float32["macs"] == int8["macs"] > 0
         assert float32["size_bytes"] == len(made[line["row"]]["float32"])
-
-
-def test_each_ratio_refers_to_the_row_s_own_float_file(converted):
-    made, _ = converted
     photo = {name: np.full((1, tiny_training.SIZE, tiny_training.SIZE, 3), 90, np.uint8) for name in made}
     times, sentence = deployment.time_files(made, photo, rounds=5, sittings=2)
     assert [(time["row"], time["scheme"]) for time in times] == [(n, s) for n in made for s in deployment.SCHEMES]
@@ -73,15 +73,10 @@ def test_new_lines_replace_those_of_the_same_row_and_processor():
     assert merged["machines"] == {"old": "before", "new": "now"}
 
 
-def test_causes_compare_four_ways_on_the_validation_part(tmp_path_factory):
-    photos = tiny_training.squares(tmp_path_factory.mktemp("squares"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CLOTHING_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        tiny_training.add_backbone(patch.setitem, patch.setattr)
-        config = tiny_training.config("frozen", epochs=2)
-        run = training.train(config, photos, folder=tmp_path_factory.mktemp("runs"), verbose=0)
-        row = types.SimpleNamespace(id="b-b0-frozen", title="B0")
-        lines = deployment.causes(row, run, photos, photos=6)
+def test_causes_compare_four_ways_on_the_validation_part(trained):
+    photos, runs = trained
+    row = types.SimpleNamespace(id="b-b0-frozen", title="B0")
+    lines = deployment.causes(row, runs["b-lite0-fine"], photos, photos=6)
     ways = [(line["biases_mended"], line["ranges"]) for line in lines]
     assert ways == [(mended, method) for mended in (False, True) for method in ("min-max", "percentile")]
     for line in lines:
@@ -89,15 +84,13 @@ def test_causes_compare_four_ways_on_the_validation_part(tmp_path_factory):
         assert line["agreement_low"] <= line["agreement"] <= line["agreement_high"]
 
 
-def test_what_ships_is_described_with_a_temperature_and_a_threshold(converted, tmp_path, monkeypatch):
+def test_what_ships_is_described_with_a_temperature_and_a_threshold(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("CLOTHING_OUTPUT_DIR", str(tmp_path))
-    made, _ = converted
-    photos = tiny_training.squares(tmp_path / "photos")
-    run = types.SimpleNamespace(
-        run_id="tiny-1", weights_source="drawn", config=types.SimpleNamespace(input_size=tiny_training.SIZE)
-    )
-    path, temperature, low = deployment.save(made["b-lite0-fine"]["int8"], run, photos)
-    assert path == tmp_path / "models" / "squares-int8.tflite"
+    photos, runs = trained
+    path, judged = deployment.ship(runs["b-lite0-fine"], photos, 6)
+    assert path == tmp_path / "models" / "squares-int8.tflite" and list(judged.index) == ["float32", "int8"]
+    _, temperature, low = deployment.save(path.read_bytes(), runs["b-lite0-fine"], photos)
     described = json.loads(path.with_suffix(".json").read_text())
-    assert described["labels"] == list(tiny_training.CLASSES) and described["source"] == "tiny-1: drawn"
+    assert described["labels"] == list(tiny_training.CLASSES)
+    assert described["source"].startswith(runs["b-lite0-fine"].run_id)
     assert described["temperature"] == pytest.approx(temperature) and 0 < described["low_confidence"] == low < 1

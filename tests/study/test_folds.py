@@ -50,52 +50,52 @@ def trained(monkeypatch):
 CONFIG = RunConfig("folds", "efficientnet_lite0", "fine_tune", 2, patience=1)
 
 
+def judge(photos, folder, **settings):
+    return fold_runs.cross_validate(CONFIG, photos, k=3, folder=folder, verbose=0, **settings)
+
+
 def test_every_photo_once_by_a_stranger(photos, trained, tmp_path):
-    judged = fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path, verbose=0)
+    judged = judge(photos, tmp_path)
     assert judged["plain"].n == len(photos.frame) and judged["plain"].accuracy == 1.0
     assert len({fingerprint for _, fingerprint in trained}) == 3
     assert all(config.monitor == "none" and config.patience is None for config, _ in trained)
     assert judged["flip"].evaluation.probabilities.max() == pytest.approx(0.9, abs=1e-3)
-    again = fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path, verbose=0)
+    again = judge(photos, tmp_path)
     assert len(trained) == 3  # nothing was trained anew
     np.testing.assert_array_equal(again["plain"].evaluation.probabilities, judged["plain"].evaluation.probabilities)
 
 
 def test_the_compact_form_serves_without_the_runs(photos, trained, tmp_path, monkeypatch):
-    judged = fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path / "runs", verbose=0)
+    judged = judge(photos, tmp_path / "runs")
     monkeypatch.setattr(fold_runs, "SHIPPED", tmp_path / "models")
     with pytest.raises(FileNotFoundError, match="train the folds first"):
         fold_runs.export(CONFIG, photos, k=4, folder=tmp_path / "runs")
     fold_runs.export(CONFIG, photos, k=3, folder=tmp_path / "runs")
-    shipped = fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path / "empty")
-    assert shipped["plain"].accuracy == judged["plain"].accuracy and len(trained) == 3
-    fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path / "other", shipped=False, verbose=0)
+    assert judge(photos, tmp_path / "empty")["plain"].accuracy == judged["plain"].accuracy and len(trained) == 3
+    judge(photos, tmp_path / "other", shipped=False)
     assert len(trained) == 6  # RETRAIN
 
 
-def bend(folder, **changes):
-    record = json.loads((folder / fold_runs.RECORD).read_text())
-    (folder / fold_runs.RECORD).write_text(json.dumps(record | changes))
-
-
-@pytest.mark.parametrize(
-    ("harm", "says"),
-    [
-        (lambda folder: (folder / fold_runs.PREDICTIONS).write_bytes(b"PK"), "not what its record names"),
-        (lambda folder: (folder / fold_runs.PREDICTIONS).unlink(), "No such file"),
-        (lambda folder: bend(folder, fingerprint="other"), "belongs to photos other"),
-        (lambda folder: bend(folder, schema=9), "not what its record names"),
-        (lambda folder: bend(folder, config={"name": 1}), "RunConfig"),
-        (lambda folder: (folder / fold_runs.RECORD).write_text("{"), fold_runs.RECORD),
-    ],
-)
-def test_damage_is_named(photos, trained, tmp_path, harm, says):
-    fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path, verbose=0)
+def test_damage_is_named(photos, trained, tmp_path):
+    judge(photos, tmp_path)
     folder = tmp_path / fold_runs.cv_id(CONFIG, photos.fingerprint, 3)
-    harm(folder)
-    with pytest.raises(ValueError, match=says) as caught:
-        fold_runs.cross_validate(CONFIG, photos, k=3, folder=tmp_path, verbose=0)
-    assert str(folder) in str(caught.value)
+    record, predictions = folder / fold_runs.RECORD, folder / fold_runs.PREDICTIONS
+    before = record.read_text()
+    for harm, says in (
+        ({"fingerprint": "other"}, "belongs to photos other"), ({"schema": 9}, "not what its record names"),
+        ({"config": {"name": 1}}, "RunConfig"), ("{", fold_runs.RECORD), (b"PK", "not what its record names"),
+        (None, "No such file"),
+    ):  # fmt: skip
+        record.write_text(json.dumps(json.loads(before) | harm) if isinstance(harm, dict) else before)
+        if isinstance(harm, str):
+            record.write_text(harm)
+        elif isinstance(harm, bytes):
+            predictions.write_bytes(harm)
+        elif harm is None:
+            predictions.unlink()
+        with pytest.raises(ValueError, match=says) as caught:
+            judge(photos, tmp_path)
+        assert str(folder) in str(caught.value)
 
 
 def test_an_interrupted_cross_validation_goes_on_with_finished_folds(photos, tmp_path, monkeypatch):

@@ -1,8 +1,6 @@
 """How old runtimes are timed: arguments, and a record from raw sittings. The old wheels themselves are not in CI."""
 
-import resource
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -28,52 +26,34 @@ THREE = [
 ]
 
 
-def rows_of(lines):
-    return {(row["version"], row["scheme"]): row for row in bench.summarize(lines)}
-
-
-def test_a_row_is_the_median_sitting_and_its_spread_reaches_over_sittings():
-    row = rows_of(THREE)["2.4.4", "int8"]
-    assert row["cpu_ms"] == [1200, 500, 1600]
-    assert (row["median_cpu_ms"], row["cpu_ms_low"], row["cpu_ms_high"]) == (1200, 500, 1600)
-    assert row["median_wall_ms"] == 2400
-    assert (row["calls"], row["sittings"]) == (9, 3)
-
-
-def test_a_ratio_refers_to_float32_of_the_same_sitting():
-    rows = rows_of(THREE)
-    int8, hybrid = rows["2.4.4", "int8"], rows["2.4.4", "dynamic_range"]
+def test_a_row_is_the_median_sitting_and_a_ratio_refers_to_float32_of_the_same_sitting():
+    rows = {row["scheme"]: row for row in bench.summarize(THREE)}
+    int8, hybrid, float32 = (rows[scheme] for scheme in ("int8", "dynamic_range", "float32"))
+    assert int8["cpu_ms"] == [1200, 500, 1600] and int8["median_wall_ms"] == 2400
+    assert (int8["median_cpu_ms"], int8["cpu_ms_low"], int8["cpu_ms_high"]) == (1200, 500, 1600)
+    assert (int8["calls"], int8["sittings"]) == (9, 3)
     assert (int8["ratio_to_float32"], int8["ratio_low"], int8["ratio_high"]) == (12, 10, 20)  # 12, 10, 20
     assert (hybrid["ratio_to_float32"], hybrid["ratio_low"], hybrid["ratio_high"]) == (10, 8, 12)  # 10, 12, 8
-    float32 = rows["2.4.4", "float32"]
     assert float32["ratio_to_float32"] == float32["ratio_low"] == float32["ratio_high"] == 1
 
 
-def test_rows_stand_in_the_order_of_the_years_with_todays_runtime_last():
-    lines = [sitting(0, [1], [1], [1], runtime) for runtime in (bench.LITERT, "2.12.0", "2.3.4")]
-    lines[0]["version"] = "2.1.1"
-    names = [(row["runtime"], row["version"]) for row in bench.summarize(lines)[::3]]
-    assert names == [("TensorFlow", "2.3.4"), ("TensorFlow", "2.12.0"), ("LiteRT", "2.1.1")]
-
-
-def test_the_record_names_processor_load_pins_and_who_made_the_file(tmp_path):
-    metrics = bench.metrics_of(THREE)
-    records.write("old_runtimes", {"sittings": 3}, metrics, "none", tmp_path)
+def test_the_record_names_processor_load_pins_what_did_not_run_and_today_s_runtime_last(tmp_path):
+    other = [sitting(0, [1], [1], [1], runtime) for runtime in (bench.LITERT, "2.3.4")]
+    other[0]["version"] = "2.1.1"
+    del other[1]["times"]["dynamic_range"]
+    other[1]["not_run"] = ["dynamic_range"]
+    records.write("old_runtimes", {"sittings": 3}, bench.metrics_of(other + THREE), "none", tmp_path)
     kept = records.read("old_runtimes", tmp_path)["metrics"]
-    assert kept["load"] == {"median": 1, "low": 0, "high": 2}
-    assert kept["pins"] == {"2.4.4": {"numpy": "1.19.5", "protobuf": "3.19.6"}}
-    assert (kept["cpu"], kept["weights"], kept["not_run"]) == ("a processor", "random", {})
+    assert [f"{row['runtime']} {row['version']} {row['scheme']}" for row in kept["runtimes"]] == [
+        "TensorFlow 2.3.4 float32", "TensorFlow 2.3.4 int8", "TensorFlow 2.4.4 float32",
+        "TensorFlow 2.4.4 dynamic_range", "TensorFlow 2.4.4 int8", "LiteRT 2.1.1 float32",
+        "LiteRT 2.1.1 dynamic_range", "LiteRT 2.1.1 int8",
+    ]  # fmt: skip
+    assert kept["load"] == {"median": 0, "low": 0, "high": 2}
+    assert kept["pins"]["2.4.4"] == {"numpy": "1.19.5", "protobuf": "3.19.6"}
+    assert (kept["cpu"], kept["weights"], kept["not_run"]) == ("a processor", "random", {"2.3.4": ["dynamic_range"]})
     assert kept["file_made_by"]["int8"] == "TensorFlow 2.4.4"
-    assert len(kept["runtimes"]) == 3
     assert "TensorFlow 2.4.4  int8" in bench.text_of(kept)
-
-
-def test_a_file_that_a_runtime_cannot_run_has_no_row_and_is_named():
-    line = sitting(0, [1], [1], [1], "2.3.4")
-    del line["times"]["dynamic_range"]
-    metrics = bench.metrics_of([line | {"not_run": ["dynamic_range"]}])
-    assert [row["scheme"] for row in metrics["runtimes"]] == ["float32", "int8"]
-    assert metrics["not_run"] == {"2.3.4": ["dynamic_range"]}
 
 
 def test_a_runtime_with_several_threads_is_refused():
@@ -109,20 +89,14 @@ def test_an_interrupted_measurement_continues_with_the_runtimes_that_are_missing
     assert len(asked) == 9
 
 
-def test_an_old_environment_needs_python_3_8(tmp_path):
-    with pytest.raises(ValueError, match=r"expected a Python 3.8 .* pass --python"):
-        bench.find_python(sys.executable)
-    with pytest.raises(ValueError, match=r"expected a Python 3.8 .* pass --python"):
-        bench.find_python(str(tmp_path / "python3.8"))
-
-
-def test_an_environment_with_the_same_pins_is_not_made_again(tmp_path):
+def test_an_environment_is_made_by_python_3_8_once_for_the_same_pins(tmp_path):
     (tmp_path / "2.4.4").mkdir()
     (tmp_path / "2.4.4" / ".ready").write_text("tensorflow-cpu==2.4.4 numpy==1.19.5 protobuf==3.19.6")
-    assert bench.environment_of("2.4.4", tmp_path, "no python") == str(tmp_path / "2.4.4" / "bin" / "python")
+    assert bench.environment_of("2.4.4", tmp_path) == str(tmp_path / "2.4.4" / "bin" / "python")
     (tmp_path / "2.4.4" / ".ready").write_text("tensorflow-cpu==2.4.4 numpy==1.18.5 protobuf==3.19.6")
-    with pytest.raises(ValueError, match="no python"):
-        bench.environment_of("2.4.4", tmp_path, "no python")
+    for python in (sys.executable, str(tmp_path / "python3.8")):
+        with pytest.raises(ValueError, match=r"expected a Python 3.8 .* pass --python"):
+            bench.environment_of("2.4.4", tmp_path, python)
 
 
 def test_todays_runtime_times_what_it_can_run_in_a_process_of_its_own(tmp_path):
@@ -153,15 +127,6 @@ def test_bad_arguments_are_named(arguments, message, capsys):
     with pytest.raises(SystemExit):
         bench.parse(arguments)
     assert message in capsys.readouterr().err
-
-
-def test_help_comes_in_under_a_second():
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "benchmarks.bench_old_runtimes", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
-    assert "--sittings" in done.stdout
 
 
 def test_what_is_committed_holds_every_runtime_in_three_sittings():
