@@ -119,13 +119,13 @@ def closing_table(closing):
 def cost_points(closing):
     """Accuracy for new photographers against cost, as plots.accuracy_against_cost takes it: six rows at most.
 
-    Bars are over photographers where they come from folds, else over photos. `closing`: of :func:`result_rows`.
+    All bars are over photographers, of folds or of a test set. `closing`: of :func:`result_rows`.
     """
     kinds = {"baseline": "from scratch", "frozen": "frozen", "fine": "fine-tuned"}
     shown = ("b-lite0-fine", "b-mobilenet-fine", "b-lite0-frozen", "b-mobilenet-frozen", "a-lite0-fine", "a-baseline")
     points = []
     for row in (row for row in closing if row["id"] in shown):
-        found = row.get("grouped", row)
+        found = row.get("grouped") or row | {f"accuracy_{end}": row[f"sender_{end}"] for end in ("low", "high")}
         classes = row["classes"] if isinstance(row["classes"], int) else len(row["classes"])  # or their names
         points.append({
             "model": row["title"].split(",")[0], "trained": kinds[row["id"].rsplit("-", 1)[1]],

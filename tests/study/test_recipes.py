@@ -65,12 +65,13 @@ def test_folds_of_a_probe_stand_for_heads_on_plain_photos_alone():
     assert "not measured" in rows._folds(known["b-mobilenet-published"], dataset, grouped)["grouped_reason"]
 
 
-def test_points_of_the_cost_figure_are_for_new_photographers():
-    judged = {"accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95}
+def test_points_and_bars_of_the_cost_figure_are_for_new_photographers():
+    judged = {"accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95, "sender_low": 0.5, "sender_high": 0.97}
     folds = {"accuracy": 0.7, "accuracy_low": 0.6, "accuracy_high": 0.75}
     common = {"title": "A, b", "classes": ["x", "y"], "macs": 5}
     closing = [{"id": "b-lite0-fine", **common, **judged, "grouped": folds}, {"id": "a-baseline", **common, **judged},
                {"id": "a-b0-fine", **common, **judged}]  # fmt: skip
     points = rows.cost_points(closing)
     assert points["accuracy"].tolist() == [0.7, 0.9]
+    assert points["accuracy_low"].tolist() == [0.6, 0.5], "one kind of bar: over photographers"
     assert points["trained"].tolist() == ["fine-tuned", "from scratch"]

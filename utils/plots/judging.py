@@ -91,7 +91,7 @@ def reliability_diagram(evaluations, least=5):
         style.labels(axis, "confidence", title=f"{title}\ncalibration error {evaluation.ece:.1%}")
         style.percent_axis(axis, "x")
     style.percent_axis(axes[0, 0])
-    style.labels(axes[0, 0], y="accuracy (bars: 95% interval)")
+    style.labels(axes[0, 0], y="accuracy (bars: 95% Wilson)")
     return page
 
 
@@ -192,7 +192,7 @@ def balancing_order(table):
     axis.set_yticks([-place for place in range(len(table))], names, fontsize=LABEL)
     axis.set_xlim(0, 1)
     style.percent_axis(axis, "x")
-    style.labels(axis, "test accuracy (bars: 95% interval)")
+    style.labels(axis, "test accuracy (bars: 95% Wilson)")
     return page
 
 
