@@ -246,7 +246,7 @@ def draw(grown):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photos", type=int, default=12, help="drawings a class at 1x")
+    parser.add_argument("--photos", type=int, default=12, help="drawings per class at 1x")
     parser.add_argument("--most", type=int, default=16, help="times the photos at most, a power of two")
     parser.add_argument("--record", action="store_true", help="write results/growth.json and repo_images/growth.png")
     parser.add_argument("--draw", action="store_true", help="measure nothing: the figure from results/growth.json")

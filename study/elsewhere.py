@@ -50,7 +50,7 @@ def pictures():
             for name in names.split():
                 path = found and pathlib.Path(found.submodule_search_locations[0]) / name
                 if not path or not path.is_file():
-                    raise LookupError(f"there is no {name} of the package {package} here; study/elsewhere.py says how")
+                    raise LookupError(f"{name} of the package {package} is missing; study/elsewhere.py says how")
                 version = importlib.metadata.version(DISTRIBUTIONS.get(package, package))
                 rows.append((kind, package, version, path.name, path))
     return pd.DataFrame(rows, columns=["set", "package", "version", "picture", "path"])

@@ -43,7 +43,7 @@ def test_it_counts_what_classify_says(tmp_path, monkeypatch):
 
 def test_a_package_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(elsewhere, "SETS", {"a": {"no_such_package": "b.png"}})
-    with pytest.raises(LookupError, match=r"no b.png of the package no_such_package here; study/elsewhere.py says how"):
+    with pytest.raises(LookupError, match=r"b\.png of the package no_such_package is missing"):
         elsewhere.pictures()
 
 
