@@ -113,7 +113,7 @@ FIGURES = {
     "predictions": lambda photos: plots.predictions(photos.head(7).assign(true="hat", predicted="hat", confidence=0.9)),
     "wardrobe": lambda photos: plots.wardrobe(photos, "3"),
     "augmentation_sheet": lambda _: plots.augmentation_sheet({"A": [PHOTO] * 8, "B": [PHOTO] * 6}),
-    "label_distribution": plots.label_distribution,
+    "label_distribution": lambda photos: plots.label_distribution(photos.assign(split=["test", "held out"] * 30)),
     "training_curves": lambda _: plots.training_curves({"plain": run("scratch"), "frozen net": run("frozen", 60)}),
     "confusion_matrix": lambda _: plots.confusion_matrix(judge()),
     "confusion_matrices": lambda _: plots.confusion_matrices([judge(), judge(1), judge(2)]),
@@ -149,7 +149,7 @@ FIGURES = {
 SAYS = {
     "dataset_cover": ("class 1 (6)", "sock (no photo here)"),
     "predictions": ("hat\ncorrect, 90%",),
-    "label_distribution": ("6",),
+    "label_distribution": ("6", "held out", "test"),
     "confusion_matrices": ("net 0", "net 2"),
     "class_f1": ("published", "no photo here"),
     "random_against_grouped": ("87.0%", "84.0%", "−3.0 points", "3,781 photos"),

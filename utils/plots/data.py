@@ -116,16 +116,15 @@ def label_distribution(frame):
     """
     style.need(frame, "label")
     parts = frame["split"] if "split" in frame else pd.Series("all photos", index=frame.index)
-    counts = pd.crosstab(frame["label"], parts).loc[frame["label"].value_counts().index]
+    counts = pd.crosstab(frame["label"], parts).reindex(frame["label"].value_counts().index, fill_value=0)
     page, ((axis,),) = style.figure(8.4, max(3.2, 1.4 + 0.31 * len(counts)))
     left = np.zeros(len(counts))
-    shown = [part for part in PARTS if part in counts] or list(counts)
-    bars = []
+    shown, bars = [*(part for part in PARTS if part in counts), *(part for part in counts if part not in PARTS)], []
     for part in shown:
         bars.append(axis.barh(counts.index, counts[part], left=left, color=PARTS.get(part, GREY), height=0.72))
         left = left + counts[part].to_numpy()
     for place, total in enumerate(left):
-        times = left.max() / total
+        times = left.max() / total if total else 0
         fewer = f" ({times:.0f}× fewer)" if times >= 10 else ""
         axis.text(total, place, f" {int(total):,}{fewer}", va="center", fontsize=TEXT)
     axis.margins(x=0.14)

@@ -152,11 +152,12 @@ def random_against_grouped(table):
             axis.plot([row["low"], row["high"]], [y, y], "|-", color=FOLDS[folds], linewidth=2, markersize=11)
             axis.plot(row["accuracy"], y, "o", color=FOLDS[folds], markersize=10)
             style.note(axis, f"{row['accuracy']:.1%}", (row["high"], y), (8, 0), fontsize=LABEL)
-        start, end = rows.loc["random", "accuracy"], rows.loc["grouped", "accuracy"]
-        arrow = {"arrowstyle": "->", "color": GREY, "shrinkA": 7, "shrinkB": 7}
-        axis.annotate("", (end, -place - 0.18), (start, -place + 0.18), arrowprops=arrow)
-        said = f"{100 * (end - start):+.1f} points".replace("-", "−")
-        style.note(axis, said, (rows["low"].min(), -place), (-8, 0), ha="right", fontsize=LABEL, color=GREY)
+        if {"random", "grouped"} <= set(rows.index):
+            start, end = rows.loc["random", "accuracy"], rows.loc["grouped", "accuracy"]
+            arrow = {"arrowstyle": "->", "color": GREY, "shrinkA": 7, "shrinkB": 7}
+            axis.annotate("", (end, -place - 0.18), (start, -place + 0.18), arrowprops=arrow)
+            said = f"{100 * (end - start):+.1f} points".replace("-", "−")
+            style.note(axis, said, (rows["low"].min(), -place), (-8, 0), ha="right", fontsize=LABEL, color=GREY)
     n = table.groupby("photos")["n"].max()
     axis.set_yticks([-i for i in range(len(sets))], [f"{name}\n{n[name]:,} photos" for name in sets], fontsize=LABEL)
     axis.set_ylim(-len(sets) + 0.45, 0.55)
