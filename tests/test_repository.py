@@ -63,6 +63,11 @@ def test_links_of_a_page_resolve(page):
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
 
 
+def test_every_picture_is_shown():
+    text = "".join(page.read_text() for page in [*PAGES, *NOTEBOOKS])
+    assert [path.name for path in (ROOT / "repo_images").iterdir() if f"repo_images/{path.name})" not in text] == []
+
+
 def test_what_is_pinned_is_at_least_the_lowest_version_that_is_named():
     import tomllib
 
