@@ -48,8 +48,8 @@ def convert_and_judge(row, run, dataset, photos=CALIBRATION_PHOTOS):
 def time_files(made, photo, rounds=ROUNDS, sittings=SITTINGS):
     """Time every file (row id -> {scheme: bytes}) in several sittings, each a process of its own, on one thread.
 
-    `photo` is row id -> pixels. Returns lines with median_ms and the ratio to the row's own float32 file (medians of the
-    sittings; ratio_low and ratio_high: the lowest and the highest), and the sentence that belongs to them.
+    `photo` is row id -> pixels. Returns lines with median_ms and the ratio to the row's own float32 file (medians of
+    the sittings; ratio_low and ratio_high: the lowest and the highest), and the sentence that belongs to them.
     """
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as pool:

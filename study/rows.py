@@ -136,12 +136,18 @@ def cost_points(closing):
 
 
 def dataset_facts(*sets):
-    """Name, size, senders, split and fingerprint of each dataset, for the record."""
+    """Name, size, senders (and their effective number by part), split and fingerprint of each dataset."""
+
+    def effective(frame):
+        sizes = frame["sender"].value_counts()
+        return float(sizes.sum() ** 2 / (sizes**2).sum())
+
     return [
         {
             "name": data.name, "photos": len(data.frame), "classes": list(data.classes),
             "senders": int(data.frame["sender"].nunique()), "split": data.split,
             "parts": {part: int(n) for part, n in data.frame["split"].value_counts().items()},
+            "effective_senders": {part: effective(data.part(part)) for part in data.frame["split"].unique()},
             "fingerprint": data.fingerprint, "stand_in": data.stand_in,
         }
         for data in {data.name: data for data in sets}.values()

@@ -80,6 +80,7 @@ def test_wilson_is_the_score_interval():
         assert wilson(right, n) == pytest.approx((max(0, centre - half), min(1, centre + half)))
     # The published sentence of the project's findings: 87 % of 372 is 83.3 to 90.1.
     assert [round(100 * bound, 1) for bound in wilson(324, 372)] == [83.3, 90.1]
+    assert wilson(0, 6)[0] == 0 and wilson(6, 6)[1] == 1, "the interval holds the share, also when rounded"
     for right, n in ((1, 0), (3, 2), (-1, 2)):
         with pytest.raises(ValueError, match="correct answers out of n"):
             wilson(right, n)

@@ -28,7 +28,9 @@ def wilson(successes, n):
     if np.any(np.asarray(n) < 1) or np.any(np.asarray(successes) < 0) or np.any(np.asarray(successes) > n):
         raise ValueError(f"expected 0 to n correct answers out of n of at least 1, got {successes} out of {n}")
     low, high = proportion_confint(successes, n, alpha=1 - LEVEL, method="wilson")
-    return (float(low), float(high)) if np.ndim(low) == 0 else (np.asarray(low), np.asarray(high))
+    share = np.asarray(successes) / np.asarray(n)
+    low, high = np.minimum(low, share), np.maximum(high, share)  # rounding may leave 3e-17 for 0 of n
+    return (float(low), float(high)) if np.ndim(low) == 0 else (low, high)
 
 
 def sender_interval(correct, senders, draws=10_000, seed=0):
