@@ -32,7 +32,7 @@ def parser():
     seeds = command("seeds", "train rows with several seeds -> results/seeds.json", "+")
     seeds.add_argument("--count", type=int, default=3, help="seeds 0 .. COUNT-1 (default 3)")
     splits = command("splits", "train rows on their own and on a random split -> results/splits.json", "+")
-    for added in (train, seeds, splits):
+    for added in (train, folds, seeds, splits):
         added.add_argument(
             "--cluster", metavar="ADDRESS", help="Dask scheduler (tcp://host:8786), or local:N processes here"
         )
@@ -152,7 +152,18 @@ def _folds(options, known, data):
     from study import folds
 
     row = known[options.rows[0]]
-    for judged in folds.cross_validate(row.run, data(row), k=options.k, verbose=2, tie=row.tie).values():
+
+    def on_cluster(jobs):
+        from study import cluster
+
+        load = {"name": row.dataset, "split": row.split}
+        with cluster.connect(options.cluster) as client:
+            cluster.train(client, [(config, photos, load | {"fold": fold}) for config, photos, fold in jobs])
+
+    elsewhere = on_cluster if options.cluster else None
+    for judged in folds.cross_validate(
+        row.run, data(row), k=options.k, verbose=2, tie=row.tie, elsewhere=elsewhere
+    ).values():
         print(judged, flush=True)
     if options.keep:
         print(folds.export(row.run, data(row), k=options.k, tie=row.tie).name)

@@ -68,7 +68,8 @@ def train(client, jobs, folder=None):
 
     Args:
         client: of :func:`connect`.
-        jobs: list of (RunConfig, Dataset, dictionary of arguments for ``datasets.load`` that gives this Dataset).
+        jobs: list of (RunConfig, Dataset, dictionary of arguments for ``datasets.load`` that gives this Dataset; with
+            "fold", arguments of ``folds.fold_of`` that give this FoldDataset of it).
         folder: folder of the runs; default as in ``training.train``.
 
     Returns:
@@ -109,7 +110,7 @@ def work(config, load, fingerprint, expected):
 
     Args:
         config: RunConfig.to_dict().
-        load: arguments of ``datasets.load``, fit for JSON.
+        load: as in :func:`train`, fit for JSON.
         fingerprint: of the caller's photos.
         expected: `sources()` of the caller.
 
@@ -138,7 +139,12 @@ def _train(config, load, fingerprint, expected):
 
     if sources() != expected:
         raise ValueError("the sources of utils here are not the caller's; check out the same commit")
+    fold = load.pop("fold", None)
     dataset = datasets.load(**load)
+    if fold:
+        from study import folds
+
+        dataset = folds.fold_of(dataset, **fold)
     if str(dataset.fingerprint) != fingerprint:
         raise ValueError(f"the photos here are {dataset.fingerprint}, the caller's {fingerprint}")
     config, home = training.RunConfig.from_dict(config), files.runs_dir() / "cluster"

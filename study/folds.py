@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 
 from utils import files, training
+from utils.datasets import splits
 from utils.evaluation.grouped_cv import grouped_cv
 from utils.training import SHIPPED, RunConfig
 
@@ -41,7 +42,21 @@ def cv_id(config, fingerprint, k=5, seed=0, tie=TIE):
     return f"{recipe_of(config).run_id_for(f'{fingerprint}-{k}-folds-seed-{seed}{ties}')}-{k}fold"
 
 
-def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, shipped=True, tie=TIE):
+def photos_of_fold(dataset, test):
+    """The FoldDataset whose test set is `test`, rows of the dataset's frame."""
+    frame = dataset.frame.assign(split="train")
+    frame.loc[test.index, "split"] = "test"
+    number = hashlib.sha256(",".join(sorted(map(str, test["id"]))).encode()).hexdigest()[:12]
+    return FoldDataset(frame, dataset.classes, f"{dataset.fingerprint}-{number}", dataset.name)
+
+
+def fold_of(dataset, number, k, seed, tie):
+    """The FoldDataset of one fold, 0 .. k-1: what a worker of a cluster trains on."""
+    _, rows = splits.grouped_folds(dataset.frame, k=k, seed=seed, tie=tie)[number]
+    return photos_of_fold(dataset, dataset.frame.iloc[rows])
+
+
+def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, shipped=True, tie=TIE, elsewhere=None):
     """Train the recipe once per fold and judge each photo by the model that has seen nobody of its sender.
 
     Args:
@@ -51,6 +66,8 @@ def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, shipped
         folder, verbose: as in ``training.train``.
         shipped: False trains the folds, though their predictions ship in ``models/``.
         tie: columns whose equal values tie photographers together, as in ``datasets.grouped_split``.
+        elsewhere: function that trains a list of (RunConfig, FoldDataset, arguments of :func:`fold_of`) into `folder`
+            beforehand, on the machines of a cluster.
 
     Returns:
         dict, "plain" and "flip" (each photo averaged with its mirror image) -> GroupedCV.
@@ -60,13 +77,12 @@ def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, shipped
         if (home / name / RECORD).exists():
             return load(home / name, dataset)
     recipe, found = recipe_of(config), {}
+    if elsewhere:
+        folds = [{"number": number, "k": k, "seed": seed, "tie": list(tie)} for number in range(k)]
+        elsewhere([(recipe, fold_of(dataset, **fold), fold) for fold in folds])
 
     def fit_predict(train, test):
-        frame = dataset.frame.assign(split="train")
-        frame.loc[test.index, "split"] = "test"
-        number = hashlib.sha256(",".join(sorted(map(str, test["id"]))).encode()).hexdigest()[:12]
-        photos = FoldDataset(frame, dataset.classes, f"{dataset.fingerprint}-{number}", dataset.name)
-        run = training.train(recipe, photos, folder=folder, verbose=verbose)
+        run = training.train(recipe, photos_of_fold(dataset, test), folder=folder, verbose=verbose)
         plain = run.predict(test)
         flip = run.predict(test, tta="flip")
         found.update(zip(test.index, zip(plain, flip, strict=True), strict=True))

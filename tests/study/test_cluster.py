@@ -1,5 +1,6 @@
 """Trainings on a Dask cluster of processes on this machine give what they give without one, also when one is killed."""
 
+import dataclasses
 import io
 import os
 import signal
@@ -7,10 +8,11 @@ import threading
 import time
 import zipfile
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
-from study import cluster
+from study import cluster, folds
 from study.__main__ import main
 from utils import datasets, training
 
@@ -75,6 +77,27 @@ def test_a_training_that_fails_is_named_and_the_others_are_kept(jobs, plain, tmp
             cluster.train(to, jobs, tmp_path / "caller")
         assert cluster.train(to, jobs[:1], tmp_path / "caller")[0].files == run.files
     assert len(list((tmp_path / "caller").glob("*.old-*/checkpoint.npz"))) == 1, "what was there is not lost"
+
+
+def test_folds_on_a_cluster_are_judged_as_without_one(jobs, tmp_path, monkeypatch):
+    config, dataset, load = jobs[0]
+    config = dataclasses.replace(config, epochs=1)
+    monkeypatch.setenv("CLOTHING_RUNS_DIR", str(tmp_path / "worker"))
+
+    def elsewhere(found):
+        with (
+            distributed.LocalCluster(2, processes=False, dashboard_address=":0") as local,
+            distributed.Client(local) as to,
+        ):
+            cluster.train(to, [(run, photos, load | {"fold": fold}) for run, photos, fold in found], tmp_path / "there")
+
+    here = folds.cross_validate(config, dataset, k=2, folder=tmp_path / "here", verbose=0)
+    monkeypatch.setattr(training, "train", lambda run, photos, folder, **_: training.load(
+        run.run_id_for(photos.fingerprint), folder))  # fmt: skip  # all folds were trained by the workers
+    there = folds.cross_validate(config, dataset, k=2, folder=tmp_path / "there", verbose=0, elsewhere=elsewhere)
+    for kind, judged in here.items():
+        assert there[kind].to_dict() == judged.to_dict()
+        np.testing.assert_array_equal(there[kind].evaluation.probabilities, judged.evaluation.probabilities)
 
 
 def test_a_worker_with_other_sources_or_photos_refuses(jobs):
