@@ -91,6 +91,16 @@ def test_a_folder_without_classes_is_one_sentence(tmp_path, capsys):
     assert "error: there are no photos in folders below" in capsys.readouterr().err
 
 
+def test_what_tensorflow_says_at_its_import_is_not_shown(folder, tmp_path):
+    program = (
+        "import utils.training.__main__ as command\n"
+        "command._config = lambda *_: exit('here')\n"  # all imports are behind us
+        f"command.main([{str(folder)!r}, '--out', {str(tmp_path)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "here\n" and "photos kept: 60" in done.stdout
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_small_sets_are_chosen_by_validation_loss_and_take_small_steps(folder, tmp_path):
     data = datasets.from_folder(folder)

@@ -7,7 +7,6 @@ matrix, a model card, and the training itself: stopped with Ctrl-C, the same com
 """
 
 import argparse
-import contextlib
 import os
 import pathlib
 import shlex
@@ -102,16 +101,18 @@ def main(arguments=None):
 
 
 def _make(options, command):
-    from utils import datasets
+    from utils import datasets, environment
 
     senders = (options.senders[0], options.senders[1]) if options.senders else None
     data = datasets.from_folder(options.photos, senders=senders, seed=options.seed, per_class=options.per_class)
     print(data.report(), data.distribution().to_string(), sep="\n\n", end="\n\n", flush=True)
-    with contextlib.suppress(ImportError):
-        import matplotlib
+    import matplotlib
 
-        matplotlib.use("agg")
-    from utils import evaluation, flops, plots, quantization, training
+    matplotlib.use("agg")
+    with environment.quiet():  # TensorFlow says something on standard error when it is imported
+        from utils import evaluation, flops, plots, quantization, training
+
+        training.train  # noqa: B018  # imports TensorFlow
 
     parts = {name: data.part(name) for name in ("train", "validation", "test")}
     if not senders:  # nobody said who took which photo: nothing can be said about people
