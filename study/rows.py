@@ -82,8 +82,10 @@ def _folds(row, dataset, grouped):
         apart = dataset.split == "grouped"
         return {"grouped_reason": "its own split is grouped by sender already" if apart else "not measured"}
     if row.run.mode != "frozen":
-        epochs = recipes.folds()[row.id.replace("fine", "folds")].run.epochs
-        conditions = f"the same recipe shortened to {epochs} epochs a fold, the last one kept"
+        run = recipes.folds()[row.id.replace("fine", "folds")].run
+        conditions = f"the same recipe shortened to {run.epochs} epochs per fold, the last one kept"
+        if run.learning_rate != row.run.learning_rate:
+            conditions += f", learning rate {run.learning_rate:g} for {row.run.learning_rate:g}"
     return {"grouped": found.to_dict() | {"conditions": conditions}}
 
 
