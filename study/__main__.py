@@ -74,8 +74,10 @@ def tables(options, _):
     from study import readme
 
     differing = readme.update(options.check)
-    print("\n".join(differing) if options.check else f"{len(differing)} pages written", flush=True)
-    if options.check and differing:
+    if not options.check:
+        print(f"{len(differing)} pages written")
+    elif differing:
+        print("\n".join(differing), flush=True)
         print("pages differ from results/; run python -m study tables", file=sys.stderr)
     return int(options.check and bool(differing))
 
@@ -223,16 +225,13 @@ def _files(options, known, data):
     from study import deployment, recipes
 
     found = _finished(options.rows or recipes.rows(), known, data, weights=True)
-    path = deployment.record_causes(found) if options.causes else deployment.record(found, options.rounds)
-    print(f"wrote {path.name}")
+    print(deployment.record_causes(found) if options.causes else deployment.record(found, options.rounds))
 
 
 def _elsewhere(options, known, data):
-    from study import elsewhere, recipes
+    from study import elsewhere
 
-    found = elsewhere.record(lambda name: data(next(row for row in recipes.rows().values() if row.dataset == name)))
-    print(f"wrote {found.name}")
-    return 0
+    print(elsewhere.record(lambda name: data(next(row for row in known.values() if row.dataset == name))))
 
 
 def _pruning(options, known, data):

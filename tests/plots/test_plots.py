@@ -55,15 +55,11 @@ def photos(tmp_path_factory):
     return pd.DataFrame(rows)
 
 
-def history(epochs):
-    steps = np.arange(1, epochs + 1)
-    table = pd.DataFrame({"epoch": steps, "loss": 1 / steps, "accuracy": 1 - 0.5 / steps})
-    return table.assign(val_loss=table["loss"] + 0.1, val_accuracy=table["accuracy"] - 0.1)
-
-
 def run(mode, epochs=5, best=4):
-    config = types.SimpleNamespace(name=f"a {mode} run", mode=mode)
-    return types.SimpleNamespace(config=config, history=history(epochs), best_epoch=best)
+    steps = np.arange(1, epochs + 1)
+    history = pd.DataFrame({"epoch": steps, "loss": 1 / steps, "accuracy": 1 - 0.5 / steps})
+    history = history.assign(val_loss=history["loss"] + 0.1, val_accuracy=history["accuracy"] - 0.1)
+    return types.SimpleNamespace(config=types.SimpleNamespace(mode=mode), history=history, best_epoch=best)
 
 
 SPLITS = pd.DataFrame(
@@ -236,22 +232,16 @@ def test_what_cannot_be_drawn_is_named(call, message):
         call()
 
 
-def test_confusion_matrix_holds_every_count_and_hatches_absent_classes(judged):
+def test_matrices_hold_every_count_or_large_share_order_classes_and_hatch_absent_ones(judged):
     axis = plots.confusion_matrix(judged).axes[0]
-    assert sorted(text.get_text() for text in axis.texts if text.get_text()) == sorted(
-        str(count) for count in judged.confusion.ravel() if count
-    )
-    assert judged.absent == ("q",)
-    assert any(patch.get_hatch() for patch in axis.patches)
+    written = sorted(text.get_text() for text in axis.texts if text.get_text())
+    assert written == sorted(str(count) for count in judged.confusion.ravel() if count)
+    assert judged.absent == ("q",) and any(patch.get_hatch() for patch in axis.patches)
     assert axis.get_yticklabels()[0].get_text() == f"a ({judged.per_class['support'].iloc[0]})"
-
-
-def test_matrices_in_a_row_order_classes_by_frequency_and_write_large_shares_only(judged):
     axis = plots.confusion_matrices([judged]).axes[0]
     supports = [int(label.get_text().split("(")[1][:-1]) for label in axis.get_yticklabels()]
     assert supports == sorted(supports, reverse=True)
-    large = (judged.confusion_normalised > 0.05).sum()
-    assert len([text for text in axis.texts if text.get_text()]) == large
+    assert sum(text.get_text() != "" for text in axis.texts) == (judged.confusion_normalised > 0.05).sum()
 
 
 def test_curves_mark_the_epoch_that_is_kept():
@@ -266,16 +256,13 @@ def test_bins_of_a_few_photos_are_left_out_of_the_reliability_diagram(judged):
     assert len(dots) == (judged.reliability["n"] >= 20).sum() < len(judged.reliability)
 
 
-def test_bars_end_at_their_numbers():
+def test_bars_and_points_stand_at_their_numbers():
     sizes = plots.macs_by_resolution({"One": STAGES}).axes[0]
     assert [1e6 * bar.get_width() for bar in sizes.patches] == pytest.approx([300, 100])
     times = plots.latency_bars(TIMES).axes[0]
     assert [round(bar.get_x() + bar.get_width(), 6) for bar in times.patches] == [66.0, 11.2]  # the fastest on top
-
-
-def test_layers_stand_at_their_macs_and_times():
-    axis = plots.macs_against_time(LAYERS).axes[0]
-    points = np.vstack([collection.get_offsets() for collection in axis.collections])
+    layers = plots.macs_against_time(LAYERS).axes[0]
+    points = np.vstack([collection.get_offsets() for collection in layers.collections])
     assert sorted(map(tuple, points.tolist())) == [(0.3, 0.2), (1.0, 0.1), (20.0, 1.0)]
 
 
