@@ -35,21 +35,13 @@ def test_the_blocks_by_data_flow(squeeze_excite):
 
 
 @pytest.mark.parametrize("squeeze_excite", [False, True])
-def test_removing_nothing_changes_nothing(squeeze_excite, photos):
-    model = inverted_residuals(squeeze_excite)
-    result = cp.prune_channels(model, 0.0)
-    assert result.fraction == 0
-    assert result.model is not model
-    np.testing.assert_array_equal(result.model(photos), model(photos))
-
-
-@pytest.mark.parametrize("squeeze_excite", [False, True])
 def test_removing_dead_channels_changes_nothing(squeeze_excite, photos):
     model = inverted_residuals(squeeze_excite)
     dead = np.array([0, 5, 6, 11, 17, 23, 20, 2])
     for block in cp.find_blocks(model):
         silence(model, block, dead)
     before = model.count_params()
+    np.testing.assert_array_equal(cp.prune_channels(model, 0.0).model(photos), model(photos))
     result = cp.prune_channels(model, 1 / 3)
     assert result.kept["a_expand"].tolist() == sorted(set(range(24)) - set(dead.tolist()))
     np.testing.assert_allclose(result.model(photos), model(photos), atol=1e-6)
@@ -117,23 +109,45 @@ def test_the_result_names_what_was_left_alone_and_says_its_share_of_the_whole_mo
     assert f"{result.parameters_removed:.1%} of the model's parameters" in repr(result)
 
 
-def test_a_constant_for_every_channel_is_not_followed():
-    image = keras.Input((8, 8, 3))
-    x = L.DepthwiseConv2D(3)(L.Conv2D(16, 1)(image) * keras.ops.arange(16, dtype="float32"))
-    with pytest.raises(ValueError, match="no inverted-residual block"):
-        cp.find_blocks(keras.Model(image, L.Conv2D(4, 1)(x)))
+def one_block(between, **expand):
+    """A 1x1 convolution to 16 channels, `between`, a depthwise and a 1x1 convolution."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((16, 16, 3))
+    x = between(L.Conv2D(16, 1, name="expand", **expand)(image))
+    return keras.Model(image, L.Conv2D(4, 1, name="project")(L.DepthwiseConv2D(3, padding="same")(x)))
 
 
-def test_channels_that_others_see_are_left_alone():
-    image = keras.Input((8, 8, 3))
-    wide = L.Conv2D(16, 1, name="wide")(image)
-    x = L.DepthwiseConv2D(3, padding="same")(wide)
-    x = L.Add()([x, wide])  # a residual sum on the wide channels
-    model = keras.Model(image, L.Conv2D(4, 1)(x))
+@pytest.mark.parametrize(
+    "gate",
+    [
+        keras.ops.silu, keras.ops.hard_silu, L.Activation("gelu"), lambda x: x * keras.ops.relu6(x + 3) / 6,
+        lambda x: keras.ops.sigmoid(x) * x,
+    ],
+)  # fmt: skip
+def test_activations_made_of_operations_are_followed(gate, photos):
+    model = one_block(gate)
+    (block,) = cp.find_blocks(model)
+    silence(model, block, np.arange(8))
+    smaller = cp.prune_channels(model, 0.5)
+    assert smaller.kept["expand"].tolist() == list(range(8, 16))
+    np.testing.assert_allclose(smaller.model(photos), model(photos), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "between, expand",
+    [
+        (lambda x: x * keras.ops.arange(16, dtype="float32"), {}),  # a constant for every channel
+        (lambda x: L.Add()([L.DepthwiseConv2D(3, padding="same")(x), x]), {}),  # a residual sum
+        (L.Activation("softmax"), {}),  # each channel looks at all: before, they were taken out all the same
+        (keras.ops.softmax, {}),
+        (lambda x: x, {"activation": "softmax"}),
+        (lambda x: x, {"activation": lambda x: x / keras.ops.sum(x, -1, keepdims=True)}),
+        (L.GroupNormalization(4), {}),
+    ],
+)
+def test_channels_that_others_see_are_left_alone(between, expand):
     with pytest.raises(ValueError, match="no inverted-residual block"):
-        cp.find_blocks(model)
-    x = L.Conv2D(4, 1)(L.DepthwiseConv2D(3)(L.Conv2D(16, 1)(image)))
-    assert len(cp.find_blocks(keras.Model(image, x))) == 1
+        cp.find_blocks(one_block(between, **expand))
 
 
 @pytest.mark.parametrize(
@@ -142,16 +156,12 @@ def test_channels_that_others_see_are_left_alone():
         ({"fraction": 1.0}, "fraction must be a share from 0 up to but excluding 1, got 1.0"),
         ({"fraction": -1}, "got -1"),
         ({"divisor": 0}, "must be positive integers, got 0 and 8"),
+        ({"model": "model.keras"}, "got str"),
     ],
 )
 def test_bad_input_gets_one_sentence(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        cp.prune_channels(inverted_residuals(), **{"fraction": 0.5} | arguments)
-
-
-def test_not_a_model():
-    with pytest.raises(TypeError, match="got str"):
-        cp.find_blocks("model.keras")
+    with pytest.raises((ValueError, TypeError), match=message):
+        cp.prune_channels(**{"model": inverted_residuals(), "fraction": 0.5} | arguments)
 
 
 def test_a_layer_that_is_called_twice_is_left_alone():

@@ -20,6 +20,7 @@ from .parts import (  # noqa: F401
     attach_head,
     reestimate_batch_norm,
     set_trainable,
+    set_weights,
     split_at_features,
 )
 from .pretrained import WarmStartWarning, WeightsUnavailable  # noqa: F401

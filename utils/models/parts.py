@@ -92,6 +92,18 @@ def attach_head(model, kernel, bias):
     return model
 
 
+def set_weights(model, arrays):
+    """Keras' `set_weights` on a layer or model, which then also normalizes by the statistics that it was given.
+
+    Keras alone leaves a copied `Normalization` layer computing with those of before.
+    """
+    model.set_weights(arrays)
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
+    return model
+
+
 def reestimate_batch_norm(model, images, batch_size=64, seed=0):
     """Set the statistics of every batch normalization to those of `images`; kernels, scales and offsets stay.
 

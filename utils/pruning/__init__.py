@@ -13,9 +13,7 @@ from .magnitude import (  # noqa: F401
     cubic_sparsity,
     fine_tune,
     gzip_bytes,
-    magnitude_masks,
     prunable,
     prune,
     sparsity_report,
-    steps_of,
 )

@@ -2,8 +2,7 @@
 
 An inverted-residual block widens its input with a 1x1 convolution, filters every channel by itself (depthwise), and
 narrows the result with another 1x1 convolution. Nothing else reads the wide channels in between, so any of them can be
-taken out of the three kernels; a squeeze-excite branch within the block is followed. Blocks are found by data flow, not
-by name. Source: Li et al. 2017, arXiv:1608.08710 (L1 norm of filters).
+taken out of the three kernels. Source: Li et al. 2017, arXiv:1608.08710 (L1 norm of filters).
 """
 
 import dataclasses
@@ -13,7 +12,9 @@ import numpy as np
 import pandas as pd
 
 from utils.layer_calls import layer_calls
-from utils.pruning.magnitude import check_share
+from utils.models import set_weights
+
+from .magnitude import check_share
 
 L = keras.layers
 _KEEPS_CHANNELS = (
@@ -21,17 +22,10 @@ _KEEPS_CHANNELS = (
     L.MaxPooling2D, L.GlobalAveragePooling2D, L.GlobalMaxPooling2D, L.Identity,
 )  # fmt: skip
 _ELEMENTWISE = (
-    "Add",
-    "Subtract",
-    "Multiply",
-    "Divide",
-    "TrueDivide",
-    "Clip",
-    "Relu",
-    "Relu6",
-    "Sigmoid",
-    "HardSigmoid",
-)
+    "Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Clip", "Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Gelu",
+    "Silu", "HardSilu", "Sigmoid", "HardSigmoid", "Tanh", "Softplus", "Softsign", "Minimum", "Maximum",
+)  # fmt: skip
+_MIXING = ("softmax", "log_softmax", "sparsemax", "glu")  # activations that look at all channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +33,8 @@ class Block:
     """The layers that share the expansion channels of one block, by name.
 
     Attributes:
-        name: the expanding convolution's name.
-        channels: how many channels they share.
-        producers: Conv2D layers that make them (the expansion; in squeeze-excite also the gate).
+        name, channels: of the expanding convolution.
+        producers: Conv2D layers that make the channels (the expansion; in squeeze-excite also the gate).
         channelwise: layers with weights per channel (depthwise convolution, batch normalization).
         consumers: Conv2D and Dense layers that read them (the projection; in squeeze-excite also the squeeze).
         reshapes: Reshape layers to (1, 1, channels), as squeeze-excite has.
@@ -92,8 +85,8 @@ class ChannelPruned:
 def find_blocks(model):
     """The inverted-residual blocks of a model, in execution order.
 
-    A block starts at a 1x1 Conv2D whose channels pass, each by itself, a DepthwiseConv2D among other layers,
-    until convolutions read it, and nothing else (no residual sum, no output of the model) sees the channels.
+    A block starts at a 1x1 Conv2D whose channels pass, each by itself, a DepthwiseConv2D among other layers, until
+    convolutions read them, and nothing else (no residual sum, no output of the model) sees the channels.
 
     Args:
         model: a built functional or Sequential Keras 3 model with a flat graph.
@@ -102,8 +95,7 @@ def find_blocks(model):
         list of Block.
 
     Raises:
-        TypeError: not a Keras model.
-        ValueError: there is no such block.
+        TypeError, ValueError: not a Keras model; there is no such block.
 
     Example:
         >>> model = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
@@ -124,7 +116,7 @@ def find_blocks(model):
     if not blocks:
         raise ValueError(
             f"model {model.name!r} has no inverted-residual block (1x1 convolution, depthwise convolution, 1x1 "
-            "convolution) in a flat graph, so there are no expansion channels to prune"
+            "convolution) in a flat graph, whose channels nothing else sees, so none can be pruned"
         )
     return blocks
 
@@ -144,6 +136,8 @@ class _Graph:
 
     def block(self, start):
         """The Block whose channels `start` makes, or None if its channels reach something that must not change."""
+        if _mixes(start.layer):
+            return None
         group, todo = set(), list(start.outputs)
         producers, channelwise, consumers, reshapes = [start], [], [], []
         while todo:
@@ -163,39 +157,47 @@ class _Graph:
                     reshapes.append(call)
                 elif _keeps_channels(call):
                     pass
-                elif isinstance(layer, L.Multiply):
-                    found = [self._behind(other) for other in call.inputs if other not in group]
-                    if any(maker is None for maker in found):
+                elif call.type == "Multiply":
+                    found = [self._behind(other, group, start) for other in call.inputs if other not in group]
+                    if None in found:
                         return None
-                    producers += [maker for maker in found if maker not in producers]
-                    todo += [key for maker in found for key in maker.outputs]
+                    new = [maker for maker in found if maker is not start and maker not in producers]
+                    producers += new
+                    todo += [key for maker in new for key in maker.outputs]
                 elif (type(layer) is L.Conv2D and layer.groups == 1) or type(layer) is L.Dense:
                     consumers.append(call)
                     continue
                 else:
                     return None
                 todo += call.outputs
-        names = [
-            tuple(dict.fromkeys(call.layer.name for call in calls))
-            for calls in (producers, channelwise, consumers, reshapes)
-        ]
+        parts = (producers, channelwise, consumers, reshapes)
+        names = [tuple(dict.fromkeys(call.layer.name for call in calls)) for calls in parts]
         depthwise = any(isinstance(call.layer, L.DepthwiseConv2D) for call in channelwise)
         if not depthwise or not consumers or any("/" in call.path for call in producers):
             return None
         return Block(start.layer.name, start.layer.filters, *names)
 
-    def _behind(self, key):
+    def _behind(self, key, group, start):
         """The convolution that makes a gate's channels, behind activations; None if something else does."""
         call = self.maker.get(key)
         while call is not None and _keeps_channels(call):
+            if call.inputs[0] in group:  # a gate of the group's own channels, as x * sigmoid(x)
+                return start
             call = self.maker.get(call.inputs[0])
-        return call if call is not None and type(call.layer) is L.Conv2D and call.layer.groups == 1 else None
+        fits = call is not None and type(call.layer) is L.Conv2D and call.layer.groups == 1 and not _mixes(call.layer)
+        return call if fits else None
+
+
+def _mixes(layer):
+    """Whether the layer's activation looks at all channels; one of the user's own may."""
+    name = getattr(getattr(layer, "activation", None), "__name__", "linear")
+    return name in _MIXING or not hasattr(keras.activations, name)
 
 
 def _keeps_channels(call):
     """Whether each channel passes by itself and alike: an activation, a pooling, arithmetic with plain numbers."""
     if isinstance(call.layer, L.Layer):
-        return type(call.layer) in _KEEPS_CHANNELS and len(call.inputs) == 1
+        return type(call.layer) in _KEEPS_CHANNELS and len(call.inputs) == 1 and not _mixes(call.layer)
     # such as the hard sigmoid of MobileNetV3's gates, relu6(x + 3) / 6
     others = [
         value for value in (*call.call_args, *call.call_kwargs.values()) if not keras.utils.is_keras_tensor(value)
@@ -207,7 +209,7 @@ def _keeps_channels(call):
 def _per_channel(layer):
     """Whether the layer has weights for each channel and mixes none."""
     if isinstance(layer, L.DepthwiseConv2D):
-        return layer.depth_multiplier == 1
+        return layer.depth_multiplier == 1 and not _mixes(layer)
     return isinstance(layer, L.BatchNormalization) and layer.axis in (-1, 3)
 
 
@@ -215,12 +217,7 @@ def channel_importance(model, block):
     """How much each expansion channel of a block matters, largest most.
 
     The product of the L1 norms of the channel's expanding filter, depthwise filter and projecting slice, the filters
-    scaled by their batch normalization (gamma / sqrt(variance + epsilon)); a channel that any of the three silences
-    counts as nothing.
-
-    Args:
-        model: a built Keras 3 model.
-        block: one of :func:`find_blocks`.
+    scaled by their batch normalization (gamma / sqrt(variance + epsilon)).
 
     Returns:
         float array (channels,), zero or more, with mean 1 unless all are zero.
@@ -240,13 +237,9 @@ def channel_importance(model, block):
             kernel = np.abs(np.asarray(layers[name].kernel))
             score *= kernel.sum(axis=(0, 1, 2) if name == block.name else (0, 1, 3))
     projection = max((layers[name] for name in block.consumers), key=lambda layer: layer.kernel.shape[-1])
-    score *= _input_norms(projection)
+    kernel = np.abs(np.asarray(projection.kernel))
+    score *= kernel.reshape(-1, *kernel.shape[-2:]).sum(axis=(0, 2))
     return score / score.mean() if score.any() else score
-
-
-def _input_norms(layer):
-    kernel = np.abs(np.asarray(layer.kernel))
-    return kernel.reshape(-1, *kernel.shape[-2:]).sum(axis=(0, 2))
 
 
 def prune_channels(model, fraction, divisor=8, minimum=8):
@@ -275,7 +268,8 @@ def prune_channels(model, fraction, divisor=8, minimum=8):
         raise ValueError(f"divisor and minimum must be positive integers, got {divisor} and {minimum}")
     found, kept = find_blocks(model), {}
     for block in found:
-        count = _kept(block.channels * (1 - fraction), block.channels, divisor, minimum) if fraction else block.channels
+        wanted = round(block.channels * (1 - fraction) / divisor) * divisor if fraction else block.channels
+        count = min(max(wanted, minimum), block.channels)
         order = np.argsort(-channel_importance(model, block), kind="stable")
         kept[block.name] = np.sort(order[:count])
     rows = [(block.name, block.channels, len(kept[block.name])) for block in found]
@@ -295,27 +289,19 @@ def prune_channels(model, fraction, divisor=8, minimum=8):
     )
 
 
-def _kept(wanted, channels, divisor, minimum):
-    rounded = int(round(wanted / divisor) * divisor)
-    return min(max(rounded, minimum), channels)
-
-
 def rebuild(model, blocks, kept):
     """An uncompiled model of the same layer names that has only the channels in `kept`, {block name: indices}."""
-    makes, reads, carries, sizes = {}, {}, {}, {}
-    for block in blocks:
-        keep = np.asarray(kept[block.name], int)
-        makes |= dict.fromkeys(block.producers, keep)
-        reads |= dict.fromkeys(block.consumers, keep)
-        carries |= dict.fromkeys(block.channelwise, keep)
-        sizes |= dict.fromkeys(block.reshapes, keep.size)
+    makes, reads, carries, sizes = (
+        {name: kept[block.name] for block in blocks for name in getattr(block, part)}
+        for part in ("producers", "consumers", "channelwise", "reshapes")
+    )
 
     def smaller(layer):
         config = layer.get_config()
         if layer.name in makes:
-            config["filters"] = int(makes[layer.name].size)
+            config["filters"] = len(makes[layer.name])
         if layer.name in sizes:
-            config["target_shape"] = (1, 1, int(sizes[layer.name]))
+            config["target_shape"] = (1, 1, len(sizes[layer.name]))
         return type(layer).from_config(config)
 
     small = keras.models.clone_model(model, clone_function=smaller)
@@ -328,5 +314,5 @@ def rebuild(model, blocks, kept):
         if old.name in carries:  # a depthwise kernel is (h, w, channels, 1), everything else (channels,)
             keep = carries[old.name]
             weights = [np.take(array, keep, axis=-2 if array.ndim == 4 else -1) for array in weights]
-        new.set_weights(weights)
+        set_weights(new, weights)
     return small

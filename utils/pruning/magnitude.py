@@ -1,23 +1,20 @@
 """Magnitude pruning of Keras 3 models: masks over the smallest weights, kept while the model is fine-tuned.
 
-tensorflow-model-optimization prunes Keras 2 models only, hence this module. Zeros make a file compress better; they do
-not make a dense kernel run faster. What removes arithmetic is :mod:`utils.pruning.channels`.
-
-Sparsity is always the share of zeros among the *prunable* weights: the kernels of convolutions and dense layers, but
-not of the first convolution and of depthwise convolutions, which Zhu and Gupta leave alone as well (few weights, each
-of them needed). Source: Zhu and Gupta 2017, "To prune, or not to prune", arXiv:1710.01878.
+Zeros make a file compress better; they do not make a dense kernel run faster. What removes arithmetic is
+:mod:`utils.pruning.channels`. Sparsity is always the share of zeros among the *prunable* weights: the kernels of
+convolutions and dense layers, but not of the first convolution and of depthwise convolutions, which Zhu and Gupta leave
+alone as well. Source: Zhu and Gupta 2017, "To prune, or not to prune", arXiv:1710.01878.
 """
 
 import contextlib
 import dataclasses
 import gzip
-import pathlib
 
 import keras
 import numpy as np
 import pandas as pd
 
-from utils.models import reestimate_batch_norm
+from utils.models import reestimate_batch_norm, set_weights
 
 SCHEDULES = ("gradual", "one_shot")
 RAMP = 0.6  # share of the steps over which sparsity rises; the rest lets the network recover (Zhu and Gupta's habit)
@@ -48,15 +45,8 @@ def cubic_sparsity(step, end, final):
 def prunable(model):
     """The layers whose kernels pruning may thin out: convolutions and Dense, without the first and the depthwise ones.
 
-    Args:
-        model: a built Keras 3 model.
-
-    Returns:
-        list of layers, in the model's order.
-
     Raises:
-        TypeError: not a Keras model.
-        ValueError: the model is not built, or has no such layer.
+        TypeError, ValueError: not a Keras model; one that is not built, or has no such layer.
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"expected a Keras model to prune, got {type(model).__name__}")
@@ -80,32 +70,11 @@ def _prunable(model):
 def _leaves(layer):
     """The layers of a model that hold no other layer, also those inside nested models and wrappers."""
     inner = layer.layers if isinstance(layer, keras.Model) else [layer.layer] if hasattr(layer, "layer") else None
-    if inner is None:
-        yield layer
-    else:
-        for part in inner:
-            yield from _leaves(part)
-
-
-def magnitude_masks(kernels, sparsity):
-    """Masks (True keeps, False prunes) that zero the weights of smallest magnitude, equally many in every kernel.
-
-    Args:
-        kernels: list of arrays of any shape.
-        sparsity: share of zeros, in [0, 1); exactly round(sparsity * size) weights of each kernel go.
-
-    Returns:
-        list of bool arrays, shaped as the kernels.
-
-    Example:
-        >>> magnitude_masks([np.array([0.1, -3.0, 2.0, 0.0])], 0.5)[0].tolist()
-        [False, True, True, False]
-    """
-    check_share(sparsity, "sparsity")
-    return [_keep_largest(np.abs(np.asarray(kernel)), sparsity) for kernel in kernels]
+    yield from [layer] if inner is None else (leaf for part in inner for leaf in _leaves(part))
 
 
 def _keep_largest(magnitudes, sparsity):
+    """Mask (True keeps) without the smallest: exactly round(sparsity * size) go."""
     gone, keep = round(sparsity * magnitudes.size), np.ones(magnitudes.size, bool)
     if gone:
         keep[np.argpartition(magnitudes.ravel(), gone - 1)[:gone]] = False
@@ -121,8 +90,7 @@ def check_share(share, name):
 class MagnitudePruning(keras.callbacks.Callback):
     """Keras callback that keeps masks over the kernels of `prunable(model)` while the model trains.
 
-    Masks grow along :func:`cubic_sparsity` every `frequency` steps and are applied after every step, so that a pruned
-    weight is zero in every forward pass and never comes back.
+    Masks grow along :func:`cubic_sparsity` every `frequency` steps; a pruned weight never comes back.
 
     Args:
         sparsity: final share of zeros in [0, 1).
@@ -195,14 +163,13 @@ class Pruned:
 
     Attributes:
         model: a new Keras model; the one given is untouched.
-        target: the sparsity asked for; sparsity: the sparsity reached, both among prunable weights.
+        sparsity: the share reached among prunable weights.
         schedule: "gradual" or "one_shot".
         report: DataFrame of :func:`sparsity_report`.
         history: DataFrame, one row per epoch: epoch, step, sparsity and the metrics of `fit`.
     """
 
     model: keras.Model
-    target: float
     sparsity: float
     schedule: str
     report: pd.DataFrame
@@ -249,39 +216,34 @@ def gzip_bytes(model_or_bytes):
     """Size in bytes after gzip (level 9): what a download or an app bundle costs, and where zeros pay.
 
     Args:
-        model_or_bytes: the bytes of a file (a converted ``.tflite``), a path to it, or a Keras model, of which the
-            float32 weights are compressed in order.
+        model_or_bytes: the bytes of a file, or a Keras model, of which the float32 weights are compressed in order.
 
     Example:
         >>> gzip_bytes(bytes(1_000_000)) < 2_000
         True
     """
-    if isinstance(model_or_bytes, keras.Model):
-        data = b"".join(np.asarray(array, np.float32).tobytes() for array in model_or_bytes.get_weights())
-    elif isinstance(model_or_bytes, bytes):
-        data = model_or_bytes
-    else:
-        data = pathlib.Path(model_or_bytes).read_bytes()
+    data = model_or_bytes
+    if isinstance(data, keras.Model):
+        data = b"".join(np.asarray(array, np.float32).tobytes() for array in data.get_weights())
     return len(gzip.compress(data, compresslevel=9, mtime=0))
 
 
 def fine_tune(
-    model, train_batches, epochs=1, learning_rate=1e-4, steps_per_epoch=None, loss="categorical_crossentropy",
-    verbose=0, norm_photos=None, callbacks=(),
+    model, train_batches, epochs=1, learning_rate=1e-4, loss="categorical_crossentropy", verbose=0, norm_photos=None,
+    callbacks=(),
 ):  # fmt: skip
     """Train `model` in place for a short while: Adam on a cosine to zero, batch normalization in inference mode.
 
-    A batch of sixteen is too small to normalize by. But where weights or channels were removed, the statistics that
-    pretraining left no longer fit what reaches the layers, which costs more accuracy than the removal itself (Li et al.
-    2020, arXiv:2007.02491): with `norm_photos` they are estimated again before, during and after training.
+    A batch of sixteen is too small to normalize by. But the statistics that pretraining left do not fit a network from
+    which weights or channels were removed, which costs more accuracy than the removal itself (Li et al. 2020,
+    arXiv:2007.02491): with `norm_photos` they are estimated again before, during and after training.
 
     Args:
         model: a Keras classifier with probabilities out.
-        train_batches: (images, labels) batches that `fit` takes, as `pipeline.batches` gives, or a list. A stream
-            counts its passes: give each of several models a stream of its own, or they see other batches.
+        train_batches: (images, labels) batches of known number, as of `datasets.batches`, or a list. A stream counts
+            its passes: each of several models needs a stream of its own, or they see other batches.
         epochs: passes over the batches; 0 trains nothing.
         learning_rate: peak, at the start.
-        steps_per_epoch: batches in a pass; needed where `len(train_batches)` is unknown.
         loss: any Keras loss that fits the labels.
         verbose, callbacks: as for `keras.Model.fit`.
         norm_photos: (n, height, width, 3) training photos for the batch-norm statistics, n >= 2; None keeps them.
@@ -295,8 +257,7 @@ def fine_tune(
         if norm_photos is not None:
             reestimate_batch_norm(model, norm_photos)
         return pd.DataFrame()
-    steps = steps_of(train_batches, steps_per_epoch)
-    callbacks = list(callbacks)
+    steps, callbacks = _steps(train_batches), list(callbacks)
     if norm_photos is not None:
         callbacks.append(_normalization_refresh(model, norm_photos, every=-(-steps // REFRESHES)))
     with _frozen_normalization(model):
@@ -305,18 +266,14 @@ def fine_tune(
         model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"], jit_compile=False)
         history = model.fit(
             _ListBatches(train_batches) if isinstance(train_batches, (list, tuple)) else train_batches,
-            epochs=epochs,
-            steps_per_epoch=steps_per_epoch,
-            callbacks=callbacks,
-            verbose=verbose,
-            shuffle=False,  # the stream shuffles itself
-        )
+            epochs=epochs, callbacks=callbacks, verbose=verbose, shuffle=False,  # the stream shuffles itself
+        )  # fmt: skip
     return pd.DataFrame({"epoch": [epoch + 1 for epoch in history.epoch], **history.history})
 
 
 def prune(
-    model, train_batches, sparsity, epochs=2, schedule="gradual", learning_rate=1e-4, steps_per_epoch=None,
-    loss="categorical_crossentropy", verbose=0, norm_photos=None,
+    model, train_batches, sparsity, epochs=2, schedule="gradual", learning_rate=1e-4, loss="categorical_crossentropy",
+    verbose=0, norm_photos=None,
 ):  # fmt: skip
     """Prune a trained model by magnitude while it is fine-tuned.
 
@@ -329,7 +286,7 @@ def prune(
         sparsity: share of the prunable weights to remove, in [0, 1).
         epochs: passes over the batches; with 0 the model is pruned at once and not trained.
         schedule: "gradual" or "one_shot".
-        learning_rate, steps_per_epoch, loss, verbose, norm_photos: see :func:`fine_tune`.
+        learning_rate, loss, verbose, norm_photos: see :func:`fine_tune`.
 
     Returns:
         Pruned.
@@ -347,40 +304,26 @@ def prune(
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be {' or '.join(SCHEDULES)}, got {schedule!r}")
     schedule = schedule if epochs else "one_shot"
-    total = steps_of(train_batches, steps_per_epoch) * max(epochs, 1) if epochs else 1
+    total = _steps(train_batches) * epochs if epochs else 1
     end = max(round(RAMP * total), 1) if schedule == "gradual" else 0
     callback = MagnitudePruning(sparsity, end, frequency=max(end // UPDATES, 1))
     prunable(model)
-    pruned = keras.models.clone_model(model)
-    pruned.set_weights(model.get_weights())
+    pruned = set_weights(keras.models.clone_model(model), model.get_weights())
     if not epochs:
         callback.set_model(pruned)
         callback.on_train_begin()
-    fine_tune(pruned, train_batches, epochs, learning_rate, steps_per_epoch, loss, verbose, norm_photos, [callback])
-    return Pruned(
-        model=pruned,
-        target=float(sparsity),
-        sparsity=callback.reached(),
-        schedule=schedule,
-        report=sparsity_report(pruned),
-        history=pd.DataFrame(callback.records),
-    )
+    fine_tune(pruned, train_batches, epochs, learning_rate, loss, verbose, norm_photos, [callback])
+    return Pruned(pruned, callback.reached(), schedule, sparsity_report(pruned), pd.DataFrame(callback.records))
 
 
-def steps_of(train_batches, steps_per_epoch=None):
-    """Batches in a pass; raises ValueError where neither the batches nor `steps_per_epoch` tell."""
-    if steps_per_epoch is not None:
-        if steps_per_epoch < 1:
-            raise ValueError(f"steps_per_epoch must be a positive integer, got {steps_per_epoch}")
-        return steps_per_epoch
+def _steps(train_batches):
     try:
         return len(train_batches)
     except TypeError:
-        raise ValueError("the number of training batches is unknown; pass steps_per_epoch") from None
+        raise ValueError("the number of training batches is unknown; pass a list, or a stream with a length") from None
 
 
 def _normalization_refresh(model, photos, every):
-    """The callback that estimates batch-norm statistics again before, during (every so many steps) and after a pass."""
 
     def refresh(*_):
         reestimate_batch_norm(model, photos)
