@@ -50,17 +50,13 @@ def record():
     return json.dumps({"metrics": {"rows": [{"id": "x", "status": "measured", "accuracy": 0.5}] * 9}}).encode()
 
 
-def description(path):
-    return interpreter.read_description(path.with_suffix(".tflite"))
-
-
 KINDS = {  # what arrives: (its name, whole bytes, who reads it)
     "jpeg": ("input.jpg", lambda: picture("JPEG"), lambda path: photo.read_photo(path, 32)),
     "png under another name": ("input.jpg", lambda: picture("PNG"), lambda path: photo.read_photo(path, 32)),
     "webp": ("input.webp", lambda: picture("WEBP"), lambda path: photo.read_photo(path, 32)),
     "csv": ("images.csv", INDEX.encode, audit.read_index),
     "results": ("record.json", record, files.read_json),
-    "labels": ("input.json", (ROOT / "models" / "clothing-10-int8.json").read_bytes, description),
+    "labels": ("input.json", (ROOT / "models" / "clothing-10-int8.json").read_bytes, interpreter.read_description),
     "tflite": ("input.tflite", lambda: quantization_models.files()["int8"], flops.count_tflite),
 }
 
@@ -103,27 +99,6 @@ def test_a_changed_model_never_reaches_native_code(tmp_path, monkeypatch):
     monkeypatch.setattr(interpreter, "open_interpreter", lambda *_: pytest.fail("native code saw it"))
     with pytest.raises(ValueError, match=r"model\.tflite"):
         interpreter.TFLiteModel(path)
-
-
-@pytest.mark.parametrize("mode", ["CMYK", "P", "I;16", "LA", "1", "RGBA", "L"])
-def test_unusual_photos_are_read(tmp_path, mode):
-    path = tmp_path / "photo.png"
-    Image.new(mode, (5, 3)).save(path, "JPEG" if mode == "CMYK" else "PNG")
-    assert photo.read_photo(path, 8).shape == (8, 8, 3)
-
-
-def test_a_single_pixel_and_a_bomb(tmp_path):
-    Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
-    assert photo.read_photo(tmp_path / "one.png", 8).shape == (8, 8, 3)
-    Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")
-    with pytest.raises(ValueError, match=r"bomb\.png.*megapixels"):
-        photo.read_photo(tmp_path / "bomb.png", 8)
-
-
-def test_an_animation_gives_its_first_picture(tmp_path):
-    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "blue")]
-    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:], lossless=True)
-    assert photo.read_photo(tmp_path / "moving.webp", 8)[0, 0].tolist() == [255, 0, 0]
 
 
 def test_a_keras_file_that_wants_to_run_code_does_not(tmp_path):

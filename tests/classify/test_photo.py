@@ -67,22 +67,21 @@ def test_the_orientation_is_obeyed(turn):
 
 def test_unusual_kinds_become_rgb():
     base = Image.fromarray(smooth(40, 40))
-    cases = {
-        "grey": encoded(base.convert("L"), "PNG"),
-        "palette": encoded(base.quantize(64), "PNG"),
-        "cmyk": encoded(base.convert("CMYK"), quality=95),
-        "one bit": encoded(base.convert("1"), "PNG"),
-        "webp": encoded(base, "WEBP"),
-        "gif": encoded(base, "GIF"),
-        "bmp": encoded(base, "BMP"),
-        "grey with alpha": encoded(base.convert("LA"), "PNG"),
-    }
+    cases = {mode: encoded(base.convert(mode), "PNG") for mode in ("L", "P", "1", "LA", "RGBA")}
+    cases |= {kind: encoded(base, kind) for kind in ("WEBP", "GIF", "BMP", "AVIF")}
+    cases["CMYK"] = encoded(base.convert("CMYK"), quality=95)
     for name, data in cases.items():
         out = photo.read_photo(data, 16)
         assert out.shape == (16, 16, 3) and out.dtype == np.uint8, name
         assert photo.check_photo(data)["problem"] == "", name
-    near = photo.read_photo(cases["cmyk"], 16).astype(int) - photo.read_photo(encoded(base, "PNG"), 16)
+    near = photo.read_photo(cases["CMYK"], 16).astype(int) - photo.read_photo(encoded(base, "PNG"), 16)
     assert np.abs(near).mean() < 6
+
+
+def test_an_animation_gives_its_first_picture():
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    assert photo.read_photo(data, 8)[0, 0].tolist() == [255, 0, 0]
 
 
 def test_sixteen_bits_keep_their_upper_eight():

@@ -7,5 +7,14 @@ From the command line: ``python -m utils.classify PHOTO``.
 
 from . import photo  # noqa: F401
 from .command import LOW_CONFIDENCE, NOTE, SHIPPED, classify, load, main, run, threshold  # noqa: F401
-from .interpreter import PIXELS, TFLiteModel, description_path, open_interpreter, read_description, try_apart  # noqa: F401
+from .interpreter import (  # noqa: F401
+    PIXELS,
+    TFLiteModel,
+    checked_range,
+    checked_threads,
+    description_path,
+    open_interpreter,
+    read_description,
+    try_apart,
+)
 from .photo import check_photo, read_photo  # noqa: F401

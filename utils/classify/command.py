@@ -2,8 +2,8 @@
 
     python -m utils.classify PHOTO... [--json] [--model FILE.tflite] [--top 3] [--threads 2]
 
-A folder stands for all photos in it and below it; what is skipped there is named. Starts in a fraction of a second:
-NumPy, Pillow and ai-edge-litert are all that is imported, never TensorFlow.
+A folder stands for all photos in it and below it; what is skipped there is named. NumPy, Pillow and ai-edge-litert are
+all that is imported, so that it starts in a fraction of a second.
 """
 
 import argparse
@@ -15,24 +15,20 @@ import sys
 import numpy as np
 
 from .interpreter import TFLiteModel
-from .photo import read_photo
+from .photo import ENDINGS, endings, read_photo
 
 SHIPPED = pathlib.Path(__file__).resolve().parents[2] / "models" / "clothing-10-int8.tflite"
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-OTHER_PHOTOS = (".heic", ".heif", ".avif", ".tif", ".tiff", ".dng", ".raw", ".cr2", ".nef", ".arw", ".jxl", ".jp2")
+UNREAD_PHOTOS = ENDINGS | {".tif", ".tiff", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".jxl", ".jp2"}
 LOW_CONFIDENCE = 0.5  # where the model's JSON names no threshold of its own
 NOTE = "may show none of these classes"
 
 
 def load(model=None, num_threads=2):
-    """The shipped classifier, or another .tflite with its JSON.
+    """The shipped classifier, or another .tflite with its JSON, as a TFLiteModel whose `labels` are known.
 
     Args:
         model: path of a .tflite file; None: the shipped one.
         num_threads: of one inference.
-
-    Returns:
-        TFLiteModel whose `labels` are known.
 
     Raises:
         FileNotFoundError: no such file; says how to get one.
@@ -60,21 +56,27 @@ def classify(model, photo, top=3):
 
     Args:
         model: from :func:`load`.
-        photo: path of a JPEG, PNG, WebP, GIF or BMP, or its bytes; the orientation tag is obeyed.
+        photo: path of a photo, or its bytes, as for :func:`read_photo`; the orientation tag is obeyed.
         top: how many classes.
 
     Returns:
         dict: "classes", a list of {"label", "probability"}, likeliest first; "low_confidence", True where the first
-        probability is below the model's threshold: the photo may show none of its classes. Where the model's JSON names
-        a "temperature" T, probabilities p are calibrated: softmax(log(p) / T) (Guo et al. 2017, arXiv:1706.04599).
+        probability is below the model's threshold. Where the model's JSON names a "temperature" T, probabilities p are
+        calibrated: softmax(log(p) / T) (Guo et al. 2017, arXiv:1706.04599).
 
     Raises:
-        FileNotFoundError, ValueError: a photo that is not there, or cannot be decoded; names it.
+        FileNotFoundError, ValueError: a photo that is not there, or cannot be decoded; names it. A model whose answers
+            are not probabilities.
     """
     pixels = read_photo(photo, model.input_size)
     if model.channels == 1:
         pixels = (pixels @ np.array([0.299, 0.587, 0.114]) + 0.5).astype(np.uint8)[..., None]  # as Pillow's "L"
     (probabilities,) = model(pixels[None])
+    if not (probabilities.min() >= -0.01 and probabilities.max() <= 1.01):
+        raise ValueError(
+            f"expected probabilities from {model.name}, got {probabilities.min():.3g}..{probabilities.max():.3g}; "
+            "end the model in a softmax or sigmoid and convert it again"
+        )
     temperature = _temperature(model)
     if temperature != 1:
         powers = np.power(np.maximum(probabilities, 0), 1 / temperature, dtype=np.float64)
@@ -103,32 +105,28 @@ def _number(model, key, default, what, fits):
 
 
 def find_photos(names):
-    """Paths as given, folders replaced by the photos in and below them, in order of name.
-
-    Args:
-        names: paths of photos and folders.
-
-    Returns:
-        (list of paths, list of sentences about what cannot be classified, list of sentences about what is no photo).
-    """
+    """(photos, with those in and below folders; sentences about what cannot be classified, and about the rest)."""
     found, problems, notes = [], [], []
     for name in names:
         if not name.strip():
             problems.append("expected a photo or a folder, got an empty name; is a variable unset?")
         elif "://" in name:
             problems.append(f"expected a photo or a folder on this machine, got the address {name}; download it first")
-        elif not pathlib.Path(name).is_dir():
+        elif not os.path.isdir(name):  # noqa: PTH112 (pathlib's raises for a name that is too long)
             found.append(pathlib.Path(name))
         else:
             every = [path for path in sorted(pathlib.Path(name).rglob("*")) if path.is_file()]
-            inside = [path for path in every if path.suffix.lower() in ENDINGS]
-            other = [path for path in every if path.suffix.lower() in OTHER_PHOTOS]
-            rest = [path for path in every if not path.name.startswith(".") and path not in {*inside, *other}]
+            every = [path for path in every if not path.name.startswith(".")]
+            inside = [path for path in every if path.suffix.lower() in endings()]
+            unread = [path for path in every if path.suffix.lower() in UNREAD_PHOTOS - endings()]
+            rest = [path for path in every if path.suffix.lower() not in UNREAD_PHOTOS]
             found += inside
             if not inside:
-                problems.append(f"there is no photo ({', '.join(ENDINGS)}) in the folder {name}; name another")
-            if other:
-                problems.append(f"{_skipped(name, other)}: save them as JPEG")
+                problems.append(
+                    f"there is no photo ({', '.join(sorted(endings()))}) in the folder {name}; name another"
+                )
+            if unread:
+                problems.append(f"{_skipped(name, unread)}: save them as JPEG")
             if rest:
                 notes.append(f"{_skipped(name, rest)}: not photos")
     return found, problems, notes
@@ -143,7 +141,9 @@ def _skipped(folder, paths):
 def main(arguments=None):
     """The command; returns its exit code: 0 all classified, 1 some photos not, 2 nothing could be done."""
     parser = argparse.ArgumentParser(prog="python -m utils.classify", description="Which garment is in a photo?")
-    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="a JPEG, PNG, WebP, GIF or BMP file, or a folder")
+    parser.add_argument(
+        "photos", nargs="+", metavar="PHOTO", help="a photo (JPEG, PNG, WebP, GIF, BMP, AVIF, HEIC) or a folder"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON list instead of text")
     parser.add_argument("--model", metavar="FILE.tflite", help="another classifier, with its JSON beside it")
     parser.add_argument("--top", type=_positive, default=3, metavar="N", help="how many classes to name (3)")
@@ -186,7 +186,8 @@ def _positive(text):
 
 
 def run():
-    """Entry point: a closed pipe (`| head`) and Ctrl-C end the command quietly."""
+    """Entry point: a closed pipe (`| head`) and Ctrl-C end the command quietly, names of any characters are printed."""
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main()
         sys.stdout.flush()

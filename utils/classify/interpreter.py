@@ -1,7 +1,4 @@
-"""Run a .tflite classifier: any batch, float or quantized input and output, one lock, and no TensorFlow.
-
-Imports NumPy and ai-edge-litert only, so that ``python -m utils.classify`` starts in a fraction of a second.
-"""
+"""Run a .tflite classifier: any batch, float or quantized input and output, one lock, and no TensorFlow."""
 
 import contextlib
 import hashlib
@@ -20,7 +17,9 @@ from utils import files
 from utils.environment import default_threads, quiet
 
 PIXELS = (0.0, 255.0)
-_SCALINGS = (PIXELS, (0.0, 1.0), (-1.0, 1.0), (-128.0, 127.0))  # what photo classifiers are fed with
+# What photo classifiers are fed with -> how far a file's own range may be off, as calibration leaves it. (Tight where
+# another scaling lies near: pixels minus ImageNet's mean are -124..151.)
+_SCALINGS = {PIXELS: 0.1, (0.0, 1.0): 0.1, (-1.0, 1.0): 0.1, (-0.5, 0.5): 0.1, (-128.0, 127.0): 0.02}
 _MAGIC = b"TFL3"  # the flatbuffer's file identifier, at byte 4
 _RESOLVERS = {
     "xnnpack": OpResolverType.BUILTIN,
@@ -32,12 +31,8 @@ _RESOLVERS = {
 class TFLiteModel:
     """A .tflite image classifier as a function of photos.
 
-    Photos run through the interpreter one by one: at a fixed batch of 1, XNNPACK's plan is as fast a photo as at any
-    larger batch (on the development machine faster for float32 and equal for int8), needs one photo's memory, and no
-    reallocation when the batch changes.
-
-    Thread-safe: a lock lets one call at a time use the interpreter. For parallel throughput make one TFLiteModel a
-    thread, or raise `num_threads`.
+    Photos run through the interpreter one by one, which is as fast as in batches and needs one photo's memory. A lock
+    lets one call at a time use the interpreter; for parallel throughput make one TFLiteModel per thread.
 
     Args:
         model: path of a .tflite file, or its bytes.
@@ -48,19 +43,15 @@ class TFLiteModel:
             says, else what the scale of a quantized input (or of a first QUANTIZE) says, else (0, 255).
 
     Attributes:
-        input_size: (height, width) in pixels; channels: 1 for grey, 3 for RGB.
-        input_range: as resolved.
+        input_size: (height, width) in pixels; channels: 1 for grey, 3 for RGB; n_classes: size of the output.
         input_dtype, output_dtype: of the tensors in the file; callers need not care.
-        n_classes: size of the output.
-        labels: tuple of class names, or None where nothing says them.
-        description: the JSON beside the file as a dict ({} without one).
-        num_threads, kernels: as resolved.
+        labels: tuple of class names, or None; description: the JSON beside the file as a dict ({} without one).
+        input_range, num_threads, kernels: as resolved.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the bytes are not a .tflite model, are truncated, use operators this runtime lacks, or have other
-            inputs and outputs than one photo and one row of numbers; the input's scale fits no usual scaling of pixels
-            and nothing says which; a thread count that is not a positive integer.
+        ValueError: not a .tflite model, a damaged one, one of operators that this runtime lacks, or of other inputs and
+            outputs than one photo and one row of numbers; an input whose scale fits no usual scaling of pixels.
         TypeError: neither path nor bytes.
 
     Example:
@@ -70,8 +61,8 @@ class TFLiteModel:
     """
 
     def __init__(self, model, num_threads=None, kernels="xnnpack", labels=None, input_range=None):
-        _check_kernels(kernels)
-        self.kernels, self.num_threads = kernels, _checked_threads(num_threads)
+        self.kernels = kernels
+        self.num_threads = default_threads() if num_threads is None else checked_threads(num_threads, "num_threads")
         self.name, self.content = _read(model)
         # Before native code sees the bytes: a damaged file can end the process there.
         in_memory = isinstance(model, bytes | bytearray | memoryview)
@@ -84,8 +75,8 @@ class TFLiteModel:
         self._interpreter = open_interpreter(self.content, self.num_threads, self.kernels, self.name)
         self._lock = threading.Lock()
         (source,), (target,) = _single(self._interpreter, self.name)
-        *self.input_size, self.channels = (int(side) for side in source["shape"][1:])
-        self.input_size = tuple(self.input_size)
+        *sides, self.channels = (int(side) for side in source["shape"][1:])
+        self.input_size = tuple(sides)
         self.n_classes = int(target["shape"][-1])
         self.input_dtype, self.output_dtype = np.dtype(source["dtype"]), np.dtype(target["dtype"])
         self._input, self._output = source["index"], target["index"]
@@ -138,23 +129,20 @@ class TFLiteModel:
         )
 
     def _range(self, said):
-        if said is not None:
-            try:
-                low, high = map(float, said)
-                if low < high:
-                    return low, high
-            except (TypeError, ValueError):
-                pass
-            raise ValueError(f"input_range must be two numbers (low, high) with low < high, got {said!r}")
         dtype, (scale, zero) = self._first_quantized()
+        if self.input_dtype.kind not in "fiu" or (self.input_dtype == np.int8 and not scale):
+            raise ValueError(
+                f"{self.name} takes {self.input_dtype} without a scale, which holds no pixels 0..255; convert it again"
+            )
+        if said is not None:
+            return checked_range(said)
         if not scale:  # a float network, or bytes that the network casts
             return PIXELS
         low, high = (np.iinfo(dtype).min - zero) * scale, (np.iinfo(dtype).max - zero) * scale
         if 60 < high < 300 and (abs(low) < 25 or dtype == np.int16):  # also from calibration on dark photos
             return PIXELS
-        for known in _SCALINGS:
-            near = max(abs(low - known[0]), abs(high - known[1])) < 0.1 * (known[1] - known[0])
-            if near and dtype != np.int16:  # whose zero is in the middle whatever the range
+        for known, tolerance in _SCALINGS.items() if dtype != np.int16 else ():  # which is symmetric whatever the range
+            if max(abs(low - known[0]), abs(high - known[1])) < tolerance * (known[1] - known[0]):
                 return known
         if dtype != self.input_dtype and (high - low > 32 or dtype == np.int16):
             return PIXELS  # a float input may be of any range
@@ -176,25 +164,23 @@ class TFLiteModel:
         return np.dtype(first["dtype"]), first["quantization"]
 
     def checked(self, images):
-        """`images` as an array of the shape and range that the model takes, else ValueError."""
+        """`images` as an array of the shape and range that the model takes."""
         images, one = np.asarray(images), (*self.input_size, self.channels)
         if images.ndim == 3 and images.shape[1:] == self.input_size and self.channels == 1:
             images = images[..., None]
         if images.ndim != 4 or images.shape[1:] != one:
             height, width, channels = one
-            kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
-            hint = "; pass one photo as photo[None]" if images.shape == one else ""
+            hint = "pass one photo as photo[None]" if images.shape == one else f"read them at {height} x {width} pixels"
             raise ValueError(
-                f"{self.name} takes photos of shape (n, {height}, {width}, {channels}), got {images.shape}; "
-                f"read them at {height} x {width} pixels, {kind}{hint}"
+                f"{self.name} takes photos of shape (n, {height}, {width}, {channels}), got {images.shape}; {hint}"
             )
-        if not (np.issubdtype(images.dtype, np.integer) or np.issubdtype(images.dtype, np.floating)):
+        if images.dtype.kind not in "iuf":
             raise ValueError(f"photos must be numbers in 0..255, got {images.dtype}; pass uint8 or float32")
-        if np.issubdtype(images.dtype, np.floating) and images.size:
+        if images.dtype.kind == "f" and images.size:
             if not np.isfinite(images.sum()):
                 raise ValueError("photos must be pixels in 0..255, got NaN or infinity; check how they were read")
             scales_itself = self.input_dtype.kind != "f" or self.input_range != PIXELS
-            if scales_itself and (images.min() < 0 or 0 < images.max() <= 1):
+            if scales_itself and (images.min() < 0 or 0 < images.max() <= 1 or images.max() > 255.5):
                 raise ValueError(
                     f"photos must be pixels in 0..255, got {images.min():.3g}..{images.max():.3g}; "
                     f"{self.name} scales them itself"
@@ -240,13 +226,10 @@ def open_interpreter(content, num_threads=1, kernels="xnnpack", name="the model"
         name: what an error message calls the model.
         keep_tensors: keep every intermediate tensor readable after a run.
 
-    Returns:
-        ai_edge_litert.interpreter.Interpreter.
-
     Raises:
         ValueError: damaged or foreign bytes, operators that the runtime lacks, or unknown kernels.
     """
-    _check_kernels(kernels)
+    resolver = _resolver(kernels)
     if bytes(content[4:8]) != _MAGIC:
         raise ValueError(f"{name} is not a .tflite model; pass a file that quantization.convert or a converter wrote")
     try:
@@ -254,7 +237,7 @@ def open_interpreter(content, num_threads=1, kernels="xnnpack", name="the model"
             interpreter = Interpreter(
                 model_content=bytes(content),
                 num_threads=num_threads,
-                experimental_op_resolver_type=_RESOLVERS[kernels],
+                experimental_op_resolver_type=resolver,
                 experimental_preserve_all_tensors=keep_tensors,
             )
             interpreter.allocate_tensors()
@@ -288,36 +271,45 @@ for number, (content, values) in enumerate(files):
 def try_apart(files, names, kernels="xnnpack"):
     """Open and run files that nothing vouches for in a process of its own, which native code may end.
 
-    Args:
-        files: list of (bytes of a .tflite, values of its inputs or None for zeros).
-        names: of the files, for the message.
-        kernels: as for :func:`open_interpreter`.
-
-    Raises:
-        ValueError: one of them ends the process. What merely fails is left to who opens it.
+    `files` are pairs (bytes of a .tflite, values of its inputs or None for zeros). Raises ValueError by its name where
+    one of them ends the process; what merely fails is left to the caller who opens it.
     """
-    work = pickle.dumps((_RESOLVERS[kernels].value, files))
+    work = pickle.dumps((_resolver(kernels).value, files))
     done = subprocess.run([sys.executable, "-c", _TRY], input=work, capture_output=True, check=False)
     if done.returncode < 0:
         name, how = names[int(done.stdout.split()[-1])], signal.Signals(-done.returncode).name
         raise ValueError(f"{name} ends the process that runs it ({how}); convert it again")
 
 
-_delegate_announced = False
+def _resolver(kernels):
+    if kernels not in _RESOLVERS:
+        raise ValueError(f"kernels must be one of {', '.join(_RESOLVERS)}, got {kernels!r}")
+    return _RESOLVERS[kernels]
+
+
+_to_announce = [quiet]  # LiteRT announces its delegate on stderr, once a process
 
 
 def _first_time_quiet():
-    """LiteRT announces its delegate on stderr, once a process; a notebook or a command's output is no place for it."""
-    global _delegate_announced
-    if _delegate_announced:
-        return contextlib.nullcontext()
-    _delegate_announced = True
-    return quiet()
+    return _to_announce.pop()() if _to_announce else contextlib.nullcontext()
 
 
-def _check_kernels(kernels):
-    if kernels not in _RESOLVERS:
-        raise ValueError(f"kernels must be one of {', '.join(_RESOLVERS)}, got {kernels!r}")
+def checked_range(said):
+    """(low, high) as floats, or ValueError."""
+    try:
+        low, high = map(float, said)
+        if -np.inf < low < high < np.inf:
+            return low, high
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"input_range must be two numbers (low, high) with low < high, got {said!r}")
+
+
+def checked_threads(count, name="threads"):
+    """A number of threads as int, or ValueError."""
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+        raise ValueError(f"{name} must be a positive integer, got {count!r}")
+    return int(count)
 
 
 def description_path(path):
@@ -326,13 +318,7 @@ def description_path(path):
 
 
 def read_description(path):
-    """The JSON beside a .tflite file: labels, input size, preprocessing, scheme, source.
-
-    Args:
-        path: of the .tflite file.
-
-    Returns:
-        dict; {} where there is no such JSON.
+    """The JSON beside a .tflite file as a dict (labels, input size, scheme, source, …); {} where there is none.
 
     Raises:
         ValueError: the JSON is damaged, or its labels are not a list of names.
@@ -341,19 +327,11 @@ def read_description(path):
     if not beside.is_file():
         return {}
     description = files.read_json(beside)
-    labels = description.get("labels") if isinstance(description, dict) else description
+    description = description if isinstance(description, dict) else {"labels": description}  # or the names alone
+    labels = description.get("labels")
     if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
         raise ValueError(f"labels in {beside} must be a list of names, got {labels!r}; save the model again")
     return description
-
-
-def _checked_threads(num_threads):
-    if num_threads is None:
-        return default_threads()
-    whole = isinstance(num_threads, int | np.integer) and not isinstance(num_threads, bool)
-    if not whole or num_threads < 1:
-        raise ValueError(f"num_threads must be a positive integer, got {num_threads!r}")
-    return int(num_threads)
 
 
 def _read(model):
@@ -369,12 +347,9 @@ def _read(model):
 
 def _single(interpreter, name):
     sources, targets = interpreter.get_input_details(), interpreter.get_output_details()
-    fits = len(sources) == len(targets) == 1
-    if fits:
-        shape, output = sources[0]["shape"], targets[0]["shape"]
-        fits = len(shape) == 4 and shape[0] == 1 and len(output) >= 2 and np.prod(output) == output[-1]
-    if not fits:
-        shapes = [tuple(int(n) for n in detail["shape"]) for detail in (*sources, *targets)]
+    shapes = [tuple(int(n) for n in detail["shape"]) for detail in (*sources, *targets)]
+    shape, output = (shapes[0], shapes[-1]) if len(sources) == len(targets) == 1 else ((), ())
+    if not (len(shape) == 4 and shape[0] == 1 and len(output) >= 2 and np.prod(output) == output[-1]):
         raise ValueError(
             f"expected a photo classifier with one input (1, height, width, channels) and one output (1, classes), "
             f"got {shapes} in {name}; use another model"

@@ -1,21 +1,21 @@
 """One photo: bytes to pixels, the same way for training, for evaluation and for `python -m utils.classify`.
 
-The only place that decides what is done with a photo that is not a plain RGB JPEG. It needs Pillow and NumPy, not
-TensorFlow: the shipped classifier must see a photo exactly as the model did in training, and must start in a second.
-(Pillow decodes and resizes such a photo as fast as `tf.io.decode_jpeg` with `tf.image.resize`, releases the
-interpreter lock while it does, and obeys the orientation that a phone writes into the file, which TensorFlow ignores.)
+The only place that decides which files are photos, and what is done with one that is not a plain RGB JPEG. It needs
+Pillow and NumPy, not TensorFlow: Pillow is as fast, and obeys the orientation that a phone writes into the file.
 """
 
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import io
 import pathlib
 import struct
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
+ENDINGS = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".avif", ".heic", ".heif", ".hif"))
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # no format whose reader starts a program (EPS)
 MAX_PIXELS = 50_000_000  # 50 megapixels: the largest phone photos; 150 MB decoded
 MAX_BYTES = 64 * 2**20
@@ -42,9 +42,9 @@ def read_photo(source, input_size):
 
     What is done with unusual photos: the orientation in the EXIF block is obeyed; greyscale, palette and CMYK become
     RGB; transparency is laid over white; 16-bit grey keeps its upper 8 bits; of an animation the first frame counts;
-    the format is told by the content, not by the file name (JPEG, PNG, WebP, GIF, BMP, AVIF, HEIC). Size is judged by
-    the header, before anything is decoded. A JPEG with both sides at least four times `input_size` is decoded at a
-    half, a quarter or an eighth of its size (libjpeg does that in the DCT), which saves time and memory.
+    the format is told by the content, not by the file name. Size is judged by the header, before anything is decoded.
+    A JPEG with both sides at least four times `input_size` is decoded at a half, a quarter or an eighth of its size
+    (libjpeg does that in the DCT), which saves time and memory.
 
     Args:
         source: path, or the file's bytes.
@@ -152,8 +152,15 @@ def _open(data, facts=None):
 
 
 @functools.cache
+def endings():
+    """Those of `ENDINGS` that can be read here: HEIC needs pillow-heif, AVIF a Pillow that was built with it."""
+    unread = {".heic", ".heif", ".hif"} if importlib.util.find_spec("pillow_heif") is None else set()
+    return ENDINGS - unread - ({".avif"} if not features.check("avif") else set())
+
+
+@functools.cache
 def _phone_formats():
-    """AVIF and HEIC, as far as Pillow (or pillow-heif, which registers itself) reads them here."""
+    """AVIF and HEIC, as far as Pillow and pillow-heif read them here."""
     with contextlib.suppress(ImportError):
         import pillow_heif
 
@@ -173,9 +180,7 @@ def _phrase(error):
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"it has more than {MAX_PIXELS // 10**6} megapixels"
     if isinstance(error, UnidentifiedImageError):
-        return (
-            "not a JPEG, PNG, WebP, GIF or BMP image, nor AVIF or HEIC that can be read here (HEIC needs pillow-heif)"
-        )
+        return "expected JPEG, PNG, WebP, GIF, BMP, AVIF or (with pillow-heif) HEIC; this is none that can be read here"
     return str(error) or type(error).__name__
 
 

@@ -6,11 +6,11 @@ import warnings
 
 import pandas as pd
 
+from utils.classify import photo
+
 from . import audit, splits
 from .dataset import FRACTIONS, NAMES, finish
-from .published import SUFFIXES
 
-ENDINGS = SUFFIXES | {".heic", ".heif", ".avif"}
 _PARTS = {"train": "train", "training": "train", "val": "validation", "valid": "validation"}
 _PARTS |= {"validation": "validation", "test": "test"}
 _FEW = 10  # photos of a class, below which its numbers say next to nothing
@@ -119,7 +119,7 @@ def _list(root):
         inner = names[1:] if in_parts else names
         if path.is_dir():
             folders.update(unicodedata.normalize("NFC", name) for name in inner[:1])
-        elif part is None or len(inner) < 2 or path.suffix.lower() not in ENDINGS:
+        elif part is None or len(inner) < 2 or path.suffix.lower() not in photo.ENDINGS:
             others.append("/".join(names))
         else:
             rows.append(("/".join(names), str(path), unicodedata.normalize("NFC", inner[0]), part))
