@@ -105,6 +105,6 @@ def test_a_layer_kept_in_float_is_float():
     assert (table["bits"] == 8).sum() == len(table) - 1
 
 
-def test_bad_input():
+def test_no_photos_are_refused():
     with pytest.raises(ValueError, match="at least one photo"):
         quantization_error.by_layer(small.files()["float32"], small.files()["int8"], small.photos(0))

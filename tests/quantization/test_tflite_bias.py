@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from utils.quantization import TFLiteModel, calibration
-from utils.quantization.convert import convert, float_tflite, lift
+from utils.quantization.convert import convert, float_tflite, lift, open_file
 
 PHOTOS = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
+KINDS = ("conv", "depthwise", "dense")
 
 
 def network(kind, kernel, bias):
@@ -27,46 +28,50 @@ def network(kind, kernel, bias):
     return keras.Model(image, x)
 
 
-@pytest.mark.parametrize("kind", ["conv", "depthwise", "dense"])
-def test_a_zero_kernel_keeps_its_bias(kind):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_zero_kernel_keeps_its_bias_and_moves_by_less_than_a_step(kind):
     source = float_tflite(network(kind, 0.0, 4.0))
     exact = TFLiteModel(source)(PHOTOS)
     assert exact == pytest.approx(4.0)
-    mended = convert(source, "int8", PHOTOS)
-    assert TFLiteModel(mended)(PHOTOS) == pytest.approx(exact, abs=0.05)
-    left = convert(source, "int8", PHOTOS, lift_biases=False)
-    assert np.abs(TFLiteModel(left)(PHOTOS) - exact).max() > 1  # or the tool has learned it: then lift() can go
-
-
-@pytest.mark.parametrize("kind", ["conv", "depthwise", "dense"])
-def test_what_is_raised_is_less_than_a_step_of_the_output(kind):
-    source = float_tflite(network(kind, 0.0, -4.0))
-    statistics = calibration.measure(source, PHOTOS)
-    lifted, raised = lift(source, statistics.ranges())
+    assert TFLiteModel(convert(source, "int8", PHOTOS))(PHOTOS) == pytest.approx(exact, abs=0.05)
+    lifted, raised = lift(source, calibration.measure(source, PHOTOS).ranges())
     assert sum(raised.values()) == (3 if kind == "depthwise" else 2)
-    change = np.abs(TFLiteModel(lifted)(PHOTOS) - TFLiteModel(source)(PHOTOS)).max()
-    assert 0 < change < 4 / 255
+    assert 0 < np.abs(TFLiteModel(lifted)(PHOTOS) - exact).max() < 4 / 255
 
 
-@pytest.mark.parametrize("kind", ["conv", "depthwise", "dense"])
+@pytest.mark.parametrize("bias", [4.0, -4.0])
+@pytest.mark.parametrize("kernel", [0.0, 1e-7])
+def test_what_either_tool_stores_for_a_bias_beyond_32_bits(kernel, bias):
+    """The quantizer -2^31, whatever the sign; the converter widens the kernel's scale until the bias fits."""
+    model = network("conv", kernel, bias)
+
+    def stored(content):
+        file = open_file(content)
+        (operator,) = [operator for operator in file.operators if operator.type == "CONV_2D"]
+        return np.frombuffer(bytes(file.data(operator.inputs[2])), np.int32)
+
+    left = convert(float_tflite(model), "int8", PHOTOS, lift_biases=False)
+    assert (stored(left) == -(2**31)).all()  # or the tool has learned it: then lift() can go
+    assert np.abs(TFLiteModel(left)(PHOTOS) - bias).max() > 1
+    other = convert(model, "int8", PHOTOS, tool="converter")
+    assert (np.abs(stored(other)) < 2**30).all()
+    assert TFLiteModel(other)(PHOTOS) == pytest.approx(bias, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_usual_kernel_is_left_alone(kind):
     source = float_tflite(network(kind, 0.5, 4.0))
     same, raised = lift(source, calibration.measure(source, PHOTOS).ranges())
     assert same is source and raised == {}
-
-
-def test_without_a_range_nothing_is_touched():
-    source = float_tflite(network("conv", 0.0, 4.0))
     assert lift(source, {}) == (source, {})
 
 
 def test_only_the_channels_that_need_it_are_raised():
     model = network("conv", 0.0, 4.0)
-    layer = next(layer for layer in model.layers if layer.name.startswith("conv2d"))
-    layer.set_weights([np.array([[[[0.0, 0.1]] * 3]], "float32").reshape(1, 1, 3, 2), np.array([4.0, 4.0], "float32")])
+    kernel = np.tile(np.array([0.0, 0.1], "float32"), (1, 1, 3, 1))
+    model.layers[1].set_weights([kernel, np.array([4.0, 4.0], "float32")])
     source = float_tflite(model)
-    statistics = calibration.measure(source, PHOTOS)
-    lifted, raised = lift(source, statistics.ranges())
+    lifted, raised = lift(source, calibration.measure(source, PHOTOS).ranges())
     assert list(raised.values()) == [1]
     before, after = TFLiteModel(source)(PHOTOS), TFLiteModel(lifted)(PHOTOS)
     assert (before[:, 1] == after[:, 1]).all() and (before[:, 0] != after[:, 0]).any()

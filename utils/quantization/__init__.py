@@ -10,9 +10,7 @@ from utils.classify import TFLiteModel  # noqa: F401
 from . import calibration  # noqa: F401
 from .convert import SCHEMES, convert, convert_all  # noqa: F401
 from .measure import (  # noqa: F401
-    PREPROCESSING,
     calibration_study,
-    compare_tools,
     confidence_threshold,
     evaluate_schemes,
     gzip_bytes,

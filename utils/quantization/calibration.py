@@ -1,8 +1,7 @@
 """Ranges of activations for static quantization: measured once on representative photos, read in several ways.
 
-An int8 activation has 256 steps between a lowest and a highest value. Wide ranges lose resolution, narrow ones clip;
-:class:`Statistics` holds what was seen on each photo, so that every number of photos and every rule can be tried
-without running the network again.
+An int8 activation has 256 steps between a lowest and a highest value. Wide ranges lose resolution, narrow ones clip.
+Call :func:`measure`, then :meth:`Statistics.ranges` for any number of photos and any rule.
 """
 
 import dataclasses
@@ -45,11 +44,7 @@ class Statistics:
         return f"Statistics({len(self.names)} activations on {len(self)} photos)"
 
     def first(self, count):
-        """The statistics of the first `count` photos.
-
-        Raises:
-            ValueError: fewer than one, or more than were measured.
-        """
+        """The statistics of the first `count` photos."""
         if not 1 <= count <= len(self):
             raise ValueError(f"count must be between 1 and the {len(self)} photos that were measured, got {count}")
         parts = {name: getattr(self, name)[:count] for name in ("lows", "highs", "samples")}
@@ -133,7 +128,7 @@ def _measured(float_tflite, representative, input_range, kernels):
 
 
 def quantizer_statistics(ranges, ranks):
-    """Ranges in the form that ai-edge-quantizer takes: name -> {"min", "max"}, arrays of the activation's rank."""
+    """Ranges as ai-edge-quantizer takes them."""
     return {
         name: {"min": np.full((1,) * rank, low, np.float32), "max": np.full((1,) * rank, high, np.float32)}
         for (name, (low, high)), rank in zip(ranges.items(), ranks, strict=True)

@@ -1,8 +1,7 @@
 """A Keras 3 model, or a saved one, to a small .tflite file in a named scheme.
 
-A model is converted once to a float32 .tflite at a batch of 1; every other scheme is a rewrite of that file, by
-TensorFlow's converter (slow: from the Keras model, traced and lowered again) or by ai-edge-quantizer (fast, from the
-float file, adjustable range by range and layer by layer). `quantization.compare_tools` measures both.
+A model is converted once to a float32 .tflite at a batch of 1. Every other scheme is a rewrite of that file by
+ai-edge-quantizer (fast, adjustable range by range and layer by layer), or by TensorFlow's converter (slow).
 """
 
 import dataclasses
@@ -10,11 +9,11 @@ import re
 
 import numpy as np
 
-from utils.classify import PIXELS, TFLiteModel, open_interpreter
+from utils.classify import PIXELS, TFLiteModel, checked_range, open_interpreter
 from utils.environment import quiet
 
 from . import calibration
-from .inputs import as_keras_model, as_representative, collect, is_tflite, reason
+from .inputs import as_keras_model, as_representative, collect, is_tflite, reason, traceable
 
 TOOLS = ("quantizer", "converter")
 MAX_VERIFY_DIFFERENCE = 1e-3  # probabilities of the Keras model and of its float32 file
@@ -22,40 +21,27 @@ MAX_VERIFY_DIFFERENCE = 1e-3  # probabilities of the Keras model and of its floa
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
-    """One way to store and compute a network in fewer bits.
+    """One way to store and compute a network in fewer bits."""
 
-    Attributes:
-        name: key of `SCHEMES`.
-        title: for tables.
-        weights, activations: how they are stored and computed.
-        calibrated: needs representative photos.
-        tools: which of `TOOLS` can make it, the one that serves first.
-    """
-
-    name: str
-    title: str
+    name: str  # key of SCHEMES
+    title: str  # for tables
     weights: str
     activations: str
-    calibrated: bool
-    tools: tuple
-
-    @property
-    def tool(self):
-        """The tool that serves, by the measurement of `quantization.compare_tools`."""
-        return self.tools[0]
+    calibrated: bool = False  # needs representative photos
+    tools: tuple = TOOLS  # which can make it, the one that serves first
 
 
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
-        Scheme("float32", "float32", "float32", "float32", False, ("converter",)),
-        Scheme("float16", "float16 weights", "float16", "float32", False, ("quantizer", "converter")),
-        Scheme("dynamic_range", "dynamic range", "int8", "int8 on the fly", False, ("quantizer", "converter")),
-        Scheme("int8", "int8, float in and out", "int8", "int8", True, ("quantizer", "converter")),
-        Scheme("int8_io", "int8 throughout", "int8", "int8", True, ("quantizer", "converter")),
-        Scheme("int16x8", "int16 activations", "int8", "int16", True, ("quantizer", "converter")),
-        Scheme("weight_int8", "int8 weights only", "int8", "float32", False, ("quantizer",)),
-        Scheme("weight_int4", "4-bit weights only", "int4 (depthwise int8)", "float32", False, ("quantizer",)),
+        Scheme("float32", "float32", "float32", "float32", tools=("converter",)),
+        Scheme("float16", "float16 weights", "float16", "float32"),
+        Scheme("dynamic_range", "dynamic range", "int8", "int8 on the fly"),
+        Scheme("int8", "int8, float in and out", "int8", "int8", True),
+        Scheme("int8_io", "int8 throughout", "int8", "int8", True),
+        Scheme("int16x8", "int16 activations", "int8", "int16", True),
+        Scheme("weight_int8", "int8 weights only", "int8", "float32", tools=("quantizer",)),
+        Scheme("weight_int4", "4-bit weights only", "int4 (depthwise int8)", "float32", tools=("quantizer",)),
     )
 }
 
@@ -80,8 +66,8 @@ def convert(
         keep_float: names of layers that stay in float32 (a mixed scheme), as `quantization.error` reports them;
             quantizer only.
         statistics: a `calibration.Statistics` of the same model instead of `representative`, to convert many times.
-        lift_biases: False leaves biases that pass 32 bits as ai-edge-quantizer writes them (see :func:`lift`), to
-            measure what that does.
+        lift_biases: False leaves biases that pass 32 bits to the tool, to measure what that does (see :func:`lift`);
+            quantizer only.
         input_range: (low, high) that the model takes where pixels are scaled outside it, as (0, 1) or (-1, 1). Pass it
             to `save` too: callers of the file go on passing pixels.
 
@@ -91,8 +77,7 @@ def convert(
     Raises:
         ValueError: unknown scheme, tool, calibration or layer; no or unfit representative photos; a model with
             operators that TensorFlow Lite lacks, or of another shape; a damaged file.
-        TypeError: something else than a model.
-        FileNotFoundError: no such file.
+        TypeError, FileNotFoundError: something else than a model; no such file.
 
     Example:
         >>> import keras
@@ -112,7 +97,7 @@ def convert(
         raise ValueError("io='uint8' works with scheme int8_io and tool='converter' only; use io='int8'")
     if tool == "converter" and (keep_float or calibrate != "min-max"):
         raise ValueError("the converter keeps no layer in float and calibrates by min-max; use tool='quantizer'")
-    photos, input_range = collect(representative), tuple(map(float, input_range))
+    photos, input_range = collect(representative), checked_range(input_range)
     model = model if is_tflite(model) else as_keras_model(model, photos)
     if scheme.calibrated and not (statistics is not None and tool == "quantizer"):
         photos = as_representative(photos, scheme, input_shape(model), input_range)
@@ -137,8 +122,8 @@ def convert_all(model, schemes=tuple(SCHEMES), representative=None, input_range=
     Raises:
         as :func:`convert`.
     """
-    chosen, statistics = [find_scheme(name) for name in schemes], None
-    photos, input_range = collect(representative), tuple(map(float, input_range))
+    chosen, statistics = [find_scheme(name) for name in ([schemes] if isinstance(schemes, str) else schemes)], None
+    photos, input_range = collect(representative), checked_range(input_range)
     model = model if is_tflite(model) else as_keras_model(model, photos)
     calibrated = [scheme for scheme in chosen if scheme.calibrated]
     if calibrated:  # refused before the minute that tracing takes
@@ -150,24 +135,20 @@ def convert_all(model, schemes=tuple(SCHEMES), representative=None, input_range=
 
 
 def float_tflite(model):
-    """A model as a float32 .tflite of batch 1: what every other scheme starts from.
-
-    Args:
-        model: as for :func:`convert`; a .tflite comes back as it is, once it is known to be a float model.
-
-    Returns:
-        bytes.
+    """A model as a float32 .tflite of batch 1, which every other scheme starts from; a float .tflite as it is.
 
     Raises:
         as :func:`convert`; RuntimeError: the file computes something else than the Keras model.
     """
     if is_tflite(model):
         opened = TFLiteModel(model, num_threads=1)
-        if opened.input_dtype != np.float32 or _has_quantized_tensors(opened.content):
+        details = open_interpreter(opened.content, kernels="builtin").get_tensor_details()
+        coarse = {np.int8, np.uint8, np.int16, np.float16} & {detail["dtype"] for detail in details}
+        if opened.input_dtype != np.float32 or coarse:
             raise ValueError(f"{opened.name} is quantized already; start from the float32 .tflite or the Keras model")
         return opened.content
     model = as_keras_model(model)
-    content = _run_converter(model, lambda converter, tf: None)
+    content = _run_converter(model)
     _verify(model, content)
     return content
 
@@ -193,26 +174,24 @@ def _quantized(source, scheme, statistics, method="min-max", io="int8", keep_flo
     with quiet():
         from ai_edge_quantizer import quantizer
 
-    found, kept = None, _tensors_of(source, keep_float)
+    ranges, kept = None, _tensors_of(source, [keep_float] if isinstance(keep_float, str) else keep_float)
     if scheme.calibrated:
         found = statistics.ranges(method)
-        if lift_biases and scheme.name != "int16x8":  # whose biases have 64 bits
+        if scheme.name == "int16x8":  # whose biases have 64 bits
+            # An ADD whose three scales are powers of two (pixels scaled to -1..1 have them) is taken for another
+            # kernel, which then refuses to run; a hundredth of a range is nothing to 16 bits.
+            found = {name: (low * 1.01, high * 1.01) for name, (low, high) in found.items()}
+        elif lift_biases:
             source, _ = lift(source, found)
+        ranges = calibration.quantizer_statistics(found, statistics.ranks)
     with quiet():
         work = quantizer.Quantizer(source)
         _recipe(work, scheme.name)
+        excluded = [(f"^{re.escape(tensor)};?$", "ALL_SUPPORTED") for tensor in kept]
         if scheme.name != "int8_io":
-            _exclude(work, ".*", "INPUT")
-            _exclude(work, ".*", "OUTPUT")
-        for tensor in kept:
-            _exclude(work, f"^{re.escape(tensor)};?$", "ALL_SUPPORTED")
-        ranges = None
-        if scheme.calibrated:
-            if scheme.name == "int16x8":
-                # An ADD whose three scales are powers of two (pixels scaled to -1..1 have them) is taken for another
-                # kernel, which then refuses to run; a hundredth of a range is nothing to 16 bits.
-                found = {name: (low * 1.01, high * 1.01) for name, (low, high) in found.items()}
-            ranges = calibration.quantizer_statistics(found, statistics.ranks)
+            excluded += [(".*", "INPUT"), (".*", "OUTPUT")]
+        for pattern, operation in excluded:
+            _exclude(work, pattern, operation)
         result = work.quantize(ranges, enable_progress_report=False, enable_progress_bar=False)
     data = bytes(result.quantized_model)
     try:
@@ -226,14 +205,12 @@ def _recipe(work, name):
     from ai_edge_quantizer import qtyping
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
-    op = qtyping.TFLOperationName
+    op, whole = qtyping.TFLOperationName, qtyping.QuantGranularity.TENSORWISE
     if name == "float16":
-        work.add_weight_only_config(
-            ".*", op.ALL_SUPPORTED, 16, qtyping.QuantGranularity.TENSORWISE, AlgorithmName.FLOAT_CASTING
-        )
+        work.add_weight_only_config(".*", op.ALL_SUPPORTED, 16, whole, AlgorithmName.FLOAT_CASTING)
     elif name == "dynamic_range":
-        # XNNPACK computes convolutions and dense layers with 8-bit activations made on the fly, and no depthwise ones:
-        # these keep float arithmetic with 8-bit weights, so that the whole network stays in one delegate.
+        # XNNPACK has no depthwise convolution with 8-bit activations made on the fly: these keep float arithmetic with
+        # 8-bit weights, so that the whole network stays in one delegate.
         work.add_weight_only_config(".*", op.DEPTHWISE_CONV_2D, 8)
         work.add_dynamic_config(".*", op.CONV_2D, 8)
         work.add_dynamic_config(".*", op.FULLY_CONNECTED, 8)
@@ -258,14 +235,13 @@ def _tensors_of(source, layers):
     if not layers:
         return []
     known = tensor_layers(source)
-    unknown = set(layers) - set(known.values())
-    if unknown:
-        raise ValueError(f"the model has no layer {sorted(unknown)[0]!r}; take names from quantization.error.by_layer")
-    return [tensor for tensor, layer in known.items() if layer in set(layers)]
+    for layer in layers:
+        if layer not in known.values():
+            raise ValueError(f"the model has no layer {layer!r}; take names from quantization.error.by_layer")
+    return [tensor for tensor, layer in known.items() if layer in layers]
 
 
 # --- what a float file holds ------------------------------------------------------------------------------------------
-
 _STAYED = {"CONV_2D": "convolution", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "MatMul"}
 
 
@@ -294,8 +270,7 @@ def layer_name(tensor, operator):
     """The Keras layer behind a tensor's name.
 
     Converters join the scopes of everything that they fused with ";" and number repeated names. The scope whose
-    operation stayed in the file names the layer: a convolution fused with its batch normalization and activation is
-    called after the convolution.
+    operation stayed in the file names the layer.
 
     Example:
         >>> layer_name("net_1/act_1/Relu6;net_1/bn_1/add_1;net_1/block1a_dwconv_1/depthwise", "DEPTHWISE_CONV_2D")
@@ -321,9 +296,10 @@ def lift(content, ranges):
     """Raise one weight of each channel whose bias would not fit into 32 bits, just enough for it to fit.
 
     A quantized layer adds its bias to sums of products, in their unit: scale of the input times scale of the kernel. A
-    kernel of zeros has the smallest scale there is (1e-9 / 127 in ai-edge-quantizer 0.10), in whose unit a bias of 4 is
-    10^13: it becomes -2^31, without an error, and the layer answers 0. Zero kernels are common: pruned channels, dead
-    ones, squeeze-and-excitation that starts neutral (EfficientNetB0's warm start).
+    kernel of zeros has the smallest scale there is, in whose unit a bias of 4 is far above 2^31. ai-edge-quantizer 0.10
+    stores it without an error as -2^31, whatever its sign, and the layer answers about 0. (TensorFlow's converter
+    widens the scale of such a kernel until the bias is below 2^30, as is done here.) Zero kernels are common: pruned
+    channels, dead ones, squeeze-and-excitation that starts neutral (EfficientNetB0's warm start).
 
     With s = (high - low) / 255 of the input, a bias b fits where max|w| >= 127 |b| / (s 2^30). The raised weight adds
     at most 127 * 255 / 2^30 = 3e-5 of the bias to the channel's output, far below one step of 8 bits.
@@ -333,8 +309,7 @@ def lift(content, ranges):
         ranges: tensor name -> (low, high) of its values, as `calibration.Statistics.ranges` returns them.
 
     Returns:
-        (bytes, dict tensor name of the kernel -> number of channels raised); the bytes are those given where no channel
-        had to be raised.
+        (bytes, dict tensor name of the kernel -> number of channels raised); the bytes as given where none had to be.
     """
     data, raised = bytearray(content), {}
     file = open_file(data)
@@ -379,38 +354,32 @@ def _converted(model, scheme, representative, io):
     return _run_converter(model, configure, scheme.calibrated)
 
 
-class LoopError(ValueError):
-    """A loop where none can be calibrated."""
+def _run_converter(model, configure=None, calibrated=False):
+    """TensorFlow's converter on a Keras model at a batch of 1, its variables frozen into constants first.
 
-
-def _run_converter(model, configure, calibrated=False):
-    """TensorFlow's converter on a Keras model at a batch of 1.
-
-    The traced function's variables are frozen into constants first: twice as fast as a detour over a SavedModel, and
-    (unlike a bare `from_concrete_functions`, whose variables get lost without an error) nothing is left to lose. Naming
-    the model as the trackable object beside them would trace and save it all over again, three times as slow.
+    That is twice as fast as over a SavedModel; a bare `from_concrete_functions` loses variables without an error.
     """
+    import keras
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     shape = (1, *model.inputs[0].shape[1:])
     try:
-        with quiet():
-            traced = tf.function(lambda image: tf.cast(model(image, training=False), tf.float32))
+        with quiet(), traceable(model):
+            traced = tf.function(lambda image: tf.cast(keras.tree.flatten(model(image, training=False))[0], tf.float32))
             traced = traced.get_concrete_function(tf.TensorSpec(shape, tf.float32, name="image"))
-            functions = traced.graph.as_graph_def().library.function
-            nodes = [traced.graph.as_graph_def().node, *(function.node_def for function in functions)]
-            if calibrated and any(node.op.endswith("While") for part in nodes for node in part):
-                raise LoopError(LOOP)  # the converter's calibration ends the process
-            converter = tf.lite.TFLiteConverter.from_concrete_functions([convert_variables_to_constants_v2(traced)])
-            configure(converter, tf)
-            return converter.convert()
-    except LoopError:
-        raise
+            graph = traced.graph.as_graph_def()
+            nodes = [graph.node, *(function.node_def for function in graph.library.function)]
+            if not (calibrated and any(node.op.endswith("While") for part in nodes for node in part)):
+                converter = tf.lite.TFLiteConverter.from_concrete_functions([convert_variables_to_constants_v2(traced)])
+                if configure is not None:
+                    configure(converter, tf)
+                return converter.convert()
     except Exception as error:  # the converter raises a class of its own, RuntimeError, ValueError …
         raise ValueError(
             f"TensorFlow Lite cannot express {model.name!r} ({_reason(error)}); replace those layers by supported ones"
         ) from error
+    raise ValueError(LOOP)  # which the converter's calibration would end the process on
 
 
 def _reason(error):
@@ -419,8 +388,11 @@ def _reason(error):
 
 
 def _verify(model, content):
+    import keras
+
     photo = np.random.default_rng(0).integers(0, 256, (1, *model.inputs[0].shape[1:])).astype(np.float32)
-    expected = np.asarray(model(photo, training=False))
+    with traceable(model):
+        expected = np.asarray(keras.tree.flatten(model(photo, training=False))[0])
     difference = float(np.abs(TFLiteModel(content, num_threads=1)(photo) - expected).max())
     if not difference <= MAX_VERIFY_DIFFERENCE * max(1.0, float(np.abs(expected).max())):
         raise RuntimeError(
@@ -446,9 +418,9 @@ def _tool(scheme, tool, from_tflite):
         if tool == "converter":
             raise ValueError("the converter starts from a Keras model, not from a .tflite; use tool='quantizer'")
         return "quantizer"
-    tool = tool or scheme.tool
+    tool = tool or scheme.tools[0]
     if tool not in scheme.tools:
-        raise ValueError(f"the {tool} cannot make {scheme.name}; use tool={scheme.tool!r}")
+        raise ValueError(f"the {tool} cannot make {scheme.name}; use tool={scheme.tools[0]!r}")
     return tool
 
 
@@ -458,8 +430,3 @@ def input_shape(model):
         return tuple(model.inputs[0].shape[1:])
     opened = TFLiteModel(model, num_threads=1)
     return (*opened.input_size, opened.channels)
-
-
-def _has_quantized_tensors(content):
-    details = open_interpreter(content, kernels="builtin").get_tensor_details()
-    return any(detail["dtype"] in (np.int8, np.uint8, np.int16, np.float16) for detail in details)

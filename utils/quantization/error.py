@@ -1,8 +1,8 @@
 """Where quantization changes what a network computes: layer by layer, on the same photos.
 
-Two questions, two functions. How far has the quantized network drifted by the time it reaches a layer?
-(:func:`by_layer`, every activation of both networks side by side.) Which layer is to blame? (:func:`alone`, one layer
-quantized in an otherwise float network.) :func:`mixed` then keeps the worst ones in float and says what that buys.
+:func:`by_layer` says how far the quantized network has drifted by the time it reaches a layer, :func:`alone` which
+layer is to blame (one layer quantized in an otherwise float network). :func:`mixed` keeps the worst ones in float and
+says what that buys.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from .measure import difference, time_ratios
 QUIET_SIGNAL = 1e-12  # mean square below which an activation is called silent
 
 
-def by_layer(float_content, quantized_content, images):
+def by_layer(float_content, quantized_content, images, input_range=None):
     """Signal-to-quantization-noise ratio of every activation that both files compute.
 
     SQNR = 10 log10( sum(x^2) / sum((x - x_q)^2) ), x the float activation, x_q the dequantized one, over all photos.
@@ -26,7 +26,9 @@ def by_layer(float_content, quantized_content, images):
     Args:
         float_content: bytes of the float32 .tflite.
         quantized_content: bytes of the same network, quantized.
-        images: (n, height, width, 3) photos in 0..255; eight or more.
+        images: (n, height, width, channels) photos in 0..255; eight or more.
+        input_range: (low, high) that the pixels are scaled to, as given to `convert`; None: what the quantized file
+            says.
 
     Returns:
         DataFrame in the order of computation: "layer", "operator", "bits" (of the stored activation), "SQNR (dB)",
@@ -38,7 +40,8 @@ def by_layer(float_content, quantized_content, images):
     """
     if len(images) == 0:
         raise ValueError("images must hold at least one photo, got none; pass some that calibration has not seen")
-    runs, file = [_Run(content) for content in (float_content, quantized_content)], open_file(float_content)
+    quantized = _Run(quantized_content, input_range)
+    runs, file = (_Run(float_content, quantized.feed.input_range), quantized), open_file(float_content)
     common = [row for row in computed(file) if row[0] in runs[1].index]
     if not common:
         raise ValueError("the two files share no activation; quantize the very file that they are compared with")
@@ -72,8 +75,8 @@ def alone(float_content, statistics, images, layers=None):
 
     Args:
         float_content: bytes of the float32 .tflite.
-        statistics: `calibration.Statistics` of that file, or representative photos.
-        images: (n, height, width, 3) photos in 0..255.
+        statistics: `calibration.Statistics` of that file, or representative photos in 0..255.
+        images: (n, height, width, channels) photos in 0..255.
         layers: names; None: every layer of the file.
 
     Returns:
@@ -82,17 +85,13 @@ def alone(float_content, statistics, images, layers=None):
     """
     statistics = _statistics(float_content, statistics)
     every = list(dict.fromkeys(tensor_layers(float_content).values()))
-    reference, rows = TFLiteModel(float_content)(images), []
+    reference, rows = TFLiteModel(float_content, input_range=statistics.input_range)(images), []
     for layer in layers if layers is not None else every:
         others = [name for name in every if name != layer]
         content = convert(float_content, "int8", statistics=statistics, keep_float=others)
-        change = difference(TFLiteModel(content)(images), reference)
-        rows.append({
-            "layer": layer,
-            "mean_change": change["mean_change"],
-            "largest_change": change["largest_change"],
-            "changed_answers": 1 - change["agreement"],
-        })  # fmt: skip
+        change = difference(TFLiteModel(content, input_range=statistics.input_range)(images), reference)
+        chosen = {key: change[key] for key in ("mean_change", "largest_change")}
+        rows.append({"layer": layer, **chosen, "changed_answers": 1 - change["agreement"]})
     return pd.DataFrame(rows).sort_values("mean_change", ascending=False, ignore_index=True)
 
 
@@ -101,7 +100,7 @@ def mixed(float_content, statistics, worst, images, counts=(0, 1, 2, 4, 8), labe
 
     Args:
         float_content: bytes of the float32 .tflite.
-        statistics: `calibration.Statistics` of that file, or representative photos.
+        statistics: `calibration.Statistics` of that file, or representative photos in 0..255.
         worst: layer names, worst first (from :func:`alone`).
         images: (n, height, width, 3) photos in 0..255.
         counts: how many of `worst` to keep in float.
@@ -112,35 +111,27 @@ def mixed(float_content, statistics, worst, images, counts=(0, 1, 2, 4, 8), labe
         "largest_change", "size_bytes", "time_ratio" (median of interleaved runs of one photo).
     """
     statistics = _statistics(float_content, statistics)
-    reference = TFLiteModel(float_content)(images)
+    reference = TFLiteModel(float_content, input_range=statistics.input_range)(images)
     files = {
         count: convert(float_content, "int8", statistics=statistics, keep_float=list(worst)[:count])
         for count in dict.fromkeys((0, *counts))
     }
-    opened = {count: TFLiteModel(data) for count, data in files.items()}
+    opened = {count: TFLiteModel(data, input_range=statistics.input_range) for count, data in files.items()}
     times = time_ratios(opened, images[:1], baseline=0)
     rows = []
     for count in counts:
         change = difference(opened[count](images), reference, labels)
-        rows.append({
-            "layers_in_float": count,
-            "accuracy": change["accuracy"],
-            "agreement": change["agreement"],
-            "mean_change": change["mean_change"],
-            "largest_change": change["largest_change"],
-            "size_bytes": len(files[count]),
-            "time_ratio": times[count],
-        })  # fmt: skip
+        rows.append({"layers_in_float": count, **change, "size_bytes": len(files[count]), "time_ratio": times[count]})
     return pd.DataFrame(rows)
 
 
 class _Run:
     """A network whose every activation can be read after a photo went through it."""
 
-    def __init__(self, content):
+    def __init__(self, content, input_range):
         with quiet():  # the interpreter warns that keeping tensors is for debugging
             self.interpreter = open_interpreter(content, default_threads(), keep_tensors=True)
-        self.feed = TFLiteModel(content, num_threads=1)
+        self.feed = TFLiteModel(content, num_threads=1, input_range=input_range)
         self.details = {detail["index"]: detail for detail in self.interpreter.get_tensor_details()}
         computed = {int(index) for op in self.interpreter._get_ops_details() for index in op["outputs"]}
         self.index = {self.details[index]["name"]: index for index in computed if index in self.details}
@@ -159,6 +150,4 @@ class _Run:
 
 
 def _statistics(float_content, given):
-    if isinstance(given, calibration.Statistics):
-        return given
-    return calibration.measure(float_content, given)
+    return given if isinstance(given, calibration.Statistics) else calibration.measure(float_content, given)

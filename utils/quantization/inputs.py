@@ -1,5 +1,6 @@
 """What comes in at the door: the model, the photos that calibrate it, and the range that it wants them in."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -20,90 +21,103 @@ def is_tflite(model):
 
 def reason(error):
     """An error of somebody else's code in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in re.sub(r"\x1b\[\d+m", "", str(error)).splitlines() if line.strip()]
     text = lines[-1] if lines and "in user code" in lines[0] else " ".join(lines)  # the end of a traceback
     return " ".join(text.split())[:160] or type(error).__name__
 
 
 def as_keras_model(model, photos=None):
-    """The Keras model that is given or lies in a file, as a float32 photo classifier of known shapes.
+    """The Keras model that is given or lies in a file, from photos of known shape to one row of numbers.
 
     A model that was never built, or a subclassed one, gets its input shape from the photos.
     """
     import keras
 
     if isinstance(model, str | os.PathLike):
-        path = pathlib.Path(model)
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no model {path}; check the path")
-        try:
-            model = keras.models.load_model(path, compile=False)
-        except Exception as error:
-            raise ValueError(f"{path} cannot be read as a Keras model ({reason(error)}); save it again") from error
+        model = _loaded(pathlib.Path(model))
     if not isinstance(model, keras.Model):
         raise TypeError(f"expected a Keras model, a .keras file or a .tflite, got {type(model).__name__}")
-    if not _inputs(model):
-        if photos is None or photos.ndim < 3:
-            raise ValueError(
-                f"{model.name!r} does not know its input shape; begin it with keras.Input((height, width, channels)), "
-                "or wrap it: image = keras.Input(…); keras.Model(image, model(image))"
-            )
-        image = keras.Input(photos.shape[1:] if photos.ndim == 4 else (*photos.shape[1:], 1))
+    shape = _input_shape(model)
+    if shape is None and (photos is None or photos.ndim < 3):
+        raise ValueError(
+            f"{model.name!r} does not know its input shape; begin it with keras.Input((height, width, channels)), "
+            "or wrap it: image = keras.Input(…); keras.Model(image, model(image))"
+        )
+    if shape is None or len(shape) == 3:  # never built, or grey without an axis for its one channel
+        grey = shape is not None or photos.ndim == 3
+        image = keras.Input((*(shape or photos.shape)[1:], 1) if grey else photos.shape[1:])
+        before = [] if shape is None else [keras.layers.Reshape(shape[1:])]
         try:
-            model = keras.Model(image, model(image), name=model.name)
+            if isinstance(model, keras.Sequential):
+                model = keras.Sequential([image, *before, *model.layers], name=model.name)
+            else:
+                with traceable(model):
+                    answer = model(before[0](image) if before else image)
+                model = keras.Model(image, answer, name=model.name)
         except Exception as error:
             raise ValueError(f"{model.name!r} cannot be called on {image.shape} ({reason(error)})") from error
-    outputs = model.outputs
-    shapes = [tuple(tensor.shape) for tensor in (*model.inputs, *outputs)]
+    shapes = [tuple(tensor.shape) for tensor in (*model.inputs, *model.outputs)]
     if not (len(shapes) == 2 and len(shapes[0]) == 4 and len(shapes[1]) == 2) or None in shapes[0][1:]:
         raise ValueError(
             "expected a photo classifier with one input (None, height, width, channels), all known, and one output "
             f"(None, classes), got {shapes} in {model.name!r}"
         )
-    return _traceable(model)
+    return model
 
 
-def _inputs(model):
+def _loaded(path):
+    import keras
+
+    if path.is_dir():
+        raise ValueError(f"expected a .keras file, got the folder {path}; save the model with model.save('….keras')")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no model {path}; check the path")
     try:
-        return model.inputs
-    except (AttributeError, ValueError):
+        return keras.models.load_model(path, compile=False)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a Keras model ({reason(error)}); save it again") from error
+
+
+def _input_shape(model):
+    """Of a model's one input, with the batch; () where there are several, None where nothing tells."""
+    try:
+        return tuple(model.inputs[0].shape) if len(model.inputs) == 1 else ()
+    except (AttributeError, ValueError, TypeError):
         return None
 
 
-_SCOPE = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")  # what TensorFlow takes for a name
-
-
-def _traceable(model):
-    """The model itself, or a twin in float32 (LiteRT has no 16-bit kernels) whose names TensorFlow takes."""
+@contextlib.contextmanager
+def traceable(model):
+    """Inside, layers compute in float32 (LiteRT has no 16-bit kernels) under names that TensorFlow takes for scopes."""
     import keras
 
-    names = [model.name, *(layer.name for layer in model.layers)]
-    in_float32 = all(layer.compute_dtype in ("float32", None) for layer in model.layers if layer.weights)
-    if in_float32 and all(map(_SCOPE.fullmatch, names)):
-        return model
-
-    def plain(name):
-        return name if _SCOPE.fullmatch(name) else "_".join(re.findall(r"[A-Za-z0-9_.]+", name)).lstrip("_") or "x"
-
-    def copy(layer):
-        config = {**layer.get_config(), "name": plain(layer.name)}
-        return type(layer).from_config(config if in_float32 else {**config, "dtype": "float32"})
-
-    twin = keras.models.clone_model(model, clone_function=copy)
-    twin.set_weights(model.get_weights())
-    return keras.Model(twin.inputs, twin.outputs, name=plain(model.name))
+    layers = [layer for layer in model._flatten_layers() if not isinstance(layer, keras.layers.InputLayer)]
+    before = [(layer, layer.name, layer.dtype_policy) for layer in layers]
+    try:
+        for layer in layers:
+            if not re.fullmatch(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*", layer.name):
+                layer.name = "_".join(re.findall(r"[A-Za-z0-9_.]+", layer.name)).lstrip("_") or "x"
+            if layer.compute_dtype in ("float16", "bfloat16", "float64"):
+                layer.dtype_policy = "float32"
+        yield
+    finally:
+        for layer, name, policy in before:
+            layer.name, layer.dtype_policy = name, policy
 
 
 def collect(photos):
     """Representative photos as one array, or None.
 
     Args:
-        photos: an array; a list; a `tf.data.Dataset` or generator of photos or batches, also with labels beside them;
-            or a function without arguments that makes one. Of a stream the first 1,000 photos are taken.
+        photos: an array; a list; a `tf.data.Dataset`, `keras.utils.PyDataset` or generator of photos or batches, also
+            with labels beside them; or a function without arguments that makes one. Of a stream the first 1,000 photos
+            are taken.
     """
     if photos is None or isinstance(photos, np.ndarray):
         return photos
     stream = photos() if callable(photos) else photos
+    if hasattr(stream, "__getitem__") and hasattr(stream, "__len__") and not hasattr(stream, "__iter__"):
+        stream = (stream[place] for place in range(len(stream)))
     if isinstance(stream, str | os.PathLike) or not hasattr(stream, "__iter__"):
         raise TypeError(f"expected representative photos as an array or a stream of them, got {type(stream).__name__}")
     found = []
@@ -128,12 +142,12 @@ def as_representative(photos, scheme, shape, input_range=PIXELS):
         )
     if photos.shape[1:] == shape[:2] and shape[2] == 1:
         photos = photos[..., None]
-    if photos.shape[1:] != shape:
+    if photos.shape[1:] != shape or photos.dtype.kind not in "iuf":
         kind = {1: "grey", 3: "RGB"}.get(shape[2], f"{shape[2]} channels")
-        expected = ", ".join(map(str, shape))
-        raise ValueError(f"representative photos must have shape (n, {expected}), {kind} in 0..255, got {photos.shape}")
+        expected, got = ", ".join(map(str, shape)), f"{photos.shape} of {photos.dtype}"
+        raise ValueError(f"representative photos must have shape (n, {expected}), {kind} in 0..255, got {got}")
     low, high = float(photos.min()), float(photos.max())
-    scaled = not np.issubdtype(photos.dtype, np.integer)
+    scaled = photos.dtype.kind == "f"
     if input_range != PIXELS and scaled and input_range[0] - 1e-3 <= low and high <= input_range[1] + 1e-3:
         return photos
     if not (low >= 0 and 2 < high <= 255):

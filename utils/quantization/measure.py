@@ -4,36 +4,29 @@ import functools
 import gzip
 import hashlib
 import pathlib
-import time
 import warnings
 
 import numpy as np
 import pandas as pd
 
 from utils import files, latency
-from utils.classify import PIXELS, TFLiteModel, description_path, open_interpreter, read_photo
+from utils.classify import PIXELS, TFLiteModel, checked_range, description_path, open_interpreter, read_photo
 
 from . import calibration
 from .convert import SCHEMES, convert, find_scheme, float_tflite, open_file
-from .inputs import as_keras_model, as_representative, collect
+from .inputs import as_representative, collect
 
 PREPROCESSING = "RGB 0..255; scaling is inside the model"
 
 
 def representative_photos(frame, count=100, input_size=224, seed=0):
-    """Calibration photos: of the training part only, as many of each class, classes taking turns.
-
-    Args:
-        frame: a `Dataset.frame` (columns path, label, split).
-        count: number of photos; at most as many as the training part holds.
-        input_size: side in pixels.
-        seed: which photos.
+    """Calibration photos from the training set of a `Dataset.frame`, classes taking turns.
 
     Returns:
         uint8 (count, input_size, input_size, 3), in an order whose beginnings are balanced too.
 
     Raises:
-        ValueError: no training photos, or fewer than `count`.
+        ValueError: fewer training photos than `count`.
     """
     train = frame[frame["split"] == "train"]
     if not 1 <= count <= len(train):
@@ -69,7 +62,7 @@ def save(path, data, labels=None, scheme=None, source=None, input_range=None, **
     path = pathlib.Path(path)
     if path.suffix != ".tflite":
         raise ValueError(f"path must end in .tflite, so that runtimes know the file, got {path}")
-    labels = list(labels) if labels is not None else None
+    labels = list(map(str, labels)) if labels is not None else None
     model = TFLiteModel(data, num_threads=1, labels=labels, input_range=input_range)
     height, width = model.input_size
     description = {
@@ -82,7 +75,7 @@ def save(path, data, labels=None, scheme=None, source=None, input_range=None, **
         "scheme": find_scheme(scheme).name if scheme is not None else None,
         "source": source,
         "sha256": hashlib.sha256(data).hexdigest(),
-        **facts,
+        **{name: value.item() if isinstance(value, np.generic) else value for name, value in facts.items()},
     }
     # The JSON first: its digest tells if the disk was full, or the process killed, before the new model came.
     files.write_json(description_path(path), description)
@@ -125,55 +118,6 @@ def gzip_bytes(data):
     return len(gzip.compress(data, 9, mtime=0))
 
 
-def compare_tools(model, representative, images, labels=None, schemes=None, num_threads=None, input_range=PIXELS):
-    """Both tools on every scheme that both can make, measured on the same photos.
-
-    Args:
-        model: keras.Model or path of a .keras file.
-        representative: calibration photos, (n, height, width, 3).
-        images: photos to compare on, (m, height, width, 3), not those of the calibration.
-        labels: (m,) class indices; None leaves the accuracy out.
-        schemes: keys of `SCHEMES`; None: all that both tools make.
-        num_threads: threads of the interpreter.
-        input_range: (low, high) that the model takes, as for :func:`convert`.
-
-    Returns:
-        DataFrame, a row a scheme and tool: "scheme", "tool", "serves" (this project uses it), "accuracy", "agreement"
-        (with the float model's first class), "mean_change" and "largest_change" (of a probability), "size_bytes",
-        "gzip_bytes", "time_ratio" (to float32, medians of interleaved runs of one photo), "conversion_s" (the
-        quantizer's begins at the float32 file).
-    """
-    both = schemes or [name for name, scheme in SCHEMES.items() if len(scheme.tools) > 1]
-    representative = collect(representative)
-    model = as_keras_model(model, representative)
-    start = time.perf_counter()
-    source = float_tflite(model)
-    built = {("float32", "converter"): (source, time.perf_counter() - start)}
-    for name in both:
-        for tool in find_scheme(name).tools:
-            start = time.perf_counter()
-            data = convert(
-                source if tool == "quantizer" else model, name, representative, tool=tool, input_range=input_range
-            )
-            built[name, tool] = (data, time.perf_counter() - start)
-    opened = {key: TFLiteModel(data, num_threads, input_range=input_range) for key, (data, _) in built.items()}
-    times = time_ratios(opened, images[:1], baseline=("float32", "converter"))
-    reference, rows = opened["float32", "converter"](images), []
-    for (name, tool), (data, seconds) in built.items():
-        probabilities = opened[name, tool](images) if name != "float32" else reference
-        rows.append({
-            "scheme": name,
-            "tool": tool,
-            "serves": tool == SCHEMES[name].tool,
-            **difference(probabilities, reference, labels),
-            "size_bytes": len(data),
-            "gzip_bytes": gzip_bytes(data),
-            "time_ratio": times[name, tool],
-            "conversion_s": round(seconds, 2),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
-
-
 def evaluate_schemes(models, images, labels=None, reference="float32", num_threads=None, input_range=None):
     """Every scheme's price list on the same photos.
 
@@ -193,15 +137,22 @@ def evaluate_schemes(models, images, labels=None, reference="float32", num_threa
         an operator could not be counted also "macs_note" ("at least …").
 
     Raises:
-        ValueError: no photos, labels of another length or out of range, or no model named as the reference.
+        ValueError: no photos, labels of another length or out of range, no model named as the reference, or files that
+            want their pixels in different ranges.
     """
     from utils.flops import count_tflite
 
     if reference not in models:
         raise ValueError(f"reference must be one of {', '.join(models)}, got {reference!r}")
-    rows, exact = {}, None
+    rows, exact, wanted = {}, None, None
     for name in sorted(models, key=lambda name: name != reference):  # the reference first, the others as they came
         model = TFLiteModel(models[name], num_threads, input_range=input_range)
+        wanted = wanted or model.input_range
+        if model.input_range != wanted:
+            raise ValueError(
+                f"expected files of one input range, got {reference} in {wanted} and {name} in {model.input_range}; "
+                f"pass input_range={model.input_range if wanted == PIXELS else wanted}"
+            )
         probabilities = model(images)
         exact = probabilities if exact is None else exact
         counted = count_tflite(model.content, unsupported="ignore")
@@ -232,8 +183,9 @@ def _judged(probabilities, labels, name):
     if labels is None or classes == 1:
         return dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "macro_f1"), np.nan)
     labels = _checked_labels(labels, probabilities)
-    if labels.max() >= classes:
-        raise ValueError(f"labels must be below the {classes} classes of {name}, got {labels.max()}")
+    if labels.min() < 0 or labels.max() >= classes:
+        got = f"{labels.min()}..{labels.max()}"
+        raise ValueError(f"labels must be in 0..{classes - 1}, the classes of {name}, got {got}")
     answers = probabilities.argmax(1)
     right = int(np.sum(answers == labels))
     low, high = wilson(right, len(labels))
@@ -245,8 +197,6 @@ def calibration_study(
     model, representative, images, labels=None, counts=(1, 3, 10, 30, 100), methods=None, input_range=PIXELS
 ):
     """int8 against the number of calibration photos, and against the rule that turns photos into ranges.
-
-    The float model runs over the representative photos once; every row is a conversion from those statistics.
 
     Args:
         model: as for :func:`convert`.
@@ -261,13 +211,10 @@ def calibration_study(
         DataFrame, a row a trial: "method", "photos", "agreement" (with the float model's first class), "mean_change",
         "largest_change" (of a probability), with labels also "accuracy", "accuracy_low", "accuracy_high" (Wilson).
     """
-    from utils.evaluation.intervals import wilson
-
-    photos, input_range = collect(representative), tuple(map(float, input_range))
+    photos, input_range = collect(representative), checked_range(input_range)
     source = float_tflite(model)
     reference = TFLiteModel(source, input_range=input_range)
     photos = as_representative(photos, SCHEMES["int8"], (*reference.input_size, reference.channels), input_range)
-    labels = None if labels is None else _checked_labels(labels, images)
     statistics, exact, rows = calibration.measure(source, photos, input_range), reference(images), []
     total = len(statistics)
     trials = [("min-max", count) for count in (*sorted({count for count in counts if count < total}), total)]
@@ -275,13 +222,9 @@ def calibration_study(
     for method, count in trials:
         data = convert(source, "int8", statistics=statistics.first(count), calibrate=method)
         probabilities = TFLiteModel(data, input_range=input_range)(images)
-        change = difference(probabilities, exact)
-        rows.append({"method": method, "photos": count} | {key: change[key] for key in list(change)[1:]})
-        if labels is not None:
-            right = int(np.sum(probabilities.argmax(1) == labels))
-            rows[-1] |= dict(zip(("accuracy_low", "accuracy_high"), wilson(right, len(labels)), strict=True))
-            rows[-1]["accuracy"] = right / len(labels)
-    return pd.DataFrame(rows)
+        judged = _judged(probabilities, labels, "the model") if labels is not None else {}
+        rows.append({"method": method, "photos": count, **difference(probabilities, exact), **judged})
+    return pd.DataFrame(rows).drop(columns="accuracy" if labels is None else "macro_f1")
 
 
 def difference(probabilities, reference, labels=None):
@@ -313,9 +256,8 @@ def memory(content):
     """Memory that a .tflite needs beside its own bytes, at batch 1.
 
     arena_bytes: what LiteRT's planner reserves for all activations together, read from the addresses that it gave out
-    for the built-in kernels, so that tensors which never live at the same time share memory. (XNNPACK plans its own
-    workspace, of the same order, which the Python interface does not show.) unpacked_bytes: float32 copies of the
-    weights of float16 and weight-only files.
+    for the built-in kernels (XNNPACK's own workspace, of the same order, does not show). unpacked_bytes: float32
+    copies of the weights of float16 and weight-only files.
     """
     interpreter = open_interpreter(content, 1, "builtin")
     ops = interpreter._get_ops_details()

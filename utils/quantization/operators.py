@@ -1,8 +1,7 @@
 """Time by operator of a .tflite file, beside its multiply-accumulates: which layers are slow for their arithmetic.
 
-ai-edge-litert's Python interpreter has no profiler to switch on. So the file is cut: every operator becomes a file of
-its own, with its own weights and the same delegate, fed with what a run of the whole file gives it, and all of them are
-timed in interleaved rounds.
+The file is cut: every operator becomes a file of its own, with its weights and the same delegate, fed with what a run
+of the whole file gives it, and all of them are timed in interleaved rounds.
 """
 
 import copy
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from utils import latency
-from utils.classify import open_interpreter, try_apart
+from utils.classify import checked_threads, open_interpreter, try_apart
 from utils.environment import quiet
 
 from .convert import layer_name, open_file
@@ -84,8 +83,7 @@ def per_operator_times(content, threads=1, kernels="xnnpack", rounds=10, calls=5
     """
     from utils import flops
 
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"threads must be a positive integer, got {threads!r}")
+    checked_threads(threads)
     try_apart([(content, None)], ["the file"], kernels)
     pieces = Pieces(content, seed)
     cut = {place: pieces.cut(place) for place in pieces.places}
@@ -119,11 +117,7 @@ class _Runner:
 
 
 class Pieces:
-    """A .tflite file, to be cut into one file for each operator that works on photos.
-
-    Attributes:
-        file: the reader; places: of these operators; computed: tensor -> array, of a run of the whole on noise.
-    """
+    """A .tflite file, to be cut into one file for each operator that works on photos."""
 
     def __init__(self, content, seed=0):
         with quiet():  # the interpreter warns that keeping tensors is for debugging
@@ -141,12 +135,7 @@ class Pieces:
         self.places = [
             place for place, op in enumerate(self.file.operators) if not all(self._is_constant(at) for at in op.outputs)
         ]
-        rng = np.random.default_rng(seed)
-        for detail in interpreter.get_input_details():
-            dtype = np.dtype(detail["dtype"])
-            noise = rng.uniform(0, 1 if dtype.kind == "f" else 100, detail["shape"])
-            interpreter.set_tensor(detail["index"], noise.astype(dtype))
-        interpreter.invoke()
+        _feed_noise(interpreter, np.random.default_rng(seed))
         read = {at for op in self.file.operators for at in (*op.inputs, *op.outputs) if at is not None}
         self.computed = {at: interpreter.get_tensor(at) for at in read if not self._is_constant(at)}
 
@@ -221,6 +210,19 @@ class Pieces:
             "name": output.name if converts else layer_name(output.name, operator.type),
             "output_shape": "x".join(map(str, self.computed[operator.outputs[0]].shape)),
         }
+
+
+def _feed_noise(interpreter, rng):
+    for top in (100, 1):  # where 100 is no index of a table, 0 is
+        for detail in interpreter.get_input_details():
+            dtype = np.dtype(detail["dtype"])
+            noise = rng.uniform(0, 1 if dtype.kind == "f" else top, detail["shape"])
+            interpreter.set_tensor(detail["index"], noise.astype(dtype))
+        try:
+            return interpreter.invoke()
+        except RuntimeError as error:
+            failed = error
+    raise ValueError(f"the file cannot run on noise ({' '.join(str(failed).split())[:120]})") from failed
 
 
 def _list(values):

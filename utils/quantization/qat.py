@@ -1,10 +1,9 @@
 """Quantization-aware training in Keras 3: fine-tune a network that already feels its 8-bit rounding.
 
-Three steps. :func:`fold` merges batch normalization into the convolutions, because that is what the int8 file holds.
-:func:`prepare` rounds kernels (per output channel, symmetric) and activations (per tensor, with calibrated ranges) to
-256 levels in the forward pass, while gradients pass straight through the rounding (and stop where a value was
-clipped). After `fit`, :func:`finish` gives back a plain Keras model with the trained weights, which goes through
-`quantization.convert(..., "int8", ...)` like any other.
+:func:`train` does it in one call. Its steps: :func:`fold` merges batch normalization into the convolutions, as the int8
+file does. :func:`prepare` rounds kernels (per output channel, symmetric) and activations (per tensor, with calibrated
+ranges) to 256 levels in the forward pass, while gradients pass straight through the rounding (and stop where a value
+was clipped). After `fit`, :func:`finish` returns a plain Keras model for `quantization.convert`.
 
 Source: Jacob et al. 2018, arXiv:1712.05877; straight-through gradients: Bengio et al. 2013, arXiv:1308.3432.
 """
@@ -14,6 +13,8 @@ import functools
 import keras
 import numpy as np
 from keras import ops
+
+from utils.models import set_weights
 
 from .inputs import as_keras_model, collect
 
@@ -72,11 +73,9 @@ class RoundedDepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """A depthwise convolution whose kernel is rounded in the forward pass."""
 
     def call(self, inputs):
-        kernel = round_kernel(self.kernel, (0, 1))
-        outputs = ops.depthwise_conv(
-            inputs, kernel, self.strides, self.padding, dilation_rate=self.dilation_rate, data_format=self.data_format
-        )
-        return _finished(self, outputs)
+        kernel, options = round_kernel(self.kernel, (0, 1)), (self.strides, self.padding, self.data_format)
+        outputs = ops.depthwise_conv(inputs, kernel, *options, self.dilation_rate)
+        return self.activation(outputs + self.bias if self.use_bias else outputs)
 
 
 @keras.saving.register_keras_serializable("clothing")
@@ -85,12 +84,7 @@ class RoundedDense(keras.layers.Dense):
 
     def call(self, inputs):
         outputs = ops.matmul(inputs, round_kernel(self.kernel, (0,)))
-        return _finished(self, outputs)
-
-
-def _finished(layer, outputs):
-    outputs = outputs + layer.bias if layer.use_bias else outputs
-    return outputs if layer.activation is None else layer.activation(outputs)
+        return self.activation(outputs + self.bias if self.use_bias else outputs)
 
 
 _ROUNDED = {
@@ -102,15 +96,9 @@ _PLAIN = {rounded: plain for plain, rounded in _ROUNDED.items()}
 
 
 def fold(model):
-    """Merge each batch normalization into the convolution before it.
+    """Merge each batch normalization into the convolution before it, in a new model of the same outputs.
 
     w' = w * gamma / sqrt(var + eps), b' = beta + (b - mean) * gamma / sqrt(var + eps). Other layers stay.
-
-    Args:
-        model: a functional or Sequential keras.Model.
-
-    Returns:
-        keras.Model, a new one with the same layer names and the same outputs in inference mode.
 
     Raises:
         ValueError: a model of another kind or inside the model, or a batch normalization that does not directly follow
@@ -119,12 +107,15 @@ def fold(model):
     model = _functional(model)
     partners = _partners(model)
     norms = set(partners.values())
-    folded = _rebuild(model, lambda layer: _copy(layer, **{"use_bias": True} if layer.name in partners else {}), norms)
-    for layer in model.layers:
-        if layer.name in partners:
-            folded.get_layer(layer.name).set_weights(_folded_weights(layer, model.get_layer(partners[layer.name])))
-        elif layer.weights and layer.name not in norms:
-            folded.get_layer(layer.name).set_weights(layer.get_weights())
+
+    def copy(layer):
+        changes = {"dtype": "float32"} if isinstance(layer, keras.layers.Layer) else {}  # not an operation
+        changes |= {"use_bias": True} if layer.name in partners else {}
+        return type(layer).from_config({**layer.get_config(), **changes})
+
+    folded = _with_weights_of(model, _rebuild(model, copy, norms), skip=norms | set(partners))
+    for name, norm in partners.items():
+        folded.get_layer(name).set_weights(_folded_weights(model.get_layer(name), model.get_layer(norm)))
     return folded
 
 
@@ -158,24 +149,16 @@ def prepare(model, representative, batch_size=16):
 
 
 def finish(prepared):
-    """The trained model of :func:`prepare` without its rounding: plain layers, ready for `quantization.convert`."""
+    """The trained model of :func:`prepare` as plain layers without rounding, ready for `quantization.convert`."""
     roundings = {layer.name for layer in prepared.layers if isinstance(layer, RoundedActivation)}
     plain = _rebuild(prepared, functools.partial(_changed, _PLAIN), skip=roundings)
     return _with_weights_of(prepared, plain)
 
 
 def train(
-    model,
-    representative,
-    images,
-    targets=None,
-    epochs=3,
-    learning_rate=1e-5,
-    batch_size=16,
-    seed=0,
-    verbose=0,
+    model, representative, images, targets=None, epochs=3, learning_rate=1e-5, batch_size=16, seed=0, verbose=0,
     loss=None,
-):
+):  # fmt: skip
     """Quantization-aware fine-tuning in one call.
 
     Args:
@@ -192,14 +175,17 @@ def train(
         (keras.Model from :func:`finish`, DataFrame of the loss an epoch).
 
     Raises:
-        ValueError: as :func:`prepare`; targets of another length; a head that ends in no probabilities, without `loss`.
+        ValueError: as :func:`prepare`; targets that fit neither photos nor loss; a head that does not end in
+            probabilities, without a `loss` that fits it.
     """
     import pandas as pd
 
-    if targets is not None and len(targets) != len(images):
-        raise ValueError(f"targets must hold one row for each of {len(images)} photos, got {len(targets)}")
+    images = np.asarray(images)
+    if images.ndim < 3 or len(images) == 0:
+        raise ValueError(f"images must be an array of at least one photo, got {images.shape}; pass training photos")
     representative = collect(representative)
     model = _functional(as_keras_model(model, representative))
+    targets = _targets(targets, len(images), model.output_shape[-1])
     loss = _loss(model, targets, loss)
     keras.utils.set_random_seed(seed)
     prepared = prepare(model, representative, batch_size)
@@ -229,24 +215,60 @@ def _functional(model):
     return model
 
 
+def _targets(targets, photos, classes):
+    """Targets as (n, classes), or (n,) class indices."""
+    if targets is None:
+        return None
+    targets = np.asarray(targets)
+    if targets.ndim == 2 and targets.shape[1] == 1 < classes:
+        targets = targets[:, 0]
+    if targets.shape not in ((photos,), (photos, classes)):
+        raise ValueError(
+            f"targets must hold one row for each of {photos} photos, ({photos}, {classes}) or class indices "
+            f"({photos},), got {targets.shape}"
+        )
+    if targets.ndim == 1 < classes and (targets.min() < 0 or targets.max() >= classes):
+        raise ValueError(f"class indices must be in 0..{classes - 1}, got {targets.min()}..{targets.max()}")
+    return targets
+
+
+_OF_PROBABILITIES = ("crossentropy", "kl", "kullback", "poisson")
+
+
 def _loss(model, targets, loss):
     """The loss that fits the head; cross-entropy of what is no probability trains nothing, or the wrong thing."""
-    head = model.layers[-1]
-    activation = "softmax" if isinstance(head, keras.layers.Softmax) else getattr(head, "activation", None)
-    activation = activation if isinstance(activation, str) else keras.activations.serialize(activation)
-    indices = targets is not None and np.ndim(targets) == 1 and model.output_shape[-1] > 1
-    fitting = {"softmax": "sparse_categorical_crossentropy" if indices else "categorical_crossentropy",
-               "sigmoid": "binary_crossentropy"}  # fmt: skip
-    if activation == "softmax" and model.output_shape[-1] == 1:
+    head, classes = _head(model), model.output_shape[-1]
+    if head == "softmax" and classes == 1:
         raise ValueError(f"{model.name!r} ends in a softmax of one output, which is always 1; use a sigmoid")
-    named = loss if isinstance(loss, str) else getattr(loss, "__name__", getattr(loss, "name", ""))
-    of_logits = targets is not None and hasattr(loss, "get_config") and loss.get_config().get("from_logits")
-    if activation not in fitting and (loss is None or ("crossentropy" in named and not of_logits)):
+    indices = targets is not None and targets.ndim == 1 < classes
+    fitting = {"softmax": f"{'sparse_' * indices}categorical_crossentropy", "sigmoid": "binary_crossentropy"}
+    of_logits = hasattr(loss, "get_config") and loss.get_config().get("from_logits")
+    loss = keras.losses.get(loss) if isinstance(loss, str) else loss
+    named = getattr(loss, "__name__", getattr(loss, "name", ""))
+    wants_probabilities = loss is None or (not of_logits and any(part in named for part in _OF_PROBABILITIES))
+    if head not in fitting and (wants_probabilities or (of_logits and targets is None)):
         raise ValueError(
-            f"{model.name!r} ends in {activation!r}, not in probabilities, got loss={loss!r}; pass loss="
+            f"{model.name!r} ends in {head!r}, not in probabilities, got loss={named or None!r}; pass loss="
             "'mean_squared_error', or targets and keras.losses.CategoricalCrossentropy(from_logits=True) for logits"
         )
-    return loss if loss is not None else fitting[activation]
+    if head in fitting and of_logits:
+        raise ValueError(f"{model.name!r} ends in {head!r}, got a loss of logits; pass loss= without from_logits")
+    loss, named = (fitting[head],) * 2 if loss is None else (loss, named)
+    keras_own = isinstance(loss, str) or "keras" in f"{type(loss).__module__} {loss.__module__}"
+    if keras_own and ("sparse" in named) != indices:
+        wanted = "class indices (n,)" if "sparse" in named else f"targets of shape (n, {classes})"
+        raise ValueError(f"loss {named!r} needs {wanted} here; pass them, or another loss")
+    return loss
+
+
+def _head(model):
+    """The name of the activation that makes the output, behind layers that pass it on."""
+    operation = model.outputs[0]._keras_history.operation
+    passing = keras.layers.Identity, keras.layers.Reshape, keras.layers.Flatten, keras.layers.Dropout
+    while isinstance(operation, passing):
+        operation = operation._inbound_nodes[0].input_tensors[0]._keras_history.operation
+    activation = getattr(operation, "activation", None)
+    return type(operation).__name__.lower() if activation is None else getattr(activation, "__name__", str(activation))
 
 
 def _rebuild(model, copy, skip=(), after=lambda layer, output: output):
@@ -260,18 +282,14 @@ def _rebuild(model, copy, skip=(), after=lambda layer, output: output):
     )
 
 
-def _copy(layer, **changes):
-    return type(layer).from_config({**layer.get_config(), **changes})
-
-
 def _changed(kinds, layer):
     return kinds.get(type(layer), type(layer)).from_config(layer.get_config())
 
 
-def _with_weights_of(source, model):
+def _with_weights_of(source, model, skip=()):
     for layer in source.layers:
-        if layer.weights:
-            model.get_layer(layer.name).set_weights(layer.get_weights())
+        if layer.weights and layer.name not in skip:
+            set_weights(model.get_layer(layer.name), layer.get_weights())
     return model
 
 
@@ -313,27 +331,19 @@ def _folded_weights(layer, norm):
 
 def _observed(model, photos, batch_size):
     """Layer name -> (low, high) over the photos, for the activations that the int8 file stores."""
-    chosen = [layer for layer in model.layers if _is_stored(layer)]
-    watch = keras.Model(model.input, [layer.output for layer in chosen])
-    ranges = {layer.name: [np.inf, -np.inf] for layer in chosen}
-    for start in range(0, len(photos), batch_size):
-        outputs = watch(np.asarray(photos[start : start + batch_size], np.float32), training=False)
-        outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
-        for layer, output in zip(chosen, outputs, strict=True):
-            values = np.asarray(output)
-            seen = ranges[layer.name]
-            seen[0], seen[1] = min(seen[0], float(values.min())), max(seen[1], float(values.max()))
-    return ranges
+    stored = {layer.name: layer.output for layer in model.layers if _is_stored(layer)}
+    extremes = [(ops.min(output), ops.max(output)) for output in stored.values()]
+    watch, parts = keras.Model(model.input, extremes), range(0, len(photos), batch_size)
+    seen = [watch(np.asarray(photos[at : at + batch_size], np.float32), training=False) for at in parts]
+    seen = np.array([[[float(low), float(high)] for low, high in part] for part in seen])  # (parts, layers, 2)
+    lows, highs = seen[..., 0].min(0), seen[..., 1].max(0)
+    return dict(zip(stored, zip(lows.tolist(), highs.tolist(), strict=True), strict=True))
 
 
 def _is_stored(layer):
     """A fused activation comes before anything is stored, so a convolution before a ReLU is not rounded itself."""
     if isinstance(layer, keras.layers.Activation) and keras.activations.serialize(layer.activation) == "softmax":
         return False
-    if isinstance(layer, ROUNDED_AFTER):
-        return True
-    if isinstance(layer, FOLDABLE):
-        return not any(
-            isinstance(consumer, keras.layers.ReLU | keras.layers.Activation) for consumer in _consumers(layer)
-        )
-    return False
+    fused = keras.layers.ReLU | keras.layers.Activation
+    before_one = any(isinstance(consumer, fused) for consumer in _consumers(layer))
+    return isinstance(layer, ROUNDED_AFTER) or (isinstance(layer, FOLDABLE) and not before_one)

@@ -1,9 +1,7 @@
 """The same network on every runtime, as callables for `latency.measure`.
 
-"A model's latency" depends less on the model than on how it is called: Keras' `predict`, an eager call, a traced
-function, LiteRT with its fast kernels, without them, with the slow reference kernels, with a new interpreter for each
-photo, onnxruntime. :func:`price_list` times all of them in a process of its own, because TensorFlow fixes its number of
-threads once, before the first operation.
+"A model's latency" depends less on the model than on how it is called. :func:`price_list` times Keras' three ways,
+LiteRT's kernels and onnxruntime in a process of its own.
 """
 
 import concurrent.futures
@@ -16,7 +14,7 @@ import tempfile
 import numpy as np
 
 from utils import latency
-from utils.classify import TFLiteModel, open_interpreter
+from utils.classify import TFLiteModel, checked_threads, open_interpreter
 from utils.environment import quiet
 
 BASELINE = "LiteRT float32"
@@ -26,13 +24,10 @@ ONNX_PACKAGES = ("onnxruntime", "tf2onnx", "onnx")
 INSTALL_ONNX = "not installed; pip install onnxruntime tf2onnx onnx"
 
 
-def price_list(
-    model, files, images, threads=1, more_threads=(2,), detailed=("float32", "int8"), alone=True, **settings
-):
+def price_list(model, files, images, threads=1, more_threads=(2,), detailed=("float32", "int8"), **settings):
     """Time every way to run one network, at an equal and stated number of threads.
 
-    TensorFlow's thread count can be set only before its first operation, so the timing happens in a fresh process that
-    sets it; the model goes there as a file.
+    TensorFlow's thread count can be set only before its first operation, so the timing happens in a fresh process.
 
     Args:
         model: the Keras 3 model, a path of a .keras file, or None for LiteRT alone.
@@ -40,7 +35,6 @@ def price_list(
         images: (n, height, width, 3) in 0..255; every call handles all of them.
         threads: of Keras, onnxruntime and LiteRT alike.
         more_threads, detailed: see :func:`litert_candidates`.
-        alone: False times in this process (TensorFlow's threads are then whatever they are).
         settings: for `latency.measure`: rounds, warmup, budget_s, calls, baseline, machine ...
 
     Returns:
@@ -51,13 +45,10 @@ def price_list(
         RuntimeError: a row fails, or a float32 row gives other probabilities than the rest.
     """
     for count in (threads, *more_threads):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"threads must be a positive integer, got {count!r}")
+        checked_threads(count)
     if model is None and not files:
         raise ValueError("expected a Keras model, or {scheme: bytes of a .tflite file}, got neither")
     images = np.asarray(images)
-    if not alone:
-        return _price_list(model, files, images, threads, more_threads, detailed, settings)
     with tempfile.TemporaryDirectory() as folder:
         path = model
         if model is not None and not isinstance(model, str | pathlib.Path):
@@ -79,13 +70,9 @@ def _alone(path, files, images, threads, more_threads, detailed, settings):
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
         model = keras.saving.load_model(path, compile=False)
-    return _price_list(model, files, images, threads, more_threads, detailed, settings, keras_threads=threads)
-
-
-def _price_list(model, files, images, threads, more_threads, detailed, settings, keras_threads="TensorFlow's default"):
     rows = litert_candidates(files, images, threads, more_threads, detailed)
     if model is not None:
-        rows |= keras_candidates(model, images, keras_threads)
+        rows |= keras_candidates(model, images, threads)
         rows[ONNX] = onnx_candidate(model, images, threads)
     agreement(rows, tolerance=1e-2)
     settings.setdefault("baseline", BASELINE if BASELINE in rows else None)
@@ -112,7 +99,7 @@ def keras_candidates(model, images, threads):
 def litert_candidates(files, images, threads=1, more_threads=(2,), detailed=("float32", "int8")):
     """LiteRT in every scheme, and for the detailed ones also without its fast kernels and called as one should not.
 
-    Rows: "LiteRT SCHEME" is the interpreter called bare, with XNNPACK. For the detailed schemes also "…, N threads",
+    "LiteRT SCHEME" is the interpreter called bare, with XNNPACK. Detailed schemes have also "…, N threads",
     "…, no XNNPACK" (LiteRT's own optimized kernels), "…, reference kernels" (plain loops), "…, new interpreter each
     photo", "…, TFLiteModel" (this project's wrapper), and for several photos "…, one batch".
 
@@ -171,10 +158,7 @@ def onnx_candidate(model, images, threads=1):
 
 
 def onnx_bytes(model):
-    """A Keras 3 model as the bytes of an ONNX file, any batch size (needs tf2onnx).
-
-    Keras' own ``export(format="onnx")`` goes through tf2onnx as well, but refuses a model that was never called.
-    """
+    """A Keras 3 model as the bytes of an ONNX file, any batch size (needs tf2onnx)."""
     import tensorflow as tf
     import tf2onnx
 
@@ -209,11 +193,7 @@ def _without_normalization(model):
 
 
 def agreement(rows, tolerance):
-    """Largest difference of each row's probabilities to the baseline's: do all of them run the same network?
-
-    Raises:
-        RuntimeError: a float32 row differs by more than `tolerance`.
-    """
+    """Largest difference of each row's answers to the baseline's; RuntimeError where a float32 row's is too large."""
     running = {name: np.asarray(row()) for name, row in rows.items() if not isinstance(row, str)}
     reference = running.get(BASELINE, next(iter(running.values())))
     gaps = {name: float(np.abs(output - reference).max()) for name, output in running.items()}
@@ -234,39 +214,29 @@ class _Loop:
     def __init__(self, content, photos, to_float, threads, kernels="xnnpack"):
         self.photos, self.to_float, self.threads = photos, to_float, threads
         self.interpreter = open_interpreter(content, threads, kernels)
-        self.source, self.target = _ends(self.interpreter)
+        self.source = self.interpreter.get_input_details()[0]["index"]
+        self.target = self.interpreter.get_output_details()[0]["index"]
 
     def __call__(self):
         outputs = []
         for photo in self.photos:
             self.interpreter.set_tensor(self.source, photo)
             self.interpreter.invoke()
-            outputs.append(self.interpreter.get_tensor(self.target)[0])
-        return self.to_float(np.stack(outputs))
+            outputs.append(self.interpreter.get_tensor(self.target))
+        return self.to_float(np.concatenate(outputs))
 
 
 def _fresh(content, photos, to_float, threads):
     return np.concatenate([_Loop(content, [photo], to_float, threads)() for photo in photos])
 
 
-def _ends(interpreter):
-    return interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
-
-
 def _batched(content, batch, to_float, threads):
-    interpreter = open_interpreter(content, threads)
-    source, target = _ends(interpreter)
-
-    def run():
-        interpreter.set_tensor(source, batch)
-        interpreter.invoke()
-        return to_float(interpreter.get_tensor(target))
-
+    run = _Loop(content, [batch], to_float, threads)
     try:
-        interpreter.resize_tensor_input(source, batch.shape)
-        interpreter.allocate_tensors()
+        run.interpreter.resize_tensor_input(run.source, batch.shape)
+        run.interpreter.allocate_tensors()
         if len(run()) != len(batch):
             return "the file is fixed to one photo a call"
     except (ValueError, RuntimeError) as error:
         return f"the file cannot be resized to a batch: {' '.join(str(error).split())[:120]}"
-    return _with_threads(run, threads)
+    return run
