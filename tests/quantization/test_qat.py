@@ -179,9 +179,16 @@ def test_models_that_cannot_be_folded_are_refused_by_name():
     outer = keras.Model(image, keras.layers.Dense(2, activation="softmax")(tiny(None)(image)))
     with pytest.raises(ValueError, match=r"got the model 'functional.*' inside"):
         qat.prepare(outer, PHOTOS)
-    x = keras.layers.BatchNormalization(name="lone")(image)
-    with pytest.raises(ValueError, match="'lone' does not directly follow"):
-        qat.fold(keras.Model(image, keras.layers.GlobalAveragePooling2D()(x)))
+    other = keras.layers.Conv2D(3, 1)(image)
+    for join in (
+        lambda norm, x: norm(image),
+        lambda norm, x: norm(x) + keras.ops.relu(x),  # these two were merged wrongly, in silence
+        lambda norm, x: norm(x) + norm(other),
+    ):
+        x = keras.layers.Conv2D(3, 3, padding="same")(image)
+        answer = keras.layers.GlobalAveragePooling2D()(join(keras.layers.BatchNormalization(name="lone"), x))
+        with pytest.raises(ValueError, match="'lone' does not directly follow"):
+            qat.fold(keras.Model(image, answer))
     with pytest.raises(ValueError, match="expected a functional model"):
         qat.fold(keras.Sequential([keras.layers.Dense(2)]))
     with pytest.raises(ValueError, match="representative photos"):

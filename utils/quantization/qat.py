@@ -294,21 +294,20 @@ def _with_weights_of(source, model, skip=()):
 
 
 def _consumers(layer):
-    return [node.operation for node in layer._outbound_nodes]
+    return {id(node.operation): node.operation for node in layer._outbound_nodes}
 
 
 def _partners(model):
     """Convolution name -> name of the batch normalization that is its only consumer."""
-    found = {}
-    members = {id(layer) for layer in model.layers}
+    found, members = {}, {id(operation) for operation in model.operations}
     for layer in model.layers:
         if not isinstance(layer, keras.layers.BatchNormalization):
             continue
-        (source,) = {id(t._keras_history.operation): t._keras_history.operation
-                     for t in layer._inbound_nodes[0].input_tensors}.values()  # fmt: skip
-        alone = [consumer for consumer in _consumers(source) if id(consumer) in members] == [layer]
+        before = [tensor._keras_history.operation for node in layer._inbound_nodes for tensor in node.input_tensors]
+        sources = {id(operation): operation for operation in before if id(operation) in members}
+        source = next(iter(sources.values())) if len(sources) == 1 else None
         linear = isinstance(source, FOLDABLE) and keras.activations.serialize(source.activation) == "linear"
-        if not (alone and linear):
+        if not linear or _consumers(source).keys() & members != {id(layer)}:
             raise ValueError(
                 f"batch normalization {layer.name!r} does not directly follow a convolution of its own; "
                 "quantization-aware training cannot merge it"
@@ -345,5 +344,5 @@ def _is_stored(layer):
     if isinstance(layer, keras.layers.Activation) and keras.activations.serialize(layer.activation) == "softmax":
         return False
     fused = keras.layers.ReLU | keras.layers.Activation
-    before_one = any(isinstance(consumer, fused) for consumer in _consumers(layer))
+    before_one = any(isinstance(consumer, fused) for consumer in _consumers(layer).values())
     return isinstance(layer, ROUNDED_AFTER) or (isinstance(layer, FOLDABLE) and not before_one)
