@@ -157,7 +157,7 @@ class _Graph:
                     reshapes.append(call)
                 elif _keeps_channels(call):
                     pass
-                elif call.type == "Multiply":
+                elif call.type == "Multiply" and len(call.inputs) > 1:  # not by a constant for each channel
                     found = [self._behind(other, group, start) for other in call.inputs if other not in group]
                     if None in found:
                         return None
