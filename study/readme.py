@@ -18,7 +18,7 @@ from utils import files
 PAGES = tuple(
     files.PROJECT / name
     for name in ("README.md", "docs/results.md", "docs/studies.md", "docs/method.md", "docs/engineering.md",
-                 "docs/running.md", "models/README.md")
+                 "docs/running.md", "docs/instruments.md", "models/README.md")
 )  # fmt: skip
 MARKER = re.compile(r"<!-- (/?)table:([\w-]+) -->")
 # What tells recipes apart in the table of trials; some of these options are gone from RunConfig.

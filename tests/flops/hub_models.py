@@ -1,4 +1,14 @@
-"""Small models of keras-hub with random weights: each built in seconds."""
+"""Small models of keras-hub with random weights: each built in seconds.
+
+python tests/flops/hub_models.py      # count them all, on both backends -> results/hub.json; about five minutes
+"""
+
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import keras_hub
 from keras_hub.src.models.vae.vae_backbone import VAEBackbone
@@ -135,3 +145,44 @@ def input_shapes(model):
         return tuple(size or (20 if tensor.name == "encoder_features" else TOKENS) for size in shape)
 
     return {tensor.name: filled(tensor) for tensor in model.inputs}
+
+
+def on_jax(kind, names):
+    """{name: {"oracle", "count", "unsupported"}} from one process on the JAX backend."""
+    done = subprocess.run(
+        [sys.executable, str(pathlib.Path(__file__).with_name("jaxpr_oracle.py")), kind, *names],
+        capture_output=True, text=True, check=False, env={**os.environ, "KERAS_BACKEND": "jax"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@functools.cache
+def hub_on_jax():
+    return on_jax("hub", MODELS)
+
+
+def line(name):
+    """What the record holds of a model: its MACs by the way in which they were counted, and layers looked into."""
+    from utils import flops
+
+    model = MODELS[name]()
+    report = flops.count(model, input_shapes(model), unsupported="raise")
+    assert report.total_params == model.count_params()
+    macs = {way: sum(row.macs for row in report.rows if row.way == way) for way in ("rule", "graph")}
+    inside = sum(row.way in ("inside", "graph") for row in report.rows)
+    return {"model": name, "macs": report.total_macs, **macs, "opened": inside}
+
+
+def record():
+    """Write results/hub.json; returns its path."""
+    from study import records
+
+    lines = [line(name) | {"oracle": hub_on_jax()[name]["oracle"]} for name in MODELS]
+    metrics = {"keras_hub": keras_hub.__version__, "models": lines}
+    return records.write("hub", {"tokens": TOKENS}, metrics, "none", records.RESULTS)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+    print(record())

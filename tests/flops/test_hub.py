@@ -1,12 +1,5 @@
 """Models of keras-hub, counted here on TensorFlow and on JAX, against the jaxpr that JAX makes of them."""
 
-import functools
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import keras
 import pytest
 import test_flops
@@ -14,37 +7,32 @@ from conftest import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
+from study import records
 from utils import flops
 
-hub = pytest.importorskip("keras_hub", reason="needs keras-hub: pip install -r tests/requirements.txt")
+pytest.importorskip("keras_hub", reason="needs keras-hub: pip install -r tests/requirements.txt")
 pytest.importorskip("jax", reason="needs JAX: pip install -r tests/requirements.txt")
-import hub_models  # noqa: E402
+import hub_models
 
-ORACLE = pathlib.Path(__file__).parent / "jaxpr_oracle.py"
-
-
-def on_jax(kind, names):
-    """{name: {"oracle", "count", "unsupported"}} from one process on the JAX backend."""
-    done = subprocess.run(
-        [sys.executable, str(ORACLE), kind, *names],
-        capture_output=True, text=True, check=False, env={**os.environ, "KERAS_BACKEND": "jax"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+LINES = {line["model"]: line for line in records.read("hub")["metrics"]["models"]}
 
 
-@functools.cache
-def hub_on_jax():
-    return on_jax("hub", hub_models.MODELS)
+@pytest.mark.parametrize("name", ["BERT", "ResNet", "Swin", "T5"])
+def test_the_record_holds_what_is_counted_today(name):
+    counted = hub_models.line(name)
+    assert {key: LINES[name][key] for key in counted} == counted, "run python tests/flops/hub_models.py"
+
+
+def test_the_record_holds_every_model_and_the_oracle_agrees():
+    assert list(LINES) == list(hub_models.MODELS)
+    assert all(line["macs"] == line["oracle"] == line["rule"] + line["graph"] for line in LINES.values())
 
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", hub_models.MODELS)
 def test_models_of_keras_hub_against_the_jaxpr(name):
-    model = hub_models.MODELS[name]()
-    report = flops.count(model, hub_models.input_shapes(model), unsupported="raise")
-    assert hub_on_jax()[name] == {"oracle": report.total_macs, "count": report.total_macs, "unsupported": []}
-    assert report.total_params == model.count_params()
+    macs = hub_models.line(name)["macs"]
+    assert hub_models.hub_on_jax()[name] == {"oracle": macs, "count": macs, "unsupported": []}
 
 
 @pytest.mark.oracle
@@ -60,5 +48,5 @@ def test_random_networks_against_the_jaxpr(tmp_path):
         macs[path] = flops.count(model).total_macs
 
     save()
-    assert {path: answer["oracle"] for path, answer in on_jax("saved", macs).items()} == macs
+    assert {path: answer["oracle"] for path, answer in hub_models.on_jax("saved", macs).items()} == macs
     keras.utils.clear_session()
