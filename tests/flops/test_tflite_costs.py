@@ -158,6 +158,41 @@ def test_a_side_that_stays_open_is_named_and_never_one():
     assert "is open or depends on the data" in report.unsupported[0].reason
 
 
+def test_a_signature_in_another_graph_is_named():
+    import tensorflow as tf
+
+    class Two(tf.Module):
+        def __init__(self):
+            self.w = tf.Variable(tf.ones((6, 5)))
+
+        @tf.function(input_signature=[tf.TensorSpec((1, 6))])
+        def encode(self, x):
+            return {"y": x @ self.w}
+
+        @tf.function(input_signature=[tf.TensorSpec((2, 5))])
+        def decode(self, y):
+            return {"x": y @ tf.transpose(self.w)}
+
+    module = Two()
+    concrete = [module.encode.get_concrete_function(), module.decode.get_concrete_function()]
+    data = tf.lite.TFLiteConverter.from_concrete_functions(concrete, module).convert()
+    report = flops.count_tflite(data, unsupported="ignore")
+    assert report.total_macs in (30, 60) and [one.type for one in report.unsupported] == ["signature"]
+
+
+def test_an_output_without_a_rank_is_named_and_never_one(block):
+    import flatbuffers
+
+    model = flops.tflite.File(block[1]["float32"]).model
+    graph = model.subgraphs[0]
+    last = next(op for op in reversed(graph.operators) if len(op.inputs) == 3)
+    graph.tensors[last.outputs[0]].shape = graph.tensors[last.outputs[0]].shapeSignature = None
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    (one,) = flops.count_tflite(bytes(builder.Output()), unsupported="ignore").unsupported
+    assert one.type == "FULLY_CONNECTED" and "not in the file" in one.reason
+
+
 def test_attention():
     x = keras.Input((6, 8))
     model = keras.Model(x, L.MultiHeadAttention(2, 4)(x, x))

@@ -6,9 +6,11 @@ A call that cannot be counted is never zero: it is named in `report.unsupported`
 """
 
 from . import tflite
-from .count import count, count_tflite, itemsize, keras_flops_total
+from .count import count, itemsize
 from .formulas import CONVENTIONS, Cost
+from .keras_flops import keras_flops_total
 from .report import CostReport, CostRow, Unsupported
+from .tflite import count_tflite
 
 __all__ = [
     "CONVENTIONS", "Cost", "CostReport", "CostRow", "Unsupported", "count", "count_tflite", "itemsize",

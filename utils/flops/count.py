@@ -5,15 +5,15 @@ what cannot be looked into, from the graph that the backend makes of it. Each ro
 """
 
 import functools
-import warnings
+import math
 
 import keras
 
 from ..layer_calls import keras_graph, layer_calls
 from . import layers, operations
-from .formulas import ACTIVATION_OPS, CONVENTIONS, Cost, elements, product
+from .formulas import ACTIVATION_OPS, CONVENTIONS, Cost
 from .graph import operations_cost
-from .report import CostReport, CostRow, Unsupported
+from .report import CostReport, CostRow, Unsupported, check_choice, tell
 
 
 def count(model, input_shape=None, batch_size=None, rules=None, unsupported="warn", convention="exact"):
@@ -58,8 +58,7 @@ def count(model, input_shape=None, batch_size=None, rules=None, unsupported="war
         >>> count(keras.Sequential([keras.Input((32, 32, 3)), Gabor()]), rules={Gabor: gabor}).total_macs
         204800
     """
-    if unsupported not in ("warn", "raise", "ignore"):
-        raise ValueError(f'unsupported must be "warn", "raise" or "ignore", got {unsupported!r}')
+    check_choice(unsupported)
     if batch_size is not None and (
         isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1
     ):
@@ -77,27 +76,12 @@ def count(model, input_shape=None, batch_size=None, rules=None, unsupported="war
         cost, way, problem = _cost(call, table)
         if problem:
             problems.append(Unsupported(call.path, call.type, problem))
-        rows.append(_row(call, cost, way, seen, any(key in first for key in call.outputs)))
-    if problems and unsupported != "ignore":
-        sentence = _sentence(model, problems)
-        if unsupported == "raise":
-            raise ValueError(sentence)
-        warnings.warn(sentence, stacklevel=2)
+        rows.append(_row(call, cost, way, seen, not first.isdisjoint(call.outputs)))
+    tell(f"{model.name!r}", problems, unsupported)
     return CostReport(model.name, tuple(rows), counted, convention, CONVENTIONS[convention], tuple(problems))
 
 
-def count_tflite(path_or_bytes, unsupported="warn"):
-    """The same report from a `.tflite` file; see :func:`utils.flops.tflite.count_tflite`."""
-    from .tflite import count_tflite
-
-    return count_tflite(path_or_bytes, unsupported=unsupported)
-
-
-def keras_flops_total(model, batch_size=1):
-    """What the keras-flops package says; see :func:`utils.flops.keras_flops.keras_flops_total`."""
-    from .keras_flops import keras_flops_total
-
-    return keras_flops_total(model, batch_size=batch_size)
+KNOWN_ACTIVATIONS = {id(getattr(keras.activations, name, None)) for name in ACTIVATION_OPS} | {id(None)}
 
 
 class _Rules:
@@ -117,9 +101,10 @@ class _Rules:
 
     def find(self, layer):
         """The rule for a layer or operation, or None."""
-        if id(layer) not in self.found:
-            self.found[id(layer)] = layer, self._find(layer)  # the layer is kept, so that its id stays its own
-        return self.found[id(layer)][1]
+        known = self.found.get(id(layer))
+        if known is None:
+            known = self.found[id(layer)] = layer, self._find(layer)  # the layer is kept, so that its id stays its own
+        return known[1]
 
     def _find(self, layer):
         for layer_type in type(layer).__mro__ if self.own else ():
@@ -151,22 +136,14 @@ class _Rules:
 
 def _as_ruled(layer):
     """Whether a layer computes what its rule says: no LoRA added, activations and cells that are Keras' own."""
-    for name in ("activation", "recurrent_activation"):
-        function = getattr(layer, name, None)
-        if function is not None and not _known_activation(function):
-            return False
+    own = vars(layer)
+    if own.get("lora_enabled") or {id(own.get("activation")), id(own.get("recurrent_activation"))} - KNOWN_ACTIVATIONS:
+        return False
     if isinstance(layer, keras.layers.RNN):
         return _known_cell(layer.cell)
-    if getattr(layer, "lora_enabled", False):
-        return False
     if isinstance(layer, (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)):
         return not any(getattr(part, "lora_enabled", False) for part in keras_graph.parts(layer))
     return True
-
-
-def _known_activation(function):
-    name = getattr(function, "__name__", None)
-    return name in ACTIVATION_OPS and getattr(keras.activations, name, None) is function
 
 
 def _known_cell(cell):
@@ -212,7 +189,7 @@ def _channels_first(calls):
     """Keys of the tensors whose channels are axis 1: from the layers that say so, and along what keeps the axes."""
     formats = {}
     for call in calls:
-        said = getattr(call.layer, "data_format", None) if call.type != "Flatten" else None
+        said = _attributes(call.layer).get("data_format") if call.type != "Flatten" else None
         if said:
             for key in (*call.inputs, *call.outputs):
                 formats.setdefault(key, said)
@@ -267,52 +244,48 @@ def _cost(call, table):
 
 def _row(call, cost, way, seen, channels_first):
     """The report's row of a call; `seen` are the ids of the weights that earlier rows have counted."""
-    layer = call.layer
-    fresh = [weight for weight in getattr(layer, "weights", ()) if id(weight) not in seen]
-    seen.update(id(weight) for weight in fresh)
-    sizes = [product(weight.shape) for weight in fresh]
+    own = _attributes(call.layer)
+    params = weight_bytes = 0
+    for weight in call.layer.weights if isinstance(call.layer, keras.Layer) else ():
+        if id(weight) not in seen:
+            seen.add(id(weight))
+            size, dtype = keras_graph.stored(weight)
+            params += size
+            weight_bytes += size * itemsize(dtype)
+    kernel, strides = own.get("kernel_size") or own.get("pool_size"), own.get("strides")
+    filters = next((own[name] for name in ("filters", "units", "output_dim") if own.get(name) is not None), None)
     return CostRow(
         index=call.index,
         path=call.path,
         type=call.type,
         input_shapes=call.input_shapes,
         output_shapes=call.output_shapes,
-        kernel=_pair(layer, "kernel_size", "pool_size"),
-        strides=_pair(layer, "strides"),
-        filters=_first(layer, "filters", "units", "output_dim"),
-        params=sum(sizes),
+        kernel=tuple(kernel) if isinstance(kernel, (tuple, list)) else None,
+        strides=tuple(strides) if isinstance(strides, (tuple, list)) else None,
+        filters=int(filters) if hasattr(filters, "__index__") else None,
+        params=params,
         macs=cost.macs if cost else None,
         elementwise_ops=cost.elementwise if cost else None,
         activation_bytes=_activation_bytes(call),
-        weight_bytes=sum(size * itemsize(weight.dtype) for size, weight in zip(sizes, fresh, strict=True)),
+        weight_bytes=weight_bytes,
         way=way,
         channels_first=channels_first,
     )
 
 
-def _first(layer, *names):
-    for name in names:
-        value = getattr(layer, name, None)
-        if hasattr(value, "__index__"):
-            return int(value)
-    return None
-
-
-def _pair(layer, *names):
-    for name in names:
-        value = getattr(layer, name, None)
-        if isinstance(value, (tuple, list)):
-            return tuple(value)
-    return None
+def _attributes(layer):
+    """What a layer was made with; LSTM and the like keep it in their cell. (A getattr that fails is slow.)"""
+    kept_in_cell = isinstance(layer, keras.layers.RNN) and type(layer) is not keras.layers.RNN
+    return vars(layer.cell if kept_in_cell else layer)
 
 
 def _activation_bytes(call):
-    sizes = []
+    total = 0
     for shape, dtype in zip(call.output_shapes, call.output_dtypes, strict=True):
         if None in shape or dtype == "string":
             return None
-        sizes.append(elements(shape) * itemsize(dtype))
-    return sum(sizes)
+        total += math.prod(shape) * itemsize(dtype)
+    return total
 
 
 @functools.cache
@@ -322,8 +295,3 @@ def itemsize(dtype):
         return 1
     digits = "".join(letter for letter in str(dtype).split("_")[0] if letter.isdigit())
     return max(1, int(digits[:2] if not digits.startswith("8") else 8) // 8)
-
-
-def _sentence(model, problems):
-    shown = "; ".join(map(str, problems[:5])) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-    return f"{model.name!r}: not counted, so that the totals are lower bounds: {shown}"

@@ -2,14 +2,15 @@
 
 import dataclasses
 import re
+import typing
+import warnings
 
 import pandas as pd
 
 COUNTED = ["params", "macs", "flops", "elementwise_ops", "activation_bytes", "weight_bytes"]
 
 
-@dataclasses.dataclass(frozen=True)
-class CostRow:
+class CostRow(typing.NamedTuple):
     """What one call costs. None stands for "not known", never for zero.
 
     Attributes:
@@ -67,6 +68,22 @@ class Unsupported:
 
     def __str__(self):
         return f"{self.path} ({self.type}): {self.reason}"
+
+
+def check_choice(unsupported):
+    """ValueError where `unsupported` is none of the three things to do."""
+    if unsupported not in ("warn", "raise", "ignore"):
+        raise ValueError(f'unsupported must be "warn", "raise" or "ignore", got {unsupported!r}')
+
+
+def tell(name, problems, unsupported):
+    """Warn about what could not be counted, or raise, or neither."""
+    if problems and unsupported != "ignore":
+        shown = "; ".join(map(str, problems[:5])) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        sentence = f"{name}: not counted, so that the totals are lower bounds: {shown}"
+        if unsupported == "raise":
+            raise ValueError(sentence)
+        warnings.warn(sentence, stacklevel=3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +177,7 @@ class CostReport:
             ValueError: `n` is less than 1.
         """
         if n < 1:
-            raise ValueError(f"top({n}) asks for no rows; give a number from 1")
+            raise ValueError(f"n must be at least 1, got {n}")
         frame = self.to_frame()
         frame = frame[frame["macs"].notna() & (frame["macs"] > 0)]
         frame = frame.sort_values("macs", ascending=False, kind="stable")
@@ -188,7 +205,7 @@ class CostReport:
             ValueError: `depth` is less than 1.
         """
         if depth < 1:
-            raise ValueError(f"by_block(depth={depth}) leaves no name; give a depth from 1")
+            raise ValueError(f"depth must be at least 1, got {depth}")
         return self._grouped("block", [block_of(row.path, depth) for row in self.rows], sort=False)
 
     def by_resolution(self):

@@ -13,13 +13,12 @@ import pathlib
 import struct
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 
 from .formulas import Cost, elements, product
 from .layers import CONVENTIONS
-from .report import CostReport, CostRow, Unsupported
+from .report import CostReport, CostRow, Unsupported, check_choice, tell
 
 
 def _words(text):
@@ -71,6 +70,8 @@ BITS = {
 # Their int32 and int64 constants are quantized biases; elsewhere such constants are shapes.
 WITH_BIAS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D", "CONV_3D_TRANSPOSE", "FULLY_CONNECTED")
 
+PRODUCTS = (*WITH_BIAS, "BATCH_MATMUL", "UNIDIRECTIONAL_SEQUENCE_LSTM", "UNIDIRECTIONAL_SEQUENCE_RNN")
+
 _Tensor = collections.namedtuple("_Tensor", "name shape dtype buffer")
 _Operator = collections.namedtuple("_Operator", "type inputs outputs options")
 DAMAGED = (struct.error, LookupError, ValueError, TypeError, AttributeError, OverflowError)
@@ -94,22 +95,17 @@ def count_tflite(path_or_bytes, unsupported="warn"):
         ValueError: not a TensorFlow Lite model, damaged, or (with unsupported="raise") an operator without a rule.
         FileNotFoundError: there is no such file.
     """
-    if unsupported not in ("warn", "raise", "ignore"):
-        raise ValueError(f'unsupported must be "warn", "raise" or "ignore", got {unsupported!r}')
+    check_choice(unsupported)
     name, data = _contents(path_or_bytes)
     graph = File(data, name)
     if any(None in tensor.shape for tensor in graph.tensors):
         graph.tensors = _resolved(graph)
     try:
         rows, problems = _rows(graph)
+        problems += _other_signatures(graph)
     except DAMAGED as error:
         raise unreadable(name, error) from error
-    if problems and unsupported != "ignore":
-        shown = "; ".join(map(str, problems[:5])) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        sentence = f"{name}: not counted, so that the totals are lower bounds: {shown}"
-        if unsupported == "raise":
-            raise ValueError(sentence)
-        warnings.warn(sentence, stacklevel=3)
+    tell(name, problems, unsupported)
     return CostReport(name, tuple(rows), _batch(graph), "exact", CONVENTIONS["exact"], tuple(problems))
 
 
@@ -160,6 +156,15 @@ def _resolved(graph):
     return [
         tensor._replace(shape=tuple(shapes.get(str(at), tensor.shape))) if None in tensor.shape else tensor
         for at, tensor in enumerate(graph.tensors)
+    ]
+
+
+def _other_signatures(graph):
+    """Signatures of the file that begin in another graph than the one that is counted."""
+    return [
+        Unsupported(signature.signatureKey.decode("utf-8", "replace"), "signature", "only the first graph is counted")
+        for signature in graph.model.signatureDefs or ()
+        if signature.subgraphIndex
     ]
 
 
@@ -366,6 +371,8 @@ def _cost(graph, operator):
     unknown = [shape for shape in (*given, *gives) if shape is not None and None in shape]
     if unknown:
         return None, f"its shape {unknown[0]} is open or depends on the data; convert the model for a fixed input shape"
+    if kind in PRODUCTS and () in (given[0], gives[0]):
+        return None, "its shape is not in the file; convert the model for a fixed input shape"
     cost = RULES[kind](given, gives, options)
     if hasattr(options, "fusedActivationFunction"):
         cost += Cost(0, FUSED[options.fusedActivationFunction] * elements(gives[0]))

@@ -136,7 +136,7 @@ def _scopes_inside(equations):
 
 
 def _torch(function):
-    """PyTorch has no graph, but counts what it executes: enough for what a call does to weights and constants."""
+    """PyTorch has no graph, but counts what it executes: enough to say that there is something beside the calls."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with internals.symbolic_scope(), FlopCounterMode(display=False) as counter:

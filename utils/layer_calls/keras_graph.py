@@ -5,12 +5,13 @@ each of them, so that a Keras release that changes one fails with a message that
 
 `Function._nodes_by_depth`; `Node.operation`, `.arguments.args`, `.arguments.kwargs`, `.input_tensors`, `.outputs`,
 `.is_input`; `KerasTensor._keras_history`; `Operation._inbound_nodes`, `._outbound_nodes`; `Sequential._functional`;
-`Layer._flatten_layers`, `._assert_input_compatibility`, `._build_shapes_dict`; the modules `keras.src.layers.layer`
-(`Node`) and `keras.src.*` as the home of Keras' own classes.
+`Layer._flatten_layers`, `._assert_input_compatibility`, `._build_shapes_dict`; `Variable._shape`, `._dtype`; the
+modules `keras.src.layers.layer` (`Node`) and `keras.src.*` as the home of Keras' own classes.
 """
 
 import contextlib
 import functools
+import math
 import sys
 
 import keras
@@ -33,7 +34,7 @@ HARMLESS = _words("""
 
 @functools.cache
 def kind(layer_type):
-    """How a class is walked: "model", "wrapper", "bidirectional", "custom", "layer" or "operation".
+    """How a class is walked: "model", "wrapper", "custom", "layer" or "operation".
 
     "custom" is what only its own code can tell about: a layer or operation that is not Keras' own, unless it inherits
     everything that computes something from a layer of Keras.
@@ -44,9 +45,8 @@ def kind(layer_type):
         return "model"
     if _computes_otherwise(layer_type) or issubclass(layer_type, (keras.layers.Lambda, keras.layers.Pipeline)):
         return "custom"
-    if issubclass(layer_type, (keras.layers.TimeDistributed, keras.layers.SpectralNormalization)):
-        return "wrapper"
-    return "bidirectional" if issubclass(layer_type, keras.layers.Bidirectional) else "layer"
+    wrappers = keras.layers.TimeDistributed, keras.layers.SpectralNormalization, keras.layers.Bidirectional
+    return "wrapper" if issubclass(layer_type, wrappers) else "layer"
 
 
 def _keras_own(thing):
@@ -75,8 +75,18 @@ def keeps_batch(layer_type):
 
 
 def replaced_call(layer):
-    """Whether this one object has a `call` of its own, put in place of its class's."""
-    return "call" in vars(layer)
+    """Whether this one object has a method of its own, put in place of one of its class's that computes something."""
+    own = vars(layer)
+    return not own.keys().isdisjoint(_computing(type(layer)))
+
+
+@functools.cache
+def _computing(layer_type):
+    if not issubclass(layer_type, keras.Layer) or issubclass(layer_type, keras.Model):
+        return frozenset(["call"])
+    bases = [base for base in layer_type.__mro__ if issubclass(base, keras.Layer) and base is not keras.Layer]
+    methods = {name for base in bases if _keras_own(base) for name, value in vars(base).items() if callable(value)}
+    return frozenset(methods - HARMLESS - {"quantize"} | {"call"})  # Keras itself wraps `quantize` on each object
 
 
 def runs_call(layer):
@@ -124,6 +134,11 @@ def nodes_behind(results, sources):
             stack.append((tensor, True))
             stack.extend((parent, False) for parent in reversed(node.input_tensors))
     return order
+
+
+def stored(weight):
+    """(number of elements, dtype) of a variable; its public properties take ten times as long."""
+    return math.prod(weight._shape), weight._dtype
 
 
 def maker(tensor):
@@ -232,7 +247,9 @@ def all_built(model):
 
 
 def built_shapes(model):
-    """The input shape (or structure of shapes) that a model without a graph was built with, or None."""
+    """The input shape (or structure of shapes) that a model whose own `call` decides was built with, or None."""
+    if isinstance(model, keras.Function):
+        return tree.map_structure(lambda tensor: tensor.shape, model.input)
     shapes = getattr(model, "_build_shapes_dict", None)
     if not shapes:
         return None

@@ -1,35 +1,31 @@
-"""Every layer call of a Keras 3 model, in execution order, with full shapes and the data flow between them.
+"""The walk through a model: every layer call in execution order, with full shapes and the data flow between them.
 
-- Functional and Sequential models are walked as the graphs that they are, through any depth of nesting; a layer that is
-  called twice is two calls.
+- Functional and Sequential models are walked as the graphs that they are, through any depth of nesting.
 - `TimeDistributed`, `Bidirectional` and `SpectralNormalization` are opened: the calls inside come first, then a
-  closing call of the wrapper itself (`opened=True`), which joins what they gave.
+  closing call of the wrapper itself (`opened=True`), which joins what they return.
 - A layer or model of your own (anything whose `call` is not Keras' own) is run once on symbolic input, which computes
-  nothing and changes nothing, and what it calls is listed in the same way; operations of `keras.ops` are calls too.
-  What it computes beside them, on weights and constants, is in `operations` of its closing call.
+  and changes nothing, and what it calls is listed in the same way; operations of `keras.ops` are calls too.
 - One that cannot be run so (it calls TensorFlow or JAX directly, say) is listed with the reason in `problem`. With
-  `graphs=True` it is traced by the backend instead: the layers that it calls are listed, the rest is in `operations`.
-- Shapes are the model's own, or follow from the `input_shape` that is given: nothing is computed but shapes.
+  `graphs=True` the backend traces it instead: the layers that it calls are listed, the rest is in `operations`.
 """
 
 import contextlib
-import dataclasses
-import functools
 import inspect
 import itertools
 import re
-from typing import Any
+import types
+from typing import Any, NamedTuple
 
 import keras
 from keras import tree
 
 from . import backend_graph
 from . import keras_graph as internals
+from .arguments import described, filled, holds_tensor, in_graph_order, known_outputs, operands
 from .shapes import build_sequential, call_shapes, first_line, input_shapes
 
 
-@dataclasses.dataclass(frozen=True)
-class LayerCall:
+class LayerCall(NamedTuple):
     """One call of one layer (or of one `keras.ops` operation).
 
     Attributes:
@@ -63,9 +59,9 @@ class LayerCall:
     output_shapes: tuple
     inputs: tuple
     outputs: tuple
+    operand_shapes: tuple
     call_args: tuple = ()
-    call_kwargs: dict = dataclasses.field(default_factory=dict)
-    operand_shapes: tuple = ()
+    call_kwargs: Any = types.MappingProxyType({})
     output_dtypes: tuple = ()
     opened: bool = False
     problem: str | None = None
@@ -114,8 +110,8 @@ def layer_calls(model, input_shape=None, *, batch_size=None, closed=(), opened=N
     """
     if not isinstance(model, keras.Layer):
         raise TypeError(
-            f"layer_calls needs a Keras 3 model, not {type(model).__module__}.{type(model).__qualname__}; "
-            "a tf_keras (Keras 2) model has to be rebuilt in Keras 3 first"
+            f"expected a Keras 3 model or layer, got {type(model).__module__}.{type(model).__qualname__}; "
+            "load the model first, and rebuild a tf_keras (Keras 2) model in Keras 3"
         )
     walk = _Walk(tuple(closed), opened, graphs)
     if isinstance(model, keras.Sequential):
@@ -123,7 +119,7 @@ def layer_calls(model, input_shape=None, *, batch_size=None, closed=(), opened=N
             raise ValueError(f"{model.name!r} has no layers; add some before you walk it")
         if not model.built and input_shape is not None:
             build_sequential(model, input_shape)
-    graph = internals.graph_of(model)
+    graph = None if internals.replaced_call(model) else internals.graph_of(model)
     if graph is not None:
         walk.root_graph(graph, input_shapes(model, graph.inputs, input_shape, batch_size))
     else:
@@ -131,9 +127,8 @@ def layer_calls(model, input_shape=None, *, batch_size=None, closed=(), opened=N
     return walk.calls
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-    """A tensor of the walk: what is known of it, and its key in the data flow."""
+class _Tensor(NamedTuple):
+    """A tensor of the walk, and its key in the data flow."""
 
     shape: tuple
     dtype: str
@@ -195,36 +190,33 @@ class _Walk:
         """Walk a graph on the tensors it is given; returns its output tensors."""
         tensors = {id(reference): tensor for reference, tensor in zip(graph.inputs, given, strict=True)}
         for node in internals.nodes(graph):
-            if all(id(reference) in tensors for reference in node.input_tensors):
-                self._node(node, tensors, prefix + node.operation.name)
+            self._node(node, tensors, prefix + node.operation.name)
         return [tensors[id(reference)] for reference in graph.outputs]
 
     def _node(self, node, tensors, path):
-        args, kwargs = node.arguments.args, node.arguments.kwargs
-        references = [reference for reference in node.input_tensors if tensors[id(reference)] is not None]
-        if len(references) < len(node.input_tensors):  # a layer said that it gives a tensor, and gives None
-            present = set(map(id, references))
+        args, kwargs, references = node.arguments.args, node.arguments.kwargs, node.input_tensors
+        given = [tensors[id(reference)] for reference in references]
+        if None in given:  # a layer announced a tensor, and returns None
+            references = [reference for reference in references if tensors[id(reference)] is not None]
+            present, given = set(map(id, references)), [tensor for tensor in given if tensor is not None]
             args, kwargs = tree.map_structure(
                 lambda leaf: None if isinstance(leaf, keras.KerasTensor) and id(leaf) not in present else leaf,
                 (args, kwargs),
             )
-        given = [tensors[id(reference)] for reference in references]
         outputs = self._visit(node.operation, args, kwargs, references, given, node.outputs, path)
         if len(outputs) != len(node.outputs):
-            outputs = [tensor for tensor in outputs if tensor is not None]
-        for reference, tensor in itertools.zip_longest(node.outputs, outputs[: len(node.outputs)]):
+            outputs = [tensor for tensor in outputs if tensor is not None] + [None] * len(node.outputs)
+        for reference, tensor in zip(node.outputs, outputs, strict=False):
             tensors[id(reference)] = tensor
 
     def _visit(self, layer, args, kwargs, references, given, known, path):
         """One call: `args`, `kwargs` hold the `references`, which stand for `given`; `known` are reference outputs."""
         kind = self._kind(layer)
         if kind == "model" and (graph := internals.graph_of(layer)) is not None:
-            inner = _in_graph_order(graph, args, kwargs, references, given)
+            inner = in_graph_order(graph, args, kwargs, references, given)
             return self._graph(graph, inner, self._path(path) + "/")
         if kind == "wrapper":
-            return self._open_wrapper(layer, references, given, known, path)
-        if kind == "bidirectional":
-            return self._open_bidirectional(layer, references, given, known, path)
+            return self._open_wrapper(layer, args, kwargs, references, given, known, path)
         if kind in ("custom", "model"):
             return self._open_custom(layer, args, kwargs, references, given, known, path)
         return self._leaf(layer, args, kwargs, references, given, known, path)
@@ -238,70 +230,66 @@ class _Walk:
         return kind
 
     def _leaf(self, layer, args, kwargs, references, given, known, path, problem=None):
-        outputs = [
-            self._new(shape, dtype)
-            for shape, dtype in self._outputs(layer, args, kwargs, references, given, known, path)
-        ]
+        outputs = [self._new(*one) for one in self._outputs(layer, args, kwargs, references, given, known, path)]
+        plain = {name: value for name, value in kwargs.items() if not holds_tensor(value)}
+        if len(args) == 1 and len(plain) == len(kwargs) and isinstance(layer, keras.Layer):
+            read = None  # the inputs
+        else:
+            read = operands(layer, args, kwargs, references, given)
         self._record(
-            layer,
-            self._path(path),
-            given,
-            outputs,
-            call_args=tuple(args),
-            call_kwargs={name: value for name, value in kwargs.items() if not _holds_tensor(value)},
-            operand_shapes=_operands(layer, args, kwargs, references, given),
-            problem=problem,
+            layer, self._path(path), given, outputs, read, call_args=tuple(args), call_kwargs=plain, problem=problem
         )
         return outputs
 
     def _outputs(self, layer, args, kwargs, references, given, known, path):
         """[(shape, dtype)] of a call: the known ones where they hold, else what Keras infers from the new shapes."""
-        outputs = _known_outputs(layer, references, given, known)
+        outputs = known_outputs(layer, references, given, known)
         if outputs is None:
-            args, kwargs = _filled(args, kwargs, references, given)
+            args, kwargs = filled(args, kwargs, references, given)
             try:
                 internals.check_input(layer, args)
-                outputs = _described(layer.compute_output_spec(*args, **kwargs))
+                try:
+                    outputs = described(layer.compute_output_spec(*args, **kwargs))
+                except Exception:
+                    if isinstance(layer, keras.Layer):
+                        raise
+                    outputs = described(keras.Operation.compute_output_spec(layer, *args, **kwargs))  # of the backend
             except Exception as error:
                 shapes = " + ".join(str(tensor.shape) for tensor in given)
                 raise ValueError(
                     f"layer {path!r} ({type(layer).__name__}) cannot take the shape {shapes}: {first_line(error)}; "
-                    "give an input_shape that the model's layers fit"
+                    "pass an input_shape that fits all layers of the model"
                 ) from error
-        if any(None in shape[1:] for shape, _ in outputs) and not any(None in tensor.shape[1:] for tensor in given):
+        vague = [shape for shape, _ in outputs if None in shape[1:]]
+        if vague and not any(None in tensor.shape[1:] for tensor in given):
             # Some layers (EinsumDense) say less of their output than follows from their input: ask the backend.
             with contextlib.suppress(Exception):
-                args, kwargs = _filled(args, kwargs, references, given)
-                outputs = _described(keras.Operation.compute_output_spec(layer, *args, **kwargs))
+                args, kwargs = filled(args, kwargs, references, given)
+                outputs = described(keras.Operation.compute_output_spec(layer, *args, **kwargs))
         return outputs
 
     # --- layers that hold layers --------------------------------------------------------------------------------------
 
-    def _open_wrapper(self, layer, references, given, known, path):
-        scope = self._path(path)
-        outer = given[0]
-        if isinstance(layer, keras.layers.TimeDistributed):  # every time step is one more row of the batch
+    def _open_wrapper(self, layer, args, kwargs, references, given, known, path):
+        scope, outer = self._path(path), given[0]
+        if isinstance(layer, keras.layers.Bidirectional):
+            states = tree.flatten(kwargs.get("initial_state", args[1] if len(args) > 1 else None))
+            tensors = dict(zip(map(id, references), given, strict=True))
+            states = [tensors[id(state)] for state in states if state is not None]
+            half = len(states) // 2
+            parts = [(layer.forward_layer, [outer, *states[:half]]), (layer.backward_layer, [outer, *states[half:]])]
+        elif isinstance(layer, keras.layers.TimeDistributed):  # every time step is one more row of the batch
             batch, steps = outer.shape[:2]
             folded = None if batch is None or steps is None else batch * steps
-            inner = dataclasses.replace(outer, shape=(folded, *outer.shape[2:]))
+            parts = [(layer.layer, [outer._replace(shape=(folded, *outer.shape[2:]))])]
         else:
-            inner = outer
-        reference = keras.KerasTensor(inner.shape, inner.dtype)
-        outputs = self._visit(layer.layer, (reference,), {}, [reference], [inner], None, f"{scope}/{layer.layer.name}")
-        shapes = self._outputs(layer, (references[0],), {}, references[:1], [outer], known, path)
-        return self._close(layer, scope, outputs, shapes)
-
-    def _open_bidirectional(self, layer, references, given, known, path):
-        scope = self._path(path)
-        states = given[1:]
-        half = len(states) // 2
+            parts = [(layer.layer, [outer])]
         outputs = []
-        for part, own_states in ((layer.forward_layer, states[:half]), (layer.backward_layer, states[half:])):
-            tensors = [given[0], *own_states]
+        for part, tensors in parts:
             own = [keras.KerasTensor(tensor.shape, tensor.dtype) for tensor in tensors]
-            kwargs = {"initial_state": own[1:]} if own_states else {}
-            outputs += self._visit(part, (own[0],), kwargs, own, tensors, None, f"{scope}/{part.name}")
-        shapes = self._outputs(layer, (references[0],), {}, references[:1], given[:1], known, path)
+            more = {"initial_state": own[1:]} if len(own) > 1 else {}
+            outputs += self._visit(part, (own[0],), more, own, tensors, None, f"{scope}/{part.name}")
+        shapes = self._outputs(layer, (references[0],), {}, references[:1], [outer], known, path)
         return self._close(layer, scope, outputs, shapes)
 
     def _open_custom(self, layer, args, kwargs, references, given, known, path, root=False):
@@ -390,10 +378,10 @@ class _Walk:
         places = {id(reference): at for at, reference in enumerate(references)}
 
         def run(*placeholders):
-            filled = tree.map_structure(
+            arguments = tree.map_structure(
                 lambda leaf: placeholders[places[id(leaf)]] if id(leaf) in places else leaf, (args, kwargs)
             )
-            return layer(*filled[0], **filled[1])
+            return layer(*arguments[0], **arguments[1])
 
         inner = [part for part in internals.parts(layer) if part is not layer]
         with internals.no_mark_on(layer):
@@ -428,16 +416,15 @@ class _Walk:
     # --- records ------------------------------------------------------------------------------------------------------
 
     def _new(self, shape, dtype):
-        return _Tensor(tuple(shape), str(dtype), next(self.keys))
+        return _Tensor(tuple(shape), dtype, next(self.keys))
 
     def _path(self, path):
         """The path of one more call of what is at `path`."""
-        times = self.times_seen.get(path, 0)
-        self.times_seen[path] = times + 1
+        times = self.times_seen[path] = self.times_seen.get(path, -1) + 1
         return f"{path}:{times}" if times else path
 
     def _record(self, layer, path, given, outputs, operand_shapes=None, **more):
-        shapes = tuple(tensor.shape for tensor in given)
+        shapes = tuple([tensor.shape for tensor in given])
         self.calls.append(
             LayerCall(
                 index=len(self.calls),
@@ -445,85 +432,14 @@ class _Walk:
                 layer=layer,
                 type=type(layer).__name__,
                 input_shapes=shapes,
-                output_shapes=tuple(tensor.shape for tensor in outputs),
-                inputs=tuple(tensor.key for tensor in given),
-                outputs=tuple(tensor.key for tensor in outputs),
+                output_shapes=tuple([tensor.shape for tensor in outputs]),
+                inputs=tuple([tensor.key for tensor in given]),
+                outputs=tuple([tensor.key for tensor in outputs]),
                 operand_shapes=shapes if operand_shapes is None else operand_shapes,
-                output_dtypes=tuple(tensor.dtype for tensor in outputs),
+                output_dtypes=tuple([tensor.dtype for tensor in outputs]),
                 **more,
             )
         )
-
-
-# --- the arguments of one call: `references` are the symbolic tensors in them, `given` what they stand for ------------
-
-
-def _known_outputs(layer, references, given, known):
-    """[(shape, dtype)] where a call's outputs follow from those that Keras has recorded, else None."""
-    if known is None:
-        return None
-    if [reference.shape for reference in references] == [tensor.shape for tensor in given]:
-        return [(reference.shape, reference.dtype) for reference in known]
-    if not internals.keeps_batch(type(layer)):
-        return None
-    batches = {tensor.shape[0] for tensor in given if tensor.shape}
-    only_batch = all(
-        reference.shape[:1] == (None,) and reference.shape[1:] == tensor.shape[1:]
-        for reference, tensor in zip(references, given, strict=True)
-    )
-    if only_batch and len(batches) == 1 and all(reference.shape[:1] == (None,) for reference in known):
-        batch = batches.pop()
-        return [((batch, *reference.shape[1:]), reference.dtype) for reference in known]
-    return None
-
-
-def _described(outputs):
-    """[(shape, dtype)] of a structure of symbolic tensors."""
-    return [(tuple(output.shape), output.dtype) for output in tree.flatten(outputs)]
-
-
-def _filled(args, kwargs, references, given):
-    """The arguments with symbolic tensors of the given shapes in place of the references."""
-    stand_in = {
-        id(reference): keras.KerasTensor(tensor.shape, tensor.dtype)
-        for reference, tensor in zip(references, given, strict=True)
-    }
-    return tree.map_structure(lambda leaf: stand_in.get(id(leaf), leaf), (args, kwargs))
-
-
-def _holds_tensor(value):
-    """Whether a structure has a tensor or an array in it."""
-    return any(hasattr(leaf, "shape") for leaf in tree.flatten(value))
-
-
-@functools.cache
-def _signature(layer_type):
-    return inspect.signature(layer_type.call)
-
-
-def _operands(layer, args, kwargs, references, given):
-    """Shapes of the tensors that the arithmetic reads, in signature order; masks are none of them."""
-    if len(args) == 1 and not kwargs and isinstance(layer, keras.Layer):
-        return tuple(tensor.shape for tensor in given)
-    shapes = {id(reference): tensor.shape for reference, tensor in zip(references, given, strict=True)}
-    try:
-        bound = _signature(type(layer)).bind(None, *args, **kwargs).arguments
-    except (TypeError, ValueError):
-        bound = {"args": args, **kwargs}
-    leaves = [leaf for name, value in bound.items() if "mask" not in name for leaf in tree.flatten(value)]
-    return tuple(
-        shapes[id(leaf)] if id(leaf) in shapes else tuple(leaf.shape) for leaf in leaves if hasattr(leaf, "shape")
-    )
-
-
-def _in_graph_order(graph, args, kwargs, references, given):
-    """The tensors of a nested model's call in the order of that model's inputs."""
-    tensors = dict(zip(map(id, references), given, strict=True))
-    value = args[0] if args else kwargs.get("inputs")
-    if isinstance(value, dict) and not isinstance(graph.input, dict):
-        value = [value[reference.name] for reference in graph.inputs]
-    ordered = [tensors[id(leaf)] for leaf in tree.flatten(value) if id(leaf) in tensors]
-    return ordered[: len(graph.inputs)]
 
 
 class _CannotTrace(Exception):

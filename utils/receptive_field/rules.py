@@ -9,7 +9,6 @@ not mistaken for one of Keras'.
 Everything is described as in inference: dropout and random augmentation pass the image through.
 """
 
-import dataclasses
 import functools
 
 import keras
@@ -155,7 +154,7 @@ def average(call, fields):
 def wrapper(call, fields):
     inner = call.layer.layer
     rule = lookup(inner)
-    return None if rule is None else rule(dataclasses.replace(call, layer=inner, type=type(inner).__name__), fields)
+    return None if rule is None else rule(call._replace(layer=inner, type=type(inner).__name__), fields)
 
 
 def time_distributed(call, fields):
@@ -163,8 +162,7 @@ def time_distributed(call, fields):
     rule = lookup(call.layer.layer)
     if rule is None or len(fields) != 1:
         return None
-    inner = dataclasses.replace(
-        call,
+    inner = call._replace(
         layer=call.layer.layer,
         type=type(call.layer.layer).__name__,
         input_shapes=tuple((shape[0], *shape[2:]) for shape in call.input_shapes),
