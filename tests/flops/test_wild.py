@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from utils import flops
+from utils.flops import graph
 
 L, ops = keras.layers, keras.ops
 
@@ -138,11 +139,19 @@ def test_attention_whose_inner_method_is_replaced():
     assert macs(plain) == macs(twice) == 4 * 5 * 6 * 6 + 2 * 2 * 5 * 5 * 3
 
 
-def test_a_call_that_is_replaced_on_one_object():
+def test_what_is_replaced_on_one_object():
     layer = L.Dense(5)
     model = functional(layer, (6,))
     layer.call = lambda x: L.Dense.call(layer, x) + L.Dense.call(layer, x)
     assert macs(model) == 2 * 6 * 5
+    whole = functional(L.Dense(6), (6,))
+    whole.call = lambda x: type(whole).call(whole, type(whole).call(whole, x))
+    assert macs(whole) == 2 * 36
+    conv = L.Conv2D(8, 3, padding="same")
+    model = functional(conv, (16, 16, 3))
+    once = lambda x, kernel: ops.conv(x, kernel, padding="same")  # noqa: E731
+    conv.convolution_op = lambda x, kernel: once(x, kernel) + once(x + 1.0, kernel)
+    assert macs(model) == 2 * CONV
 
 
 # --- products of weights and constants (K2), LoRA (K3) ----------------------------------------------------------------
@@ -431,12 +440,40 @@ def test_several_arguments_of_a_subclassed_model():
         flops.count(make(), (6,))
 
 
+def test_a_functional_model_with_its_own_call_needs_no_shape():
+    class Twice(keras.Model):
+        def call(self, x):
+            return super().call(super().call(x))
+
+    x = keras.Input((6,))
+    assert macs(Twice(x, L.Dense(6)(x))) == 2 * 36
+
+
+def test_masks_and_states_of_both_directions():
+    lstm = 7 * 4 * 4 * (3 + 4)
+    masked = functional(lambda x: L.Bidirectional(L.LSTM(4))(x, mask=ops.any(x != 0, -1)), (7, 3))
+    other = L.Bidirectional(L.LSTM(4), backward_layer=L.GRU(4, go_backwards=True))
+    started = functional(lambda x, *s: L.Bidirectional(L.LSTM(4))(x, initial_state=list(s)), (7, 3), *[(4,)] * 4)
+    assert [macs(masked), macs(started)] == [2 * lstm, 2 * lstm]
+    assert macs(functional(other, (7, 3))) == lstm * 7 // 4
+
+
+def test_pytorch_tells_a_sum_only_which_is_unsupported():
+    cost = graph.operations_cost([30])
+    assert cost.macs == 0 and "30 MACs" in cost.unknown
+
+
+def test_an_outer_product_is_elementwise_as_in_jax():
+    report = flops.count(functional(lambda x: ops.outer(x, np.ones(5, "f")), (4,)), unsupported="raise")
+    assert (report.total_macs, report.total_elementwise_ops) == (0, 20)
+
+
 def test_rows_name_the_way_in_which_they_were_counted():
     inside = own(lambda layer, x: layer.inner[0](x) @ layer.w, (6,), inner=[L.Dense(5)], w=(5, 4))
     rows = flops.count(inside).to_frame().set_index("type")["way"]
     assert rows.to_dict() == {"InputLayer": "rule", "Dense": "rule", "Matmul": "rule", "Own": "inside"}
-    graph = own(lambda layer, x: tf.matmul(layer.inner[0](x), layer.w), (6,), inner=[L.Dense(5)], w=(5, 4))
-    report = flops.count(graph)
+    traced = own(lambda layer, x: tf.matmul(layer.inner[0](x), layer.w), (6,), inner=[L.Dense(5)], w=(5, 4))
+    report = flops.count(traced)
     rows = report.to_frame().set_index("type")
     assert rows["way"].to_dict() == {"InputLayer": "rule", "Dense": "rule", "Own": "graph"}
     assert rows["macs"].to_dict() == {"InputLayer": 0, "Dense": 30, "Own": 20} and not report.unsupported

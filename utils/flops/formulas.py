@@ -104,8 +104,9 @@ def dense_macs(in_shape, units):
 def einsum_macs(equation, *shapes):
     """Multiply-accumulates of an einsum: the product of the sizes of all indices, for two operands.
 
-    One operand multiplies nothing (0). Three and more are contracted pairwise in the order that `numpy.einsum_path`
-    finds cheapest ("greedy"), as the backends do.
+    One operand multiplies nothing (0). An index that only one operand has, and the result has not, is summed first, as
+    the backends do. Three operands and more are contracted pairwise in the order that `numpy.einsum_path` finds
+    cheapest ("greedy").
 
     Args:
         equation: such as "abc,cd->abd"; an ellipsis stands for any number of dimensions.
@@ -115,42 +116,41 @@ def einsum_macs(equation, *shapes):
         >>> einsum_macs("abc,cd->abd", (1, 10, 32), (32, 16))
         5120
     """
-    left, _, right = equation.replace(" ", "").partition("->")
+    left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if len(terms) != len(shapes):
         raise ValueError(f"einsum {equation!r} names {len(terms)} operands and got {len(shapes)}")
-    if len(terms) == 1:
-        return 0
-    if len(terms) > 2:
-        return _chain_macs(equation, terms, right, shapes)
-    sizes = {}
-    for term, shape in zip(terms, shapes, strict=True):
-        elements(shape)
-        named = term.replace("...", "")
-        extra = len(shape) - len(named)
-        if extra < 0 or (extra and "..." not in term):
-            raise ValueError(f"einsum {equation!r} does not fit an operand of shape {shape}")
-        at = term.index("...") if "..." in term else 0
-        labels = [*term[:at], *((".", extra - i) for i in range(extra)), *named[at:]] if extra else list(named)
-        for label, dim in zip(labels, shape, strict=True):
-            sizes[label] = max(sizes.get(label, 1), dim)
-    return product(sizes.values())
-
-
-def _chain_macs(equation, terms, right, shapes):
-    operands = [np.broadcast_to(np.float32(0), shape) for shape in shapes]
-    path = np.einsum_path(equation, *operands, optimize="greedy")[0][1:]
-    terms, shapes, total = list(terms), [tuple(shape) for shape in shapes], 0
-    for number, step in enumerate(path):
-        chosen = sorted(step, reverse=True)
-        taken = [(terms.pop(at), shapes.pop(at)) for at in chosen]
-        sizes = {label: dim for term, shape in taken for label, dim in zip(term, shape, strict=True)}
+    operands = [_labelled(equation, term, shape) for term, shape in zip(terms, shapes, strict=True)]
+    result = set(right if arrow else left)  # without an arrow no index is summed that one operand alone has
+    if "." in result:
+        result.update(label for operand in operands for label in operand if isinstance(label, int))
+    order = [tuple(range(len(operands)))]
+    if len(operands) > 2:
+        stand_ins = [np.broadcast_to(np.float32(0), shape) for shape in shapes]
+        order = np.einsum_path(equation, *stand_ins, optimize="greedy")[0][1:]
+    total = 0
+    for step in order if len(operands) > 1 else ():
+        taken = [operands.pop(at) for at in sorted(step, reverse=True)]
+        needed = result.union(*operands)
+        sizes = {}
+        for number, operand in enumerate(taken):
+            others = needed.union(*taken[:number], *taken[number + 1 :])
+            for label, dim in operand.items():
+                if label in others:
+                    sizes[label] = max(sizes.get(label, 1), dim)
         total += product(sizes.values()) * (len(taken) - 1)
-        needed = set(right).union(*terms) if number < len(path) - 1 else set(right)
-        kept = "".join(label for label in sizes if label in needed)
-        terms.append(kept)
-        shapes.append(tuple(sizes[label] for label in kept))
+        operands.append({label: dim for label, dim in sizes.items() if label in needed})
     return total
+
+
+def _labelled(equation, term, shape):
+    """{index: size} of an operand; the dimensions of an ellipsis are numbered from the right, from -1 down."""
+    elements(shape)
+    head, dots, tail = term.partition("...")
+    extra = len(shape) - len(head) - len(tail)
+    if extra < 0 or (extra and not dots):
+        raise ValueError(f"einsum {equation!r} does not fit an operand of shape {shape}")
+    return dict(zip([*head, *range(-extra, 0), *tail], shape, strict=True))
 
 
 def attention_macs(batch, heads, queries, keys, key_dim, value_dim):
@@ -166,35 +166,17 @@ def attention_macs(batch, heads, queries, keys, key_dim, value_dim):
 
 # For each element, written out from each function's definition. Softmax: maximum, subtraction, exp, sum, division.
 ACTIVATION_OPS = {
-    "linear": 0,
-    "relu": 1,
-    "relu6": 2,
-    "leaky_relu": 2,
-    "elu": 3,
-    "selu": 5,
-    "celu": 4,
-    "exponential": 1,
-    "sigmoid": 4,
-    "hard_sigmoid": 4,
-    "log_sigmoid": 5,
-    "sparse_sigmoid": 4,
-    "tanh": 1,
-    "hard_tanh": 2,
-    "tanh_shrink": 2,
-    "softplus": 3,
-    "softsign": 3,
-    "silu": 5,
-    "hard_silu": 5,
-    "gelu": 5,
-    "mish": 5,
-    "glu": 3,
-    "softmax": 5,
-    "log_softmax": 5,
-    "threshold": 2,
-    "hard_shrink": 3,
-    "soft_shrink": 4,
-    "squareplus": 5,
-    "sparse_plus": 6,
+    name: operations
+    for operations, names in (
+        (0, "linear"),
+        (1, "relu exponential tanh"),
+        (2, "relu6 leaky_relu hard_tanh tanh_shrink threshold"),
+        (3, "elu softplus softsign glu hard_shrink"),
+        (4, "celu sigmoid hard_sigmoid sparse_sigmoid soft_shrink"),
+        (5, "selu log_sigmoid silu hard_silu gelu mish softmax log_softmax squareplus"),
+        (6, "sparse_plus"),
+    )
+    for name in names.split()
 }
 INTERPOLATION_RADIUS = {"nearest": 0, "bilinear": 1, "area": 1, "bicubic": 2, "lanczos3": 3, "lanczos5": 5}
 

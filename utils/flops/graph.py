@@ -63,8 +63,8 @@ def operations_cost(operations):
     """Cost of the backend's operations of one call; `unknown` names what could not be counted of them."""
     total = Cost()
     for operation in operations:
-        if isinstance(operation, int):  # PyTorch's own counter gives a sum
-            total += Cost(operation)
+        if isinstance(operation, int):  # all that PyTorch tells is a sum, which may hold what other rows count
+            total += Cost(unknown=f"PyTorch's {operation:,} MACs on weights and constants")
         else:
             total += _tensorflow(operation) if hasattr(operation, "op_def") else _equation(operation)
     return Cost(total.macs, total.elementwise, "; ".join(dict.fromkeys((total.unknown or "").split("; "))) or None)
@@ -224,6 +224,8 @@ def _equation(equation):
         return Cost(0, TIMES.get(kind, 1) * elements(equation.outvars[0].aval.shape))
     if equation.params.get("name") in ("_resize", "_scale_and_translate"):  # products with matrices, in JAX's writing
         return Cost(0, TIMES["ResizeBilinear"] * elements(equation.outvars[0].aval.shape))
+    if kind == "custom_linear_solve":  # its parameters hold every way to solve it, of which one runs
+        return Cost(unknown="its solution of linear equations has no rule")
     inner = [operations_cost(jaxpr.eqns) for jaxpr in backend_graph.inner_jaxprs(equation)]
     if kind == "cond":
         return _either(inner)

@@ -42,7 +42,7 @@ EACH = _words("""
     Absolute Abs Fabs Negative Square Sqrt Cbrt Rsqrt Reciprocal Exp Exp2 Expm1 Log Log2 Log10 Log1p Sin Cos Tan Sinh
     Cosh Arcsin Arccos Arctan Arcsinh Arccosh Arctanh Erf Erfc Erfinv Sign Floor Ceil Round Trunc Where Equal NotEqual
     Less LessEqual Greater GreaterEqual LogicalAnd LogicalOr LogicalNot LogicalXor Isnan Isinf Isfinite BitwiseAnd
-    BitwiseOr BitwiseXor BitwiseNot BitwiseInvert
+    BitwiseOr BitwiseXor BitwiseNot BitwiseInvert Outer
 """)
 # One operation for each input element.
 REDUCE = _words("Sum Mean Max Min Amax Amin Prod Any All Argmax Argmin CountNonzero Cumsum Cumprod")
@@ -129,7 +129,7 @@ RULES = {
     "RMSNorm": each(4),
     "RGBToGrayscale": each(5),
     "Matmul": _matmul,
-    **dict.fromkeys(("Dot", "Tensordot", "Inner", "Vdot", "Outer"), _contraction),
+    **dict.fromkeys(("Dot", "Tensordot", "Inner", "Vdot"), _contraction),
     "Einsum": _einsum,
     "Conv": _conv,
     "DepthwiseConv": _depthwise,
