@@ -253,7 +253,7 @@ def _row(call, cost, way, seen, channels_first):
             params += size
             weight_bytes += size * itemsize(dtype)
     kernel, strides = own.get("kernel_size") or own.get("pool_size"), own.get("strides")
-    filters = next((own[name] for name in ("filters", "units", "output_dim") if own.get(name) is not None), None)
+    filters = own.get("filters") or own.get("units") or own.get("output_dim")
     return CostRow(
         index=call.index,
         path=call.path,

@@ -14,15 +14,16 @@ def known_outputs(layer, references, given, known):
     if known is None:
         return None
     recorded, shapes = [reference.shape for reference in references], [tensor.shape for tensor in given]
+    gives = [(reference.shape, reference.dtype) for reference in known]
     if recorded == shapes:
-        return [(reference.shape, reference.dtype) for reference in known]
+        return gives
     batches = {shape[:1] for shape in shapes}
     if len(batches) > 1 or recorded != [(None, *shape[1:]) for shape in shapes]:
         return None
-    if not internals.keeps_batch(type(layer)) or {reference.shape[:1] for reference in known} != {(None,)}:
+    if not internals.keeps_batch(type(layer)) or {shape[:1] for shape, _ in gives} != {(None,)}:
         return None
     (batch,) = batches  # it alone is another one
-    return [(batch + reference.shape[1:], reference.dtype) for reference in known]
+    return [(batch + shape[1:], dtype) for shape, dtype in gives]
 
 
 def described(outputs):
