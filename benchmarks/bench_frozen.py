@@ -30,7 +30,8 @@ def study_b_step_s(data, config, steps):
 
     train = data.part("train").head((steps + 3) * config.batch_size)
     model = models.transfer(config.model, data.classes, config.input_size)
-    models.set_trainable(model, "classifier")
+    for layer in model.layers:
+        layer.trainable = layer.name == "classifier"
     model.compile("adam", "categorical_crossentropy", jit_compile=False)
     augment = training.augmentation("study_b")
     stream = pipeline.batches(train, data.classes, config.input_size, config.batch_size, True, augment)

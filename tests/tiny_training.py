@@ -70,7 +70,7 @@ def add_backbone(setitem, setattr_):
 
     known = models._weights
     setitem(models._BODIES, "tiny", body)
-    setitem(models.BACKBONES, "tiny", models.Backbone("tiny", "Tiny", 12, "conv", "top_activation", 960))
+    setitem(models.BACKBONES, "tiny", models.Backbone("tiny", "Tiny"))
     setattr_(
         models, "_weights",
         lambda name, weights, download=True: (

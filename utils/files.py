@@ -145,11 +145,8 @@ def build_once(folder, make):
     """Make a folder whole or not at all; do nothing if it is there. A second process waits for the first.
 
     Args:
-        folder: the folder to make.
-        make: callable that fills the temporary pathlib.Path that it is given, which is then renamed.
-
-    Returns:
-        pathlib.Path of the folder.
+        folder: the folder to make; it is returned as a pathlib.Path.
+        make: callable that fills the temporary pathlib.Path that it gets, which is then renamed.
 
     Raises:
         OSError: the folder cannot be written to, or the disk is full; names the folder. Nothing is left behind.

@@ -70,31 +70,6 @@ def test_an_index_that_is_not_there_or_no_file(tmp_path):
         audit.read_index(tmp_path)
 
 
-def test_missing_images_both_ways(tmp_path):
-    for name in ("a.jpg", "b.jpg", "stray.jpg", ".hidden"):
-        (tmp_path / name).touch()
-    frame = pd.DataFrame({"id": ["a", "b", "gone"], "label": ["Hat", "Hat", "Skip"]})
-    rows, strays = audit.missing_images(audit.paths_from_ids(frame, tmp_path), tmp_path)
-    assert rows["id"].tolist() == ["gone"]
-    assert strays == ["stray.jpg"]
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
-        audit.missing_images(audit.paths_from_ids(frame, tmp_path), tmp_path / "nowhere")
-
-
-def test_labels_are_dropped_whatever_their_case():
-    frame = pd.DataFrame({"label": ["Hat", "skip", "OTHER", "Not Sure", "Hat", "another"], "sender": list("abcdea")})
-    kept, dropped = audit.drop_labels(frame)
-    assert kept["label"].tolist() == ["Hat", "Hat", "another"]
-    assert dropped.to_dict() == {"skip": 1, "OTHER": 1, "Not Sure": 1}
-
-
-def test_label_conflicts_ignore_case():
-    left = pd.DataFrame({"id": list("abc"), "label": ["hat", "t-shirt", "shoes"], "split": "train"})
-    right = pd.DataFrame({"id": list("abcd"), "label": ["Hat", "Shirt", "Shoes", "Hat"]})
-    conflicts = audit.label_conflicts(left, right)
-    assert conflicts.to_dict("records") == [{"id": "b", "label": "t-shirt", "split": "train", "other_label": "Shirt"}]
-
-
 def folder_of_photos(folder):
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (30, 20, 3), np.uint8)
@@ -168,16 +143,3 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, c
     paths = folder_of_photos(tmp_path / "photos")
     assert len(audit.check_photos(paths, tmp_path / "photos")) == len(paths)
     assert "is not remembered" in caplog.text
-
-
-def test_a_report_prints_itself():
-    report = audit.Report(
-        "clothing-17", (("rows", 5403, "", "20 labels"), ("rows without a file", 5, "dropped", "Skip 5"))
-    )
-    assert repr(report).splitlines() == [
-        "clothing-17: what cleaning found",
-        "  rows: 5,403 (20 labels)",
-        "  rows without a file: 5, dropped (Skip 5)",
-    ]
-    assert report.to_frame().loc["rows without a file", "found"] == 5
-    assert "rows without a file" in report._repr_html_()

@@ -35,12 +35,6 @@ def encoded(image, kind="JPEG", **options):
     return buffer.getvalue()
 
 
-def npy(array):
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
 @pytest.fixture
 def frame(tmp_path):
     rows = []

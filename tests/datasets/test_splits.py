@@ -73,20 +73,14 @@ def test_grouped_split_keeps_named_senders_in_test():
     assert set(frame.loc[parts == "test", "sender"]) == set(big)
 
 
-def test_grouped_split_ties_senders_of_identical_files():
-    frame = people().assign(sha256=lambda f: f["id"])
-    frame.loc[frame["sender"].isin(["s1", "s2", "s3"]), "sha256"] = "same"
-    for seed in range(5):
-        parts = splits.grouped_split(frame, seed=seed)
-        assert len(set(parts[frame["sha256"] == "same"])) == 1
-
-
 def test_any_column_can_tie_senders():
-    frame = people().assign(twin="")
+    frame = people().assign(twin="", sha256=lambda f: f["id"])
+    frame.loc[frame["sender"].isin(["s1", "s2", "s3"]), "sha256"] = "same"
     frame.loc[frame["sender"].isin(["s4", "s5"]), "twin"] = "one picture"
     for seed in range(5):
+        assert len(set(splits.grouped_split(frame, seed=seed)[frame["sha256"] == "same"])) == 1
         parts = splits.grouped_split(frame, seed=seed, tie=("sha256", "twin"))
-        assert len(set(parts[frame["twin"].ne("")])) == 1
+        assert len(set(parts[frame["twin"].ne("")])) == len(set(parts[frame["sha256"] == "same"])) == 1
     for train, test in splits.grouped_folds(frame, 5, tie=("twin",)):
         assert not frame["twin"].iloc[train].any() or not frame["twin"].iloc[test].any()
     assert splits.grouped_split(frame).equals(splits.grouped_split(frame.drop(columns="twin")))

@@ -19,7 +19,6 @@ from utils.classify import photo
 from utils.environment import describe
 
 INDEX_COLUMNS = {"image": "id", "sender_id": "sender", "label": "label", "kids": "kids"}
-UNIMPORTANT_LABELS = ("Not sure", "Skip", "Other")  # study A drops these
 TWIN_DISTANCE = 24  # bits of 256: a photo saved again, half as large or brighter has up to 18, another photo 36 or more
 _CHECK_VERSION = 2  # of what is remembered about a photo
 _FACTS = ("sha256", "width", "height", "mode", "format", "orientation", "problem", "look")
@@ -73,39 +72,8 @@ def read_index(path):
     return frame.assign(kids=frame["kids"].str.lower().map(known).astype("boolean"))
 
 
-def paths_from_ids(frame, folder):
-    """Append `.jpg` to the ids, as study A did: returns `frame` with an absolute `path` into `folder`."""
-    folder = pathlib.Path(folder).absolute()
-    return frame.assign(path=[str(folder / f"{image}.jpg") for image in frame["id"]])
-
-
-def missing_images(frame, folder):
-    """Compare rows (`path`) with the files of a folder: (the rows whose file is missing, the files without a row)."""
-    folder = pathlib.Path(folder).absolute()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; expected the photos as published")
-    there = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
-    names = [pathlib.PurePath(path).name for path in frame["path"]]
-    return frame[[name not in there for name in names]], sorted(there - set(names))
-
-
-def drop_labels(frame, labels=UNIMPORTANT_LABELS):
-    """Drop the rows with unimportant labels, whatever their case: (the other rows, number of dropped rows by label).
-
-    Example:
-        >>> kept, dropped = drop_labels(pd.DataFrame({"label": ["Hat", "SKIP", "not sure"]}))
-        >>> kept["label"].tolist(), dropped.to_dict()
-        (['Hat'], {'SKIP': 1, 'not sure': 1})
-    """
-    unwanted = frame["label"].str.strip().str.casefold().isin({label.casefold() for label in labels})
-    return frame[~unwanted], frame.loc[unwanted, "label"].value_counts()
-
-
 def check_photos(paths, folder, progress=True):
-    """Decode every photo once and remember what was found.
-
-    A photo is looked at again only if its size or its time of change differ from what is remembered in `data/.cache`,
-    so a second call only asks the file system.
+    """Decode every photo once and remember what was found: it is decoded again if its size or time of change differ.
 
     Args:
         paths: paths of the photos.
@@ -205,13 +173,6 @@ def twin_names(ids, looks):
     groups = pd.Series(picture_twins(list(looks)), index=ids.index)
     first = ids.groupby(groups).transform("first")
     return first.where(groups.duplicated(keep=False), "").tolist()
-
-
-def label_conflicts(frame, other):
-    """Photos that two frames (`id`, `label`) label differently, case apart: id, label, split, other_label."""
-    columns = [column for column in ("id", "label", "split") if column in frame]
-    both = frame[columns].merge(other[["id", "label"]].rename(columns={"label": "other_label"}), on="id")
-    return both[both["label"].str.casefold() != both["other_label"].str.casefold()].reset_index(drop=True)
 
 
 @dataclasses.dataclass(frozen=True)

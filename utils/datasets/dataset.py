@@ -21,6 +21,7 @@ from . import audit, published, sketches, splits
 NAMES = ("clothing-10", "clothing-17", "sketches", "auto")
 OFFICIAL_TEST_SENDERS = ("46", "204", "227", "309", "310")  # all photos of the small set's test part are theirs
 FRACTIONS = (0.70, 0.15, 0.15)
+UNIMPORTANT_LABELS = ("not sure", "skip", "other")  # study A drops these
 _COLUMNS = ["path", "label", "split", "sender", "kids", "id", "sha256", "twin"]
 
 
@@ -176,7 +177,10 @@ def _load_small(folder, split, seed):
     frame["sender"] = frame["sender"].where(~unknown, "unknown-" + frame["id"])
     steps.append(("photos whose sender is unknown", int(unknown.sum()), "each counts as a sender of its own", source))
     frame = _clean(frame, folder, steps, details)
-    conflicts = audit.label_conflicts(frame, index)
+    both = frame[["id", "label", "split"]].merge(
+        index[["id", "label"]].rename(columns={"label": "other_label"}), on="id"
+    )
+    conflicts = both[both["label"].str.casefold() != both["other_label"].str.casefold()].reset_index(drop=True)
     where = _counted(conflicts["split"])
     steps.append(("labels that differ from the full set's", len(conflicts), "kept as they are", where))
     details["conflicts"] = conflicts
@@ -191,21 +195,29 @@ def _load_small(folder, split, seed):
 def _load_full(folder, split, seed):
     if split == "official":
         raise ValueError("split of clothing-17 must be 'grouped' or 'random', got 'official'")
-    frame = audit.paths_from_ids(audit.read_index(folder / "images.csv"), folder / "images")
-    gone, strays = audit.missing_images(frame, folder / "images")
+    frame, images = audit.read_index(folder / "images.csv"), folder.absolute() / "images"
+    if not images.is_dir():
+        raise FileNotFoundError(f"there is no folder {images}; expected the photos as published")
+    frame["path"] = [str(images / f"{one}.jpg") for one in frame["id"]]
+    there = {str(path): path for path in images.iterdir() if not path.name.startswith(".")}
+    gone = frame[~frame["path"].isin(there.keys())]
+    strays = [there[one] for one in sorted(there.keys() - set(frame["path"]))]
     labels = _counted(gone["label"])
     steps = [
         ("rows in images.csv", len(frame), "", f"{frame['label'].nunique()} labels"),
         ("rows without a file", len(gone), "dropped", labels),
         ("files without a row", len(strays), "not used", ""),
     ]
-    details = {"rows without a file": gone, "files without a row": pd.DataFrame({"file": strays})}
+    details = {
+        "rows without a file": gone,
+        "files without a row": pd.DataFrame({"file": [path.name for path in strays]}),
+    }
     frame = frame[~frame.index.isin(gone.index)]
-    frame, dropped = audit.drop_labels(frame)
-    named = ", ".join(f"{label} {n}" for label, n in dropped.items())
-    steps.append(("photos with unimportant labels", int(dropped.sum()), "dropped", named))
-    unused = [path for path in published.photos_below(folder / "images") if path.name in set(strays)]
-    frame = _clean(frame.reset_index(drop=True), folder, steps, details, unused)
+    unwanted = frame["label"].str.casefold().isin(UNIMPORTANT_LABELS)
+    dropped = _counted(frame.loc[unwanted, "label"])
+    steps.append(("photos with unimportant labels", int(unwanted.sum()), "dropped", dropped))
+    unused = [path for path in published.photos_below(images) if path in strays]
+    frame = _clean(frame[~unwanted].reset_index(drop=True), folder, steps, details, unused)
     split = split or "grouped"
     if split == "grouped":
         frame["split"] = splits.grouped_split(frame, FRACTIONS, seed, OFFICIAL_TEST_SENDERS)

@@ -195,12 +195,7 @@ def load_images(frame, input_size, out=None):
 
 
 def random_transforms(augment, keys, side):
-    """Draw a transform for each key.
-
-    Args:
-        augment: Augment.
-        keys: tuples of non-negative ints, one per photo: the same key draws the same transform, in any company.
-        side: of the photos, in pixels.
+    """Draw a transform for each key (a tuple of ints): the same key draws the same transform, in any company.
 
     Returns:
         (n, 8) float32, output (x, y) to input (x, y) as `tf.raw_ops.ImageProjectiveTransformV3` takes it, and (n, 2)
@@ -226,15 +221,10 @@ def apply_transforms(images, matrices, light):
     """Apply what `random_transforms` drew to photos (b, s, s, 3) in 0..255: float32 tensor of that shape and range."""
     import tensorflow as tf
 
-    shape = tf.shape(images)
     images = tf.raw_ops.ImageProjectiveTransformV3(
-        images=images,  # uint8 stays uint8 here, which halves the work
-        transforms=matrices,
-        output_shape=shape[1:3],
-        interpolation="BILINEAR",
-        fill_mode="NEAREST",
-        fill_value=0.0,
-    )
+        images=images, transforms=matrices, output_shape=tf.shape(images)[1:3],  # uint8 stays uint8: half the work
+        interpolation="BILINEAR", fill_mode="NEAREST", fill_value=0.0,
+    )  # fmt: skip
     images = tf.cast(images, tf.float32)
     # brightness b, then contrast c about the mean m: m b + (x b - m b) c = x (b c) + m b (1 - c), in fewer passes
     bright, contrast = light[:, None, None, :1], light[:, None, None, 1:]

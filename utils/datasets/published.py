@@ -110,17 +110,7 @@ def _download(source, target, root):
 
 
 def unpack(archive, folder, listed, max_bytes):
-    """Unpack the files that a manifest lists, and nothing else, each checked against its SHA-256.
-
-    Args:
-        archive: path of a .tar.gz, .tar or .zip file whose outermost folder is dropped (GitHub names it).
-        folder: where to; on an error it holds part of the files, so use one that can be thrown away.
-        listed: dict of path below the outermost folder -> SHA-256 in hexadecimal.
-        max_bytes: of all unpacked files together.
-
-    Raises:
-        BadArchive: a path outside the folder, a link, too many bytes, damage, a file that is missing or differs.
-    """
+    """Unpack the files that a manifest lists (path below GitHub's outermost folder -> SHA-256), and nothing else."""
     archive, left, size = pathlib.Path(archive), set(listed), 0
     refused = f"{archive.name} is not the published archive"
     try:

@@ -181,26 +181,14 @@ def _garment(label, draw_from):
         turns = np.linspace(0, np.pi, 13)
         dome = np.stack([wide * np.cos(turns), 0.2 - high * np.sin(turns)], axis=1)
         side = u(-1, 1) < 0  # a cap has its brim on one side
-        edge = [
-            (wide + brim, 0.2),
-            (wide + brim, 0.34),
-            (-wide - (0 if side else brim), 0.34),
-            (-wide - (0 if side else brim), 0.2),
-        ]
+        left = -wide - (0 if side else brim)
+        edge = [(wide + brim, 0.2), (wide + brim, 0.34), (left, 0.34), (left, 0.2)]
         return [dome], [edge], [[(0, 0.2 - high), (0.5 * wide, 0.2)]]
     shoes, soles = [], []
     for y in (u(-0.35, -0.2), u(0.3, 0.45)):
         long, high = u(0.6, 0.9), u(0.25, 0.45)
-        shoes.append(
-            [
-                (-long, y - high),
-                (-0.2 * long, y - high),
-                (0.2 * long, y - 0.5 * high),
-                (long, y - 0.1),
-                (long, y),
-                (-long, y),
-            ]
-        )
+        top, bend = y - high, y - 0.5 * high
+        shoes.append([(-long, top), (-0.2 * long, top), (0.2 * long, bend), (long, y - 0.1), (long, y), (-long, y)])
         soles.append([(-long, y), (long, y), (long, y + 0.1), (-long, y + u(0.1, 0.2))])
     return shoes, soles, []
 

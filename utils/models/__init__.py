@@ -2,14 +2,13 @@
 
 Call `transfer(backbone, classes)` or `baseline_cnn(classes)`; `BACKBONES` lists what there is. Every model takes RGB
 images in 0..255, carries its own preprocessing, and is one flat functional graph. `weights_source` says what the
-pretrained weights are, `set_trainable` chooses what trains, `split_at_features` and `attach_head` work on the head.
+pretrained weights are, `set_trainable` chooses what trains, `attach_head` sets the head.
 """
 
 from .networks import (  # noqa: F401
     BACKBONES,
     BASELINE,
     WARM_START,
-    Backbone,
     baseline_cnn,
     feature_extractor,
     needs_batch_norm,
@@ -21,6 +20,5 @@ from .parts import (  # noqa: F401
     reestimate_batch_norm,
     set_trainable,
     set_weights,
-    split_at_features,
 )
 from .pretrained import WarmStartWarning, WeightsUnavailable  # noqa: F401

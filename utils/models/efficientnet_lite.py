@@ -105,16 +105,10 @@ def weights_path():
 
 
 def read_checkpoint(path):
-    """Tensors of a legacy PyTorch checkpoint as arrays by name, without torch.
+    """Tensors of the published legacy PyTorch checkpoint as arrays by name, without torch.
 
     The file is four pickles (magic number, protocol, machine, state dictionary), a fifth with the storage keys, then
-    eight bytes of count and the raw elements of each storage. A pickle is a program: only the published file, vouched
-    for by its SHA-256, is run, and it gets nothing but the stand-ins of `_Unpickler`.
-
-    Raises:
-        ValueError: the file is not the published one.
-
-    Source: torch/serialization.py, `_legacy_save` (PyTorch 1.x).
+    eight bytes of count and the raw elements of each storage (torch/serialization.py, `_legacy_save`, PyTorch 1.x).
     """
     data = pathlib.Path(path).read_bytes()
     if hashlib.sha256(data).hexdigest() != WEIGHTS_SHA256:

@@ -16,23 +16,17 @@ WARM_START = "warm start from EfficientNet-Lite0"
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """What there is to know about a backbone without building it; all are licensed under Apache-2.0."""
+    """What a backbone is called; all are licensed under Apache-2.0."""
 
     name: str
     title: str
-    feature_size: int  # channels of the pooled features
-    last_conv: str  # layer names, for Grad-CAM and receptive fields
-    last_activation: str
-    n_parameters: int  # without a head
 
 
 # Sandler et al. 2018, arXiv:1801.04381; Tan & Le 2019, arXiv:1905.11946; tensorflow/tpu, efficientnet/lite
 BACKBONES = {
-    "mobilenet_v2": Backbone("mobilenet_v2", "MobileNetV2", 1280, "Conv_1", "out_relu", 2_257_984),
-    "efficientnet_b0": Backbone("efficientnet_b0", "EfficientNetB0", 1280, "top_conv", "top_activation", 4_049_571),
-    "efficientnet_lite0": Backbone(
-        "efficientnet_lite0", "EfficientNet-Lite0", 1280, "top_conv", "top_activation", 3_413_024
-    ),
+    "mobilenet_v2": Backbone("mobilenet_v2", "MobileNetV2"),
+    "efficientnet_b0": Backbone("efficientnet_b0", "EfficientNetB0"),
+    "efficientnet_lite0": Backbone("efficientnet_lite0", "EfficientNet-Lite0"),
 }
 
 
@@ -111,7 +105,7 @@ def feature_extractor(backbone, input_size=224, weights="auto"):
         backbone, input_size, weights: as for :func:`transfer`.
 
     Returns:
-        keras.Model, not trainable, from (batch, input_size, input_size, 3) in 0..255 to (batch, feature_size).
+        keras.Model, not trainable, from (batch, input_size, input_size, 3) in 0..255 to (batch, channels).
 
     Example:
         >>> feature_extractor("efficientnet_lite0", 128).output.shape

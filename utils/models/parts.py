@@ -1,4 +1,4 @@
-"""Working on parts of a functional model: what trains, where the features are, the head, batch statistics."""
+"""Working on parts of a functional model: what trains, the head, batch statistics."""
 
 import keras
 import numpy as np
@@ -6,58 +6,27 @@ import numpy as np
 POOLED, CLASSIFIER = "pooled_features", "classifier"  # the names that every transfer model gives these two layers
 
 
-def set_trainable(model, from_layer=None, batch_norm=False):
-    """Choose the layers that training may change.
+def set_trainable(model, batch_norm=False):
+    """Choose the layers that training may change: all, or all but batch normalization.
 
     Args:
         model: any functional model, changed in place. Compile it again afterwards.
-        from_layer: the first trainable layer, or the prefix of a block ("block6a", "block_13"); it and everything
-            behind it in the order of `model.layers` train. None: all layers. "classifier": the head alone.
-        batch_norm: also let batch normalization (behind `from_layer`) learn and update its statistics. Off, these
-            layers are frozen, which in Keras 3 also means that they run in inference mode during training.
+        batch_norm: also let batch normalization learn and update its statistics. Off, these layers are frozen, which
+            in Keras 3 also means that they run in inference mode during training.
 
     Returns:
         int, how many parameters are trainable now.
 
-    Raises:
-        ValueError: no layer of that name or prefix; names some choices.
-
     Example:
         >>> from utils import models
         >>> model = models.transfer("efficientnet_lite0", 10, weights=None)
-        >>> set_trainable(model, "classifier")
-        12810
+        >>> set_trainable(model), set_trainable(model, batch_norm=True)
+        (3341802, 3383818)
     """
-    first = 0 if from_layer is None else layer_index(model, from_layer)
     model.trainable = True  # or a model that was frozen as a whole would hide what its layers say
-    for index, layer in enumerate(model.layers):
-        frozen_norm = isinstance(layer, keras.layers.BatchNormalization) and not batch_norm
-        layer.trainable = index >= first and not frozen_norm
+    for layer in model.layers:
+        layer.trainable = batch_norm or not isinstance(layer, keras.layers.BatchNormalization)
     return sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
-
-
-def split_at_features(model):
-    """Cut a transfer model at its pooled features; the two parts share the model's layers.
-
-    Returns:
-        (extractor, head): keras.Model from images to features (batch, D), and from features to probabilities.
-
-    Raises:
-        ValueError: the model has no layer named "pooled_features".
-
-    Example:
-        >>> from utils import models
-        >>> extractor, head = split_at_features(models.transfer("mobilenet_v2", 10, 96, weights=None))
-        >>> extractor.output.shape, head.output.shape
-        ((None, 1280), (None, 10))
-    """
-    index = layer_index(model, POOLED)
-    pooled = model.layers[index].output
-    features = keras.Input(pooled.shape[1:], name="features")
-    x = features
-    for layer in model.layers[index + 1 :]:
-        x = layer(x)
-    return keras.Model(model.input, pooled, name=f"{model.name}_features"), keras.Model(features, x, name="head")
 
 
 def attach_head(model, kernel, bias):
@@ -80,7 +49,7 @@ def attach_head(model, kernel, bias):
         >>> attach_head(model, np.zeros((1280, 2)), [0.0, np.log(3)])(np.zeros((1, 96, 96, 3))).numpy().round(2)
         array([[0.25, 0.75]], dtype=float32)
     """
-    layer = model.layers[layer_index(model, CLASSIFIER)]
+    layer = model.get_layer(CLASSIFIER)
     arrays = [np.asarray(kernel, "float32"), np.asarray(bias, "float32")]
     wanted = [tuple(weight.shape) for weight in layer.weights]
     if [array.shape for array in arrays] != wanted:
@@ -157,14 +126,3 @@ def reestimate_batch_norm(model, images, batch_size=64, seed=0):
             for layer, value in zip(layers, values, strict=True):
                 setattr(layer, attribute, value)
     return model
-
-
-def layer_index(model, name):
-    """Where in `model.layers` the layer `name` is, or else the first of the block `name`."""
-    names = [layer.name for layer in model.layers]
-    if name in names:
-        return names.index(name)
-    for index, other in enumerate(names):
-        if isinstance(name, str) and name and other.startswith(f"{name}_"):
-            return index
-    raise ValueError(f"model {model.name} has no layer or block {name!r}; its last layers are {', '.join(names[-8:])}")

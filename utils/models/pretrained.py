@@ -30,26 +30,21 @@ class WarmStartWarning(UserWarning):
 
 @dataclasses.dataclass(frozen=True)
 class KerasFile:
-    """A weight file of `keras.applications`: its name, its public address, and what the official one measures."""
+    """A weight file of `keras.applications`: its public address, and what the official one measures."""
 
     title: str
     url: str
     size_bytes: int
     md5: str | None = None  # where Keras publishes it
 
-    @property
-    def name(self):
-        """The file's name in the cache."""
-        return self.url.rsplit("/", 1)[1]
-
     def path(self):
         """Where Keras keeps the file, whether it is there or not."""
         home = os.environ.get("KERAS_HOME") or "~/.keras"
-        return pathlib.Path(home).expanduser() / "models" / self.name
+        return pathlib.Path(home).expanduser() / "models" / self.url.rsplit("/", 1)[1]
 
     def place(self):
-        """The same in words that hold on every machine, for notebooks and tables."""
-        return f"{'$KERAS_HOME' if os.environ.get('KERAS_HOME') else '~/.keras'}/models/{self.name}"
+        """The same in words that hold on every machine."""
+        return f"{'$KERAS_HOME' if os.environ.get('KERAS_HOME') else '~/.keras'}/models/{self.path().name}"
 
 
 # The 224-pixel weights serve every input size: one backbone, one set of weights, one name for them.

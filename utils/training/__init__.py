@@ -7,7 +7,7 @@ of the other names. `features` holds frozen features and the linear probe.
 
 import importlib
 
-from .config import BASELINE, RunConfig, in_words  # noqa: F401
+from .config import BASELINE, RunConfig  # noqa: F401
 
 _PLACES = {
     "batches": ("augmentation", "class_weight_table", "class_weights"),

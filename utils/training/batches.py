@@ -10,17 +10,12 @@ import pandas as pd
 from utils.datasets import pipeline
 
 
-def class_weights(frame, classes, kind="balanced", beta=0.999):
-    """Weights that let every class count alike in the loss.
-
-    Balanced: w_c = n / (C * n_c). Effective: w_c proportional to (1 - beta) / (1 - beta ** n_c), scaled to a mean
-    weight of 1 over the photos.
+def class_weights(frame, classes):
+    """Balanced weights, n / (C * n_c), which let every class count alike in the loss.
 
     Args:
         frame: DataFrame of training photos, with `label`.
         classes: class names in order.
-        kind: "balanced" or "effective".
-        beta: of the effective number of samples, 0 <= beta < 1.
 
     Returns:
         dict class number -> float.
@@ -32,23 +27,18 @@ def class_weights(frame, classes, kind="balanced", beta=0.999):
         >>> class_weights(pd.DataFrame({"label": ["hat"] * 3 + ["shoes"]}), ["hat", "shoes"])
         {0: 0.6666666666666666, 1: 2.0}
 
-    Source: King & Zeng 2001 (as in scikit-learn); Cui et al. 2019, arXiv:1901.05555.
+    Source: King & Zeng 2001 (as in scikit-learn).
     """
-    counts = np.bincount(label_numbers(frame, classes), minlength=len(classes)).astype(float)
+    counts = np.bincount(label_numbers(frame["label"], classes), minlength=len(classes)).astype(float)
     if not counts.all():
         absent = [name for name, count in zip(classes, counts, strict=True) if not count]
         raise ValueError(f"no training photo of {', '.join(absent)}; drop the class, or use another split")
-    if kind == "balanced":
-        weights = counts.sum() / (len(classes) * counts)
-    else:
-        weights = (1 - beta) / (1 - beta**counts)
-        weights *= counts.sum() / (weights * counts).sum()
-    return {number: float(weight) for number, weight in enumerate(weights)}
+    return dict(enumerate((counts.sum() / (len(classes) * counts)).tolist()))
 
 
-def class_weight_table(frame, classes, kind="balanced", beta=0.999):
+def class_weight_table(frame, classes):
     """:func:`class_weights` as a DataFrame: class, photos, weight; rarest class first."""
-    weights = class_weights(frame, classes, kind, beta)
+    weights = class_weights(frame, classes)
     counts = frame["label"].value_counts()
     rows = [{"class": name, "photos": int(counts[name]), "weight": weights[i]} for i, name in enumerate(classes)]
     return pd.DataFrame(rows).sort_values("photos", ignore_index=True)
@@ -65,13 +55,12 @@ def augmentation(name):
     return pipeline.Augment.named(name)
 
 
-def label_numbers(frame, classes):
-    """int array (n,): the number of each row's label in `classes`; an unknown label is named."""
+def label_numbers(labels, classes):
+    """int array (n,): the number of each label in `classes`; an unknown one is named."""
     index = {name: number for number, name in enumerate(classes)}
-    unknown = sorted(set(frame["label"]) - set(index))
-    if unknown:
+    if unknown := sorted(set(labels) - set(index)):
         raise ValueError(f"expected labels among {tuple(classes)}, got {unknown[0]!r}; load the dataset again")
-    return frame["label"].map(index).to_numpy(int)
+    return np.array([index[label] for label in labels], int)
 
 
 def class_targets(n_classes, label_smoothing=0.0):

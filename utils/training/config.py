@@ -11,31 +11,13 @@ import re
 
 BASELINE = "baseline_cnn"
 CHOICES = {
-    # scratch: all layers, from random weights. frozen: the head alone, on cached backbone features. fine_tune: backbone
-    # and head, batch normalization in inference mode.
     "mode": ("scratch", "frozen", "fine_tune"),
     "optimizer": ("adam", "adamw"),
     "schedule": ("constant", "cosine"),
     "monitor": ("val_accuracy", "val_loss", "none"),
-    "class_weights": (False, True, "effective"),
-    "head_init": ("probe", "random"),
+    "class_weights": (False, True),
     "augment": (None, "light", "strong", "study_b"),
 }
-TOLD_APART_BY = (
-    "learning_rate", "class_weights", "balance_to", "epochs", "progressive", "augment", "mixup", "cutmix", "ema",
-    "teacher",
-)  # fmt: skip  # some are of recorded trials only: no run of this version has them
-
-
-def in_words(choices):
-    """What sets a recipe apart from others, out of :meth:`RunConfig.to_dict`, in a few words.
-
-    Example:
-        >>> in_words({"name": "a", "epochs": 9, "class_weights": True})
-        'learning rate 0.001, class weights True, epochs 9'
-    """
-    choices = {"learning_rate": RunConfig.learning_rate} | choices  # to_dict leaves out what has its default
-    return ", ".join(f"{key.replace('_', ' ')} {choices[key]}" for key in TOLD_APART_BY if key in choices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +30,8 @@ class RunConfig:
         name: readable name; the first part of the id.
         model: ``"baseline_cnn"`` or a key of ``models.BACKBONES``.
         mode: ``"scratch"`` (all layers, from random weights), ``"frozen"`` (the head alone, on cached backbone
-            features) or ``"fine_tune"`` (backbone and head, batch normalization in inference mode).
+            features) or ``"fine_tune"`` (backbone and head, which starts from a linear probe; batch
+            normalization in inference mode).
         epochs: passes over the training photos, at least 1.
         input_size: side of the square input, in pixels.
         batch_size: photos a step, over all devices together.
@@ -59,15 +42,12 @@ class RunConfig:
         warmup_epochs: epochs of linear warm-up to the peak; fractions are allowed.
         label_smoothing: share of the target spread evenly over all classes, 0 <= s < 1.
         dropout: rate before the classifier (transfer models only).
-        class_weights: True = balanced (n / (C * n_c)), ``"effective"`` = class-balanced loss, False = none.
-        effective_beta: beta of the effective number of samples, Cui et al. 2019, arXiv:1901.05555.
+        class_weights: every class counts alike in the loss, n / (C * n_c).
         balance_to: photos per class after balancing the training set (study A's 500), or None.
         augment: None, ``"light"``, ``"strong"`` or ``"study_b"`` (horizontal flip and rotation); see pipeline.Augment.
         views: augmented views of each photo beside the plain one, in frozen mode.
         patience: epochs without a better `monitor` before training stops; None = never.
         monitor: what the best epoch is chosen by, always on validation; ``"none"`` keeps the last epoch.
-        unfreeze_from: fine_tune: the first layer (by name) that trains; None = all.
-        head_init: fine_tune: ``"probe"`` starts the head from a linear probe on frozen features, or ``"random"``.
         seed: of initial weights, order, augmentation and dropout; each epoch's randomness follows from (seed, epoch).
         allow_leaks: what the split check lets pass by name: "sender", "file".
 
@@ -93,15 +73,12 @@ class RunConfig:
     warmup_epochs: float = 0
     label_smoothing: float = 0.0
     dropout: float = 0.2
-    class_weights: bool | str = False
-    effective_beta: float = 0.999
+    class_weights: bool = False
     balance_to: int | None = None
     augment: str | None = None
     views: int = 0
     patience: int | None = None
     monitor: str = "val_accuracy"
-    unfreeze_from: str | None = None
-    head_init: str = "probe"
     seed: int = 0
     allow_leaks: tuple[str, ...] = ()
 
@@ -115,7 +92,7 @@ class RunConfig:
             optional = value is None and field in ("balance_to", "patience")
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
             self._expect(field, optional or whole, "a positive integer" if least else "an integer from 0 up")
-        for field in ("label_smoothing", "dropout", "effective_beta"):
+        for field in ("label_smoothing", "dropout"):
             self._expect(field, _number(self, field) and 0 <= getattr(self, field) < 1, "at least 0 and below 1")
         for field in ("learning_rate", "weight_decay", "warmup_epochs"):
             self._expect(field, _number(self, field) and 0 <= getattr(self, field) < 1e6, "a number from 0 up")
@@ -140,8 +117,6 @@ class RunConfig:
             refuse("augment", "mode='frozen' sees each photo once unless views says how many augmented views to add")
         if self.weight_decay and self.optimizer != "adamw":
             refuse("weight_decay", f"optimizer={self.optimizer!r} has none: use optimizer='adamw'")
-        if self.unfreeze_from and self.mode != "fine_tune":
-            refuse("unfreeze_from", f"mode={self.mode!r} does not fine-tune: use mode='fine_tune'")
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
             refuse("warmup_epochs", f"epochs is {self.epochs}: warm-up must end before training does")
         if self.patience and self.monitor == "none":

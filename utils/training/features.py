@@ -16,6 +16,8 @@ import numpy as np
 from utils import files, models
 from utils.datasets import pipeline
 
+from .batches import label_numbers
+
 BATCH_SIZE = 32  # photos a forward pass; 16 to 32 are fastest on small CPUs
 BLOCK = 256  # photos that are decoded at a time; memory does not grow with their number
 
@@ -89,17 +91,7 @@ def content(path):
 
 
 def calibrate(model, frame, input_size, cache_dir=None):
-    """Re-estimate the batch-norm statistics of a model on training photos, once: the result is kept on disk.
-
-    Args:
-        model: keras.Model with the backbone's layers, changed in place.
-        frame: DataFrame of training photos; 1,500 of them are drawn at random.
-        input_size: side of the square input, in pixels.
-        cache_dir: as for :func:`extract`.
-
-    Returns:
-        the model.
-    """
+    """Re-estimate a model's batch-norm statistics on 1,500 training photos, once: the result is kept on disk."""
     rows = np.sort(np.random.default_rng([0, 32]).permutation(len(frame))[:1500])
     some = frame.iloc[rows]
     norms = [layer for layer in model.layers if type(layer).__name__ == "BatchNormalization"]
@@ -114,11 +106,10 @@ def calibrate(model, frame, input_size, cache_dir=None):
     for path, copy in zip(some["path"], copies, strict=True):
         digest.update(f"{content(path)}/{int(copy)}".encode())
     path = files.cache_dir(cache_dir or None) / f"batch-norm-{digest.hexdigest()[:24]}.npz"
-    known = {} if cache_dir is False else _read(path)
+    known = _read(path)
     if not known:
         models.reestimate_batch_norm(model, pipeline.load_images(some, input_size), batch_size=32)
-        if cache_dir is not False:
-            files.write_arrays(path, {f"{i:04d}": variable.numpy() for i, variable in enumerate(variables)})
+        files.write_arrays(path, {f"{i:04d}": variable.numpy() for i, variable in enumerate(variables)})
     for name, variable in zip(sorted(known), variables, strict=bool(known)):
         variable.assign(known[name])
     return model
@@ -234,7 +225,7 @@ class LinearProbe:
 
 def linear_probe(
     features, labels, validation_features=None, validation_labels=None, classes=(),
-    strengths=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1), class_weight=None, sample_weight=None,
+    strengths=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1), sample_weight=None,
 ):  # fmt: skip
     """Logistic regression on frozen features, its strength chosen on validation (never on test).
 
@@ -246,7 +237,6 @@ def linear_probe(
         validation_features, validation_labels: the part to choose by; without them the middle strength is taken.
         classes: class names in order.
         strengths: the values of C to try.
-        class_weight: None or ``"balanced"``.
         sample_weight: n weights, or None.
 
     Returns:
@@ -262,7 +252,7 @@ def linear_probe(
     """
     from sklearn.linear_model import LogisticRegression
 
-    labels, features = _numbers(labels, classes), np.asarray(features, np.float32)
+    labels, features = label_numbers(labels, classes), np.asarray(features, np.float32)
     if absent := [name for number, name in enumerate(classes) if number not in labels]:
         raise ValueError(f"a probe needs a photo of every class, got none of {', '.join(map(str, absent))}")
     mean, spread = features.mean(axis=0), features.std(axis=0)
@@ -272,7 +262,7 @@ def linear_probe(
     strengths = sorted(strengths) if judged else sorted(strengths)[len(strengths) // 2 :][:1]
     best = None
     # warm_start: the path from strong to weak regularisation, each fit starting where the last one ended.
-    fit = LogisticRegression(max_iter=300, class_weight=class_weight, warm_start=True)
+    fit = LogisticRegression(max_iter=300, warm_start=True)
     for strength in strengths:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # not converged to the last digit is converged enough to choose by
@@ -283,15 +273,8 @@ def linear_probe(
         kernel = kernel / spread[:, None]
         probe = LinearProbe(kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32), strength, None)
         if judged:
-            right = probe.predict(validation_features).argmax(axis=1) == _numbers(validation_labels, classes)
+            right = probe.predict(validation_features).argmax(axis=1) == label_numbers(validation_labels, classes)
             probe = dataclasses.replace(probe, validation_accuracy=float(right.mean()))
         if best is None or probe.validation_accuracy > best.validation_accuracy:
             best = probe
     return best
-
-
-def _numbers(labels, classes):
-    index = {name: number for number, name in enumerate(classes)}
-    if unknown := sorted(set(labels) - set(index)):
-        raise ValueError(f"expected labels among {tuple(classes)}, got {unknown[0]!r}; load the dataset again")
-    return np.array([index[label] for label in labels])

@@ -127,9 +127,7 @@ class _Trainer:
         self.validation = frame[frame["split"] == "validation"].reset_index(drop=True)
         self.weights = np.ones(len(self.classes), np.float32)
         if config.class_weights:
-            kind = "balanced" if config.class_weights is True else config.class_weights
-            balanced = batches.class_weights(self.frame, self.classes, kind, config.effective_beta)
-            self.weights = np.array(list(balanced.values()), np.float32)
+            self.weights = np.array(list(batches.class_weights(self.frame, self.classes).values()), np.float32)
 
     def go_on(self):
         """Train from the checkpoint, if there is one, to the end, and write the finished run."""
@@ -151,7 +149,7 @@ class _Trainer:
         if arrays:
             runs.assign(network.weights, arrays["model"], "weights in the checkpoint")
             runs.assign(optimizer.variables, arrays["optimizer"], "optimizer's variables in the checkpoint")
-        elif config.mode == "fine_tune" and config.head_init == "probe" and validation is not None:
+        elif config.mode == "fine_tune" and validation is not None:
             state["initial"] = self.judge(network, validation)
         keeper = _Keeper(self, state, arrays.get("best"), validation if self.strategy else None)
         self.epoch = state["epochs_done"]
@@ -201,10 +199,8 @@ class _Trainer:
     # --- what each mode trains ----------------------------------------------------------------------------------------
 
     def _set_up(self):
-        """(network to train, its batches, its validation batches or None, function that gives the full network)."""
-        network, stream, validation, full = (
-            self._frozen() if self.config.mode == "frozen" else self._on_photos()
-        )  # fmt: skip
+        """(network to train, its batches, its validation batches or None, function that returns the full network)."""
+        network, stream, validation, full = self._frozen() if self.config.mode == "frozen" else self._on_photos()
         if self.strategy:  # a photo for every device in every step
             stream = stream.take(max(len(self.frame) // self.config.batch_size, 1))
         return network, stream, validation if len(self.validation) else None, full
@@ -216,7 +212,9 @@ class _Trainer:
         trained = self._extract(self.frame, views=config.views, augment=batches.augmentation(config.augment))
         validation = None
         if len(self.validation):
-            targets = batches.class_targets(len(self.classes))[batches.label_numbers(self.validation, self.classes)]
+            targets = batches.class_targets(len(self.classes))[
+                batches.label_numbers(self.validation["label"], self.classes)
+            ]
             validation = tf.data.Dataset.from_tensor_slices((self._extract(self.validation), targets)).batch(32)
         # Just before the weights are drawn: what was built or cached until here must not tell in them.
         keras.utils.set_random_seed(config.seed)
@@ -228,7 +226,7 @@ class _Trainer:
             ],
             name="head",
         )
-        labels = batches.label_numbers(self.frame, self.classes)
+        labels = batches.label_numbers(self.frame["label"], self.classes)
         stream = batches.feature_batches(trained, labels, self.weights, config, lambda: self.epoch)
         return (
             network, stream, validation,
@@ -237,13 +235,13 @@ class _Trainer:
 
     def _on_photos(self):
         config = self.config
-        head = self._probe() if config.mode == "fine_tune" and config.head_init == "probe" else None
-        keras.utils.set_random_seed(config.seed)
         scratch = config.mode == "scratch"
+        head = None if scratch else self._probe()
+        keras.utils.set_random_seed(config.seed)
         model = runs.build(config, self.classes, weights=None) if scratch else self._pretrained()
         if head:
             models.attach_head(model, head.kernel, head.bias)
-        models.set_trainable(model, config.unfreeze_from, batch_norm=scratch)
+        models.set_trainable(model, batch_norm=scratch)
         stream = batches.photo_batches(self.frame, self.classes, self.weights, config, lambda: self.epoch)
         validation = None
         if len(self.validation):
@@ -265,7 +263,7 @@ class _Trainer:
 
     def _probe(self):
         judged = (self._extract(self.validation), self.validation["label"]) if len(self.validation) else ()
-        weights = self.weights[batches.label_numbers(self.frame, self.classes)]
+        weights = self.weights[batches.label_numbers(self.frame["label"], self.classes)]
         probe = features.linear_probe(
             self._extract(self.frame), self.frame["label"], *judged, classes=self.classes, sample_weight=weights
         )

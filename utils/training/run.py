@@ -148,18 +148,17 @@ class Run:
             side = self.config.input_size
             if photos.ndim != 4 or photos.shape[1:] != (side, side, 3):
                 raise ValueError(f"images must have the shape (n, {side}, {side}, 3), got {photos.shape}")
-            return self.predict_images(photos, tta, batch_size)
+            return self._predict(photos, tta, batch_size)
         if not isinstance(photos, pd.DataFrame):
             paths = [photos] if isinstance(photos, str | os.PathLike) else list(photos)
             photos = pd.DataFrame({"path": list(map(os.fspath, paths))})
         parts = [np.zeros((0, len(self.classes)), np.float32)]
         for start in range(0, len(photos), 8 * batch_size):
             images = pipeline.load_images(photos.iloc[start : start + 8 * batch_size], self.config.input_size)
-            parts.append(self.predict_images(images, tta, batch_size))
+            parts.append(self._predict(images, tta, batch_size))
         return np.concatenate(parts)
 
-    def predict_images(self, images, tta=False, batch_size=32):
-        """Like :meth:`predict`, for decoded images (n, s, s, 3) in 0..255."""
+    def _predict(self, images, tta, batch_size):
         parts = [np.zeros((0, len(self.classes)), np.float32)]
         for start in range(0, len(images), batch_size):
             batch = np.asarray(images[start : start + batch_size], np.float32)
@@ -172,13 +171,9 @@ class Run:
             parts.append(some[:n])
         return np.concatenate(parts)
 
-    def to_frame(self):
-        """The history as a DataFrame."""
-        return self.history.copy()
-
     def __repr__(self):
         judged = ""
-        if self.best_epoch and "val_accuracy" in self.history:
+        if "val_accuracy" in self.history:
             best = self.history.loc[self.history["epoch"] == self.best_epoch, "val_accuracy"].iloc[0]
             judged = f", best epoch {self.best_epoch} (validation accuracy {best:.3f})"
         return (
@@ -378,12 +373,7 @@ def _to_state(run):
 
 @contextlib.contextmanager
 def lock(folder):
-    """Own a run inside the block; the lock ends with the process, however it ends.
-
-    Raises:
-        RunBusy: another process owns it; names the process.
-        OSError: the folder of the runs cannot be written to.
-    """
+    """Own a run inside the block; the lock ends with the process, however it ends."""
     path = folder.parent / ".locks" / f"{folder.name}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
