@@ -1,6 +1,7 @@
 """The index of photos and what is wrong with a folder: each defect is found, named, and costs nothing else."""
 
 import os
+import time
 
 import numpy as np
 import pandas as pd
@@ -126,6 +127,28 @@ def test_photos_are_looked_at_once(tmp_path, monkeypatch):
 
 
 original = audit._look
+
+
+def test_ctrl_c_ends_the_check_at_once_and_goes_on_where_it_was(tmp_path, monkeypatch):
+    paths, looked = [tmp_path / f"{number:03}.jpg" for number in range(300)], []
+    for path in paths:
+        path.write_text("no photo")
+
+    def look(path):
+        looked.append(path)
+        time.sleep(0.01)
+        if path == paths[20]:
+            raise KeyboardInterrupt
+        return original(path)
+
+    monkeypatch.setattr(audit, "_look", look)
+    with pytest.raises(KeyboardInterrupt):
+        audit.check_photos(paths, tmp_path)
+    assert len(looked) < 200
+    looked.clear()
+    monkeypatch.setattr(audit, "_look", lambda path: looked.append(path) or original(path))
+    assert len(audit.check_photos(paths, tmp_path)) == 300
+    assert sorted(looked) == paths[20:]
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"version": 0, "photos": {}}'])

@@ -102,15 +102,18 @@ def check_photos(paths, folder, progress=True):
             todo.append((name, stamp))
     if todo:
         quiet = not progress or len(todo) < 500
-        with ThreadPoolExecutor(2 * describe()["cores"]) as pool:
+        pool = ThreadPoolExecutor(2 * describe()["cores"])
+        try:
             facts = pool.map(_look, [folder / name for name, _ in todo])
             bar = tqdm(facts, f"checking {folder.name}", len(todo), disable=quiet, unit=" photos", mininterval=1)
             for (name, stamp), fact in zip(todo, bar, strict=True):
                 found[name] = stamp + fact
-        try:
-            files.write_json(memory, {"version": _CHECK_VERSION, "photos": {**known, **found}})
-        except OSError as error:
-            _log.warning("what was found in %s is not remembered: %s", folder, error)
+        finally:  # Ctrl-C ends at once, and what was looked at until then is remembered
+            pool.shutdown(cancel_futures=True)
+            try:
+                files.write_json(memory, {"version": _CHECK_VERSION, "photos": {**known, **found}})
+            except OSError as error:
+                _log.warning("what was found in %s is not remembered: %s", folder, error)
     return pd.DataFrame([found[name][2:] for name in names], columns=list(_FACTS))
 
 
