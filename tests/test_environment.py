@@ -4,7 +4,14 @@ import logging
 import os
 import sys
 
-from utils import environment
+from utils import environment, files
+
+
+def test_the_environment_is_plain_and_says_what_matters(tmp_path):
+    facts = environment.describe()
+    files.write_json(tmp_path / "environment.json", facts)
+    assert {"cpu", "cores", "python", "tensorflow", "keras"} <= set(facts)
+    assert facts["cpu"] in environment.sentence()
 
 
 def test_quiet_holds_back_python_and_descriptors_and_gives_them_back(capfd):

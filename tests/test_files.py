@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from utils import environment, files
+from utils import files
 
 
 def test_a_failing_writer_leaves_the_old_file(tmp_path):
@@ -67,10 +67,3 @@ def test_killed_writers_leave_a_whole_file(tmp_path):
         writer.wait()
         seen.add(files.read_json(target)["n"])
     assert seen and 0 not in seen
-
-
-def test_the_environment_is_plain_and_says_what_matters(tmp_path):
-    facts = environment.describe()
-    files.write_json(tmp_path / "environment.json", facts)
-    assert {"cpu", "cores", "python", "tensorflow", "keras"} <= set(facts)
-    assert facts["cpu"] in environment.sentence()

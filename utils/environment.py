@@ -20,16 +20,11 @@ def cpu_name():
     name, flags = platform.processor() or platform.machine(), ""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            elif key.strip() == "flags":
-                flags = value.split()
-                break
-    marks = [
-        mark for flag, mark in (("avx2", "AVX2"), ("avx512f", "AVX-512"), ("avx512_vnni", "VNNI")) if flag in flags
-    ]
+        lines = [line.partition(":") for line in reversed(cpuinfo.read_text(errors="replace").splitlines())]
+        facts = {key.strip(): value.strip() for key, _, value in lines}  # of the first core
+        name, flags = facts.get("model name", name), facts.get("flags", "").split()
+    known = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI"}
+    marks = [mark for flag, mark in known.items() if flag in flags]
     return f"{name} ({', '.join(marks)})" if marks else name
 
 
@@ -41,15 +36,17 @@ def memory_gib():
         return None
 
 
-def versions(packages=PACKAGES):
-    """Installed versions by package name; packages that are not installed are left out."""
+def versions():
+    """Installed versions of PACKAGES; those that are not installed are left out."""
     found = {}
-    for package in packages:
-        try:
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe():
@@ -61,7 +58,7 @@ def describe():
     """
     return {
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": _cores(),
         "memory_gib": memory_gib(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -83,8 +80,7 @@ def sentence():
 
 def default_threads():
     """The cores that this process may use, at most 4."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 4)
+    return min(_cores(), 4)
 
 
 @contextlib.contextmanager

@@ -145,11 +145,7 @@ def endless(handler):
 @pytest.mark.parametrize(
     ("answer", "error", "reason"),
     [
-        (
-            lambda h: h.send(404),
-            ConnectionError,
-            r"cannot be downloaded \(404 .*: Not Found\); check the network",
-        ),
+        (lambda h: h.send(404), ConnectionError, r"cannot be downloaded \(404 .*: Not Found\); check the network"),
         (lambda h: h.send(503), ConnectionError, "503"),
         (lambda h: h.send(200, h.server.body[:99], 9999), ConnectionError, "cannot be downloaded"),
         (lambda h: h.send(200, h.server.body[:99]), published.BadArchive, "is damaged"),

@@ -56,9 +56,6 @@ def test_bad_options_are_named(tmp_path, options):
     with pytest.raises(ValueError, match=f"{name} must be .*, got {value}"):
         sketches.build(tmp_path, **options)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_unknown_class_is_named():
     with pytest.raises(ValueError, match=r"label must be one of dress, .*, got 'sock'"):
         sketches.draw("sock", "style-1", 32)
 

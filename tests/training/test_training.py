@@ -439,9 +439,8 @@ def test_exchanged_labels_are_another_run_also_under_one_fingerprint(photos, mon
 # --- what ships -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-7), ("float16", 2e-3)])
-def test_a_shipped_run_is_found_and_predicts_the_same(photos, finished, monkeypatch, tmp_path, dtype, tolerance):
-    folder = runs.export(finished, dtype=dtype)
+def test_a_shipped_run_is_found_and_predicts_the_same(photos, finished, monkeypatch, tmp_path):
+    folder = runs.export(finished)
     assert folder == tmp_path / "models" / finished.run_id
     assert sorted(path.name for path in folder.iterdir()) == ["run.json", "weights.npz"]
     assert str(tmp_path) not in (folder / "run.json").read_text()
@@ -451,7 +450,7 @@ def test_a_shipped_run_is_found_and_predicts_the_same(photos, finished, monkeypa
     shipped = train(finished.config, photos, folder=tmp_path / "elsewhere")
     assert shipped.folder == folder
     test = photos.part("test")
-    np.testing.assert_allclose(shipped.predict(test), finished.predict(test), atol=tolerance)
+    np.testing.assert_allclose(shipped.predict(test), finished.predict(test), atol=2e-3)
     equal_history(shipped, finished)
     assert not (tmp_path / "elsewhere").exists()  # read-only: nothing is written for a run that is there
     with pytest.raises(pytest.fail.Exception, match="it trained"):
@@ -473,11 +472,9 @@ def test_a_head_is_found_only_on_the_same_backbone_and_without_the_network(finis
         runs.load(finished.run_id, tmp_path / "elsewhere")
 
 
-def test_what_makes_no_sense_is_not_shipped(finished):
+def test_a_head_on_a_calibrated_backbone_is_not_shipped(finished):
     with pytest.raises(ValueError, match="its head alone is no model"):
         runs.export(dataclasses.replace(finished, weights_source=models.WARM_START))
-    with pytest.raises(ValueError, match="dtype must be 'float16' or 'float32', got 'float8'"):
-        runs.export(finished, dtype="float8")
 
 
 @pytest.mark.parametrize("damage", [b"half", None])

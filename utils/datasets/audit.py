@@ -26,22 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_index(path):
-    """Read the full set's `images.csv` (UTF-8, commas; columns image, sender_id, label, kids), one row per photo.
-
-    Returns:
-        DataFrame with str columns `id`, `sender`, `label` (outer blanks stripped) and `kids` (boolean, may be <NA>).
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another delimiter, missing columns, no rows, an id twice, an id that is not a plain file name; names
-            the file and the row.
-
-    Example:
-        >>> import tempfile; path = pathlib.Path(tempfile.mkdtemp()) / "images.csv"
-        >>> _ = path.write_text("image,sender_id,label,kids" + chr(10) + "a-1,7,Hat,False" + chr(10))
-        >>> read_index(path).iloc[0].to_dict()
-        {'id': 'a-1', 'sender': '7', 'label': 'Hat', 'kids': False}
-    """
+    """The full set's `images.csv`: id, sender, label (str), kids (boolean or <NA>); what is wrong is named by row."""
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
     except FileNotFoundError:
@@ -72,13 +57,8 @@ def read_index(path):
     return frame.assign(kids=frame["kids"].str.lower().map(known).astype("boolean"))
 
 
-def check_photos(paths, folder, progress=True):
+def check_photos(paths, folder):
     """Decode every photo once and remember what was found: it is decoded again if its size or time of change differ.
-
-    Args:
-        paths: paths of the photos.
-        folder: the folder they lie in, which names the memory.
-        progress: show a bar while photos are decoded.
 
     Returns:
         DataFrame, one row per path: sha256, width, height, mode, format, orientation, problem ("" for a good photo),
@@ -101,11 +81,12 @@ def check_photos(paths, folder, progress=True):
         else:
             todo.append((name, stamp))
     if todo:
-        quiet = not progress or len(todo) < 500
         pool = ThreadPoolExecutor(2 * describe()["cores"])
         try:
             facts = pool.map(_look, [folder / name for name, _ in todo])
-            bar = tqdm(facts, f"checking {folder.name}", len(todo), disable=quiet, unit=" photos", mininterval=1)
+            bar = tqdm(
+                facts, f"checking {folder.name}", len(todo), disable=len(todo) < 500, unit=" photos", mininterval=1
+            )
             for (name, stamp), fact in zip(todo, bar, strict=True):
                 found[name] = stamp + fact
         finally:  # Ctrl-C ends at once, and what was looked at until then is remembered
@@ -141,15 +122,8 @@ def twins(frame):
     return same.sort_values(["sha256", "id"])
 
 
-def picture_twins(looks, distance=TWIN_DISTANCE):
-    """Which photos show one picture, whatever its size, compression and file format.
-
-    Args:
-        looks: sequence of perceptual hashes as `check_photos` makes them; "" is like nothing.
-        distance: bits in which two hashes of one picture may differ, of 256.
-
-    Returns:
-        int array: a number per photo, the same for photos that show one picture.
+def picture_twins(looks):
+    """Numbers of the pictures that photos show, told by their looks; a look of "" is like no other.
 
     Example:
         >>> picture_twins(["00" * 32, "ff" * 32, "01" + "00" * 31, ""]).tolist()
@@ -163,9 +137,9 @@ def picture_twins(looks, distance=TWIN_DISTANCE):
     pairs = [np.zeros((0, 2), int)]
     for start in range(0, len(rows), 64):
         half = sum(np.bitwise_count(part[start : start + 64, None] ^ part[start:]) for part in codes.T[:2])
-        near = start + np.argwhere(half <= distance)  # in 128 bits; few are left to compare in all 256
+        near = start + np.argwhere(half <= TWIN_DISTANCE)  # in 128 bits; few are left to compare in all 256
         bits = np.bitwise_count(codes[near[:, 0]] ^ codes[near[:, 1]]).sum(axis=1)
-        pairs.append(near[bits <= distance])
+        pairs.append(near[bits <= TWIN_DISTANCE])
     first, second = rows[np.concatenate(pairs)].T
     near = coo_array((np.ones(len(first)), (first, second)), shape=(len(looks), len(looks)))
     return connected_components(near, directed=False)[1]

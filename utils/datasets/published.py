@@ -58,13 +58,9 @@ def fetch(name, root=None, archive=None):
         root: folder to put its folder in; default `files.data_root()`.
         archive: path of an archive that was downloaded by other means, in place of the network.
 
-    Returns:
-        pathlib.Path of the dataset's folder.
-
     Raises:
         ConnectionError: the archive cannot be downloaded; says what to do.
         BadArchive: what arrived is not what was published.
-        OSError: no such archive, or the folder cannot be written; names it.
     """
     if name not in SOURCES:
         raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {name!r}")

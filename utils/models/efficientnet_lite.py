@@ -51,10 +51,7 @@ def preprocess(image):
 
 
 def efficientnet_lite0(input_tensor, include_top=False, classes=1000, name="efficientnet_lite0"):
-    """The network, untrained, on a Keras tensor that is scaled to (x - 127) / 128 already.
-
-    Its output are features (batch, height/32, width/32, 1280), or with its top probabilities (batch, classes).
-    """
+    """The network, untrained, on a Keras tensor that is scaled to (x - 127) / 128 already."""
     x = _convolution(input_tensor, "stem", "conv", 32, kernel=3, stride=2)
     for block, (kernel, stride, expansion, channels) in BLOCKS.items():
         entrance = x

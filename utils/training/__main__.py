@@ -103,7 +103,7 @@ def main(arguments=None):
 def _make(options, command):
     from utils import datasets, environment
 
-    senders = (options.senders[0], options.senders[1]) if options.senders else None
+    senders = options.senders
     data = datasets.from_folder(options.photos, senders=senders, seed=options.seed, per_class=options.per_class)
     print(data.report(), data.distribution().to_string(), sep="\n\n", end="\n\n", flush=True)
     import matplotlib

@@ -282,26 +282,23 @@ def write(folder, state, arrays):
     files.write_json(folder / STATE, {**state, "schema": SCHEMA, "files": {"weights": entry}})
 
 
-def export(run, folder=None, dtype="float16"):
+def export(run, folder=None):
     """Write a finished run in compact form: ``run.json`` and ``weights.npz``.
 
-    Of a frozen run the head alone is written: the backbone's weights are somebody else's, and it has not changed them.
-    Such a run is found only where the same pretrained weights can be had.
+    Kernels are kept in float16 (half the bytes; about three digits), biases and batch-norm parameters in float32. Of a
+    frozen run the head alone is written: the backbone's weights are somebody else's, and it has not changed them. Such
+    a run is found only where the same pretrained weights are.
 
     Args:
         run: a Run with its weights.
         folder: the folder to write to; default ``models/<run_id>`` of the repository, where :func:`load` looks.
-        dtype: of the kernels, "float16" (half the bytes; about three digits) or "float32". Biases and batch-norm
-            parameters stay float32.
 
     Returns:
         pathlib.Path of the folder.
 
     Raises:
-        ValueError: the run's frozen backbone was calibrated on photos, or unknown `dtype`.
+        ValueError: the run's frozen backbone was calibrated on photos.
     """
-    if dtype not in ("float16", "float32"):
-        raise ValueError(f"dtype must be 'float16' or 'float32', got {dtype!r}")
     folder = pathlib.Path(folder) if folder else SHIPPED / run.run_id
     head_only = run.config.mode == "frozen"
     if head_only and run.weights_source == models.WARM_START:
@@ -310,7 +307,7 @@ def export(run, folder=None, dtype="float16"):
         )
     arrays = read_arrays(run.folder / run.files["weights"]["name"])
     arrays = dict(sorted(arrays.items())[-HEAD_ARRAYS if head_only else 0 :])
-    arrays = {name: value.astype(dtype if value.ndim >= 2 else np.float32) for name, value in arrays.items()}
+    arrays = {name: value.astype(np.float16 if value.ndim >= 2 else np.float32) for name, value in arrays.items()}
     write(folder, {**_to_state(run), "head_only": head_only}, arrays)
     return folder
 
