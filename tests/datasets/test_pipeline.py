@@ -1,7 +1,6 @@
 """From files to batches: the same pixels, the same batches from the same seed, odd files handled or named."""
 
 import gc
-import io
 import logging
 import pathlib
 import weakref
@@ -23,16 +22,9 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CLOTHING_CACHE_DIR", str(tmp_path / "cache"))
 
 
-def smooth(height, width, seed=0):
-    """A picture without sharp edges, so that filters of different makers agree."""
-    small = np.random.default_rng(seed).integers(0, 255, (5, 5, 3), np.uint8)
-    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def encoded(image, kind="JPEG", **options):
-    buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
-    return buffer.getvalue()
+def picture(path, number):
+    pixels = np.random.default_rng(number).integers(0, 255, (40, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(path, quality=95)
 
 
 @pytest.fixture
@@ -40,7 +32,7 @@ def frame(tmp_path):
     rows = []
     for number in range(22):
         path = tmp_path / f"{number}.jpg"
-        path.write_bytes(encoded(smooth(40, 30, number), quality=95))
+        picture(path, number)
         rows.append((str(path), "ab"[number % 2], str(number)))
     return pd.DataFrame(rows, columns=["path", "label", "id"])
 
@@ -183,8 +175,7 @@ def test_the_disk_cache_outlives_the_process_and_knows_the_content(frame, monkey
     seen = decodes(monkeypatch)
     again = collected(pipeline.batches(frame, ["a", "b"], 16, cache="disk"))[0]
     assert (np.concatenate(again) == np.concatenate(first)).all() and seen == []
-    with pathlib.Path(frame["path"][5]).open("wb") as file:
-        file.write(encoded(smooth(10, 10, 77)))
+    picture(frame["path"][5], 77)
     changed = collected(pipeline.batches(frame, ["a", "b"], 16, cache="disk"))[0]
     assert not (np.concatenate(changed)[5] == np.concatenate(first)[5]).all()
     assert len(list((tmp_path / "cache").glob("photos-*.npy"))) == 2
