@@ -15,7 +15,7 @@ from utils import datasets
 from utils.classify import photo
 from utils.datasets import pipeline, sketches, splits
 
-KINDS = {".jpg": "JPEG", ".JPG": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".WebP": "WEBP"}
+KINDS = {".jpg": "JPEG", ".JPG": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".WebP": "WEBP"}
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +163,10 @@ def test_train_validation_and_test_stay_as_they_lie(mine, tmp_path):
     with pytest.warns(UserWarning, match="4 senders stand on two sides"):
         assert datasets.from_folder(tmp_path / "parts", senders=by_name).allowed_leaks == ("sender",)
     assert quiet(tmp_path / "parts", split="random").distribution().to_numpy().tolist() == [[14, 3, 3]] * 3
+    (tmp_path / "parts" / "__MACOSX").mkdir()
+    save(tmp_path / "parts" / "drafts" / "hat" / "a.jpg", 500)
+    again = quiet(tmp_path / "parts")  # "train" beside "Test" is no class, whatever lies there too
+    assert again.classes == loaded.classes and found(again, "files that are not photos")["found"] == 1
     shutil.rmtree(tmp_path / "parts" / "val")
     with pytest.raises(ValueError, match=r"no photos in .*validation; add them, or divide anew with split='random'"):
         datasets.from_folder(tmp_path / "parts")
@@ -244,6 +248,9 @@ def test_folders_with_nothing_to_learn_from_are_one_sentence(tmp_path):
         datasets.from_folder(tmp_path)
     save(tmp_path / "hat" / "a.jpg", 1)
     with pytest.raises(ValueError, match="two classes or more, got hat in"):
+        datasets.from_folder(tmp_path)
+    save(tmp_path / "hat" / "inner" / "c.jpg", 2)
+    with pytest.raises(ValueError, match=r"got hat in .*; if the classes are the folders inside hat, pass .*hat$"):
         datasets.from_folder(tmp_path)
     (tmp_path / "shoes").mkdir()
     (tmp_path / "shoes" / "b.jpg").write_bytes(b"broken")

@@ -85,10 +85,12 @@ def test_what_is_wrong_is_said_before_anything_is_written(folder, tmp_path, caps
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_without_classes_is_one_sentence(tmp_path, capsys):
+def test_a_folder_that_cannot_be_used_is_one_sentence(folder, tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     assert command.main([str(tmp_path / "photos"), "--out", str(tmp_path / "x")]) == 2
     assert "error: there are no photos in folders below" in capsys.readouterr().err
+    assert command.main([str(folder), "--out", str(tmp_path / "x"), "--split", "grouped"]) == 2
+    assert "error: a grouped split needs senders, got None" in capsys.readouterr().err
 
 
 def test_what_tensorflow_says_at_its_import_is_not_shown(folder, tmp_path):

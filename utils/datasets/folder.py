@@ -60,7 +60,10 @@ def from_folder(path, senders=None, split=None, seed=0, per_class=None):
         raise ValueError(f"split='folders' needs the folders train, validation and test, got none of them in {root}")
     split = split or ("folders" if in_parts else "grouped" if senders is not None else "random")
     if split == "folders" and (lacking := [part for part in splits.PARTS if not frame["split"].eq(part).any()]):
-        raise ValueError(f"there are no photos in {root / lacking[0]}; add them, or divide anew with split='random'")
+        raise ValueError(
+            f"there are no photos in {root / lacking[0]}; add them, or divide anew with split='random' "
+            "(on the command line: --split random)"
+        )
     steps, details = [("photos found", len(frame), "", f"{frame['label'].nunique()} classes")], {}
     _tell(steps, details, "files that are not photos", others, "not used")
     _tell(steps, details, "classes without photos", empty, "left out")
@@ -109,7 +112,8 @@ def from_folder(path, senders=None, split=None, seed=0, per_class=None):
 def _list(root):
     """(frame of photos with id, path, label, split; other files; whether the set comes in parts; empty classes)."""
     tops = {entry.name.lower() for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    in_parts = bool(tops & {"train", "training"}) and tops <= set(_PARTS)
+    known = tops & set(_PARTS)  # a class may be called "train"; beside "test" it is no class
+    in_parts = bool(known & {"train", "training"}) and (len(known) > 1 or tops == known)
     rows, others, folders = [], [], set()
     for path in sorted(root.rglob("*")):
         names = path.relative_to(root).parts
@@ -152,9 +156,10 @@ def _readable(frame, root, steps, details):
     _tell(steps, details, "copies of a file", copies["id"], "left out")
     frame = frame.drop(index=torn.index.union(copies.index)).sort_index().reset_index(drop=True)
     if frame["label"].nunique() < 2:
-        raise ValueError(
-            f"a classifier needs photos of two classes or more, got {_few(frame['label'].unique()) or 'none'} in {root}"
-        )
+        got = _few(frame["label"].unique())
+        deeper = (frame["split"].eq("") & frame["id"].str.count("/").gt(1)).any()
+        hint = f"; if the classes are the folders inside {got}, pass {root / got}" if deeper else ""
+        raise ValueError(f"a classifier needs photos of two classes or more, got {got or 'none'} in {root}{hint}")
     frame["twin"] = audit.twin_names(frame["sha256"], frame["look"])
     twins = frame[frame["twin"].ne("")].sort_values("twin")
     _tell(steps, details, "photos of one picture, saved twice", twins["id"], "kept on one side of a new split")

@@ -60,6 +60,7 @@ def parse(arguments=None):
     )
     parser.add_argument("--size", type=int, default=224, help="side of the input in pixels (224)")
     parser.add_argument("--senders", nargs=2, metavar=("CSV", "COLUMN"), help="who took each photo: split by person")
+    parser.add_argument("--split", choices=("folders", "grouped", "random"), help="as found, by person, or at random")
     parser.add_argument("--per-class", type=int, help="at most so many photos per class and part")
     parser.add_argument("--seed", type=int, default=0, help="of the split and the training (0)")
     options = parser.parse_args(arguments)
@@ -104,7 +105,7 @@ def _make(options, command):
     from utils import datasets, environment
 
     senders = options.senders
-    data = datasets.from_folder(options.photos, senders=senders, seed=options.seed, per_class=options.per_class)
+    data = datasets.from_folder(options.photos, senders, options.split, options.seed, options.per_class)
     print(data.report(), data.distribution().to_string(), sep="\n\n", end="\n\n", flush=True)
     import matplotlib
 
