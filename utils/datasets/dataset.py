@@ -127,10 +127,14 @@ def load(name, root=None, download=True, split=None, seed=0, **options):
         raise ValueError(f"only sketches take options, got {', '.join(options)} for {name}; load 'sketches' by name")
     if name == "auto":
         name = _choose(files.data_root(root), download)
+    if split == "official" and name != "clothing-10":
+        raise ValueError(f"split of {name} must be 'grouped' or 'random', got 'official'")
     if name == "sketches":
-        return _load_sketches(root, split, seed, options)
+        return _load_sketches(root, split or "grouped", seed, options)
     folder = _folder(name, files.data_root(root), download)
-    return (_load_small if name == "clothing-10" else _load_full)(folder, split, seed)
+    if name == "clothing-10":
+        return _load_small(folder, split or "official", seed)
+    return _load_full(folder, split or "grouped", seed)
 
 
 def _choose(root, download):
@@ -184,17 +188,11 @@ def _load_small(folder, split, seed):
     where = _counted(conflicts["split"])
     steps.append(("labels that differ from the full set's", len(conflicts), "kept as they are", where))
     details["conflicts"] = conflicts
-    split = split or "official"
-    if split == "grouped":
-        frame["split"] = splits.grouped_split(frame, (0.75, 0.15, 0.10), seed, OFFICIAL_TEST_SENDERS, closed_test=True)
-    elif split == "random":
-        frame["split"] = splits.random_split(frame, FRACTIONS, seed)
+    _divide(frame, split, seed, (0.75, 0.15, 0.10), test_senders=OFFICIAL_TEST_SENDERS, closed_test=True)
     return finish("clothing-10", folder, frame, split, steps, details)
 
 
 def _load_full(folder, split, seed):
-    if split == "official":
-        raise ValueError("split of clothing-17 must be 'grouped' or 'random', got 'official'")
     frame, images = audit.read_index(folder / "images.csv"), folder.absolute() / "images"
     if not images.is_dir():
         raise FileNotFoundError(f"there is no folder {images}; expected the photos as published")
@@ -218,29 +216,26 @@ def _load_full(folder, split, seed):
     steps.append(("photos with unimportant labels", int(unwanted.sum()), "dropped", dropped))
     unused = [path for path in published.photos_below(images) if path in strays]
     frame = _clean(frame[~unwanted].reset_index(drop=True), folder, steps, details, unused)
-    split = split or "grouped"
-    if split == "grouped":
-        frame["split"] = splits.grouped_split(frame, FRACTIONS, seed, OFFICIAL_TEST_SENDERS)
-    elif split == "random":
-        frame["split"] = splits.random_split(frame, FRACTIONS, seed)
+    _divide(frame, split, seed, test_senders=OFFICIAL_TEST_SENDERS)
     return finish("clothing-17", folder, frame, split, steps, details)
 
 
 def _load_sketches(root, split, seed, options):
-    if split == "official":
-        raise ValueError("split of sketches must be 'grouped' or 'random', got 'official'")
     folder = sketches.build(files.drawings_root(root), seed=seed, **options)
     frame = sketches.index(folder)
     steps, details = [("drawings", len(frame), "", "a stand-in for photos")], {}
-    split = split or "grouped"
-    if split == "grouped":
-        frame["split"] = splits.grouped_split(frame, FRACTIONS, seed)
     frame["kids"] = pd.array([pd.NA] * len(frame), dtype="boolean")
     frame["sha256"] = [hashlib.sha256(f"{folder.name}/{name}".encode()).hexdigest() for name in frame["id"]]
     frame["twin"] = ""
-    if split == "random":
-        frame["split"] = splits.random_split(frame, FRACTIONS, seed)
+    _divide(frame, split, seed)
     return finish("sketches", folder, frame, split, steps, details)
+
+
+def _divide(frame, split, seed, fractions=FRACTIONS, **grouped):
+    if split == "grouped":
+        frame["split"] = splits.grouped_split(frame, fractions, seed, **grouped)
+    elif split == "random":
+        frame["split"] = splits.random_split(frame, FRACTIONS, seed)
 
 
 def _counted(values):
