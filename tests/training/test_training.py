@@ -456,7 +456,7 @@ def test_a_head_is_found_only_on_the_same_backbone_and_without_the_network(finis
 
 
 def test_a_head_on_a_calibrated_backbone_is_not_shipped(finished):
-    with pytest.raises(ValueError, match="its head alone is no model"):
+    with pytest.raises(ValueError, match="its head alone cannot predict"):
         runs.export(dataclasses.replace(finished, weights_source=models.WARM_START))
 
 
@@ -607,7 +607,7 @@ def test_one_seed_gives_one_result_to_the_last_digit_and_two_devices_that_of_one
 def test_a_strategy_that_does_not_fit_is_refused_before_training(photos):
     import tensorflow as tf
 
-    with pytest.raises(ValueError, match=r"over devices of this machine, got object; .*runs of its own"):
+    with pytest.raises(ValueError, match=r"over devices of this machine, got object; .*train other runs there"):
         train(config("frozen"), photos, strategy=object())
     two = tf.distribute.MirroredStrategy(["CPU:0"])
     two.__class__ = type("Two", (tf.distribute.MirroredStrategy,), {"num_replicas_in_sync": 2})

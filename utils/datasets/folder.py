@@ -112,7 +112,7 @@ def from_folder(path, senders=None, split=None, seed=0, per_class=None):
 def _list(root):
     """(frame of photos with id, path, label, split; other files; whether the set comes in parts; empty classes)."""
     tops = {entry.name.lower() for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    known = tops & set(_PARTS)  # a class may be called "train"; beside "test" it is no class
+    known = tops & set(_PARTS)  # a class may be called "train"; beside "test" it is a part
     in_parts = bool(known & {"train", "training"}) and (len(known) > 1 or tops == known)
     rows, others, folders = [], [], set()
     for path in sorted(root.rglob("*")):

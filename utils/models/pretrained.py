@@ -21,7 +21,7 @@ RETRY_S = 600  # a failed download is not tried again before this: every caller 
 
 
 class WeightsUnavailable(RuntimeError):
-    """Pretrained weights are neither on this machine nor to be had from their public home."""
+    """Pretrained weights are neither on this machine nor at their public home."""
 
 
 class WarmStartWarning(UserWarning):

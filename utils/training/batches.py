@@ -21,7 +21,7 @@ def class_weights(frame, classes):
         dict class number -> float.
 
     Raises:
-        ValueError: a class has no training photo, or a label is none of the classes.
+        ValueError: a class has no training photo, or a label is not among the classes.
 
     Example:
         >>> class_weights(pd.DataFrame({"label": ["hat"] * 3 + ["shoes"]}), ["hat", "shoes"])

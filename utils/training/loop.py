@@ -105,7 +105,7 @@ def _check(run, dataset, strategy):
         if not isinstance(strategy, tf.distribute.MirroredStrategy | tf.distribute.OneDeviceStrategy):
             raise ValueError(
                 f"strategy must be a MirroredStrategy over devices of this machine, got {type(strategy).__name__}; "
-                "Keras cannot fit over several machines: give each machine runs of its own"
+                "Keras cannot fit over several machines: train other runs there"
             )
         if run.batch_size % strategy.num_replicas_in_sync:
             raise ValueError(

@@ -303,7 +303,7 @@ def export(run, folder=None):
     head_only = run.config.mode == "frozen"
     if head_only and run.weights_source == models.WARM_START:
         raise ValueError(
-            f"run {run.run_id} stands on a backbone that was calibrated on photos; its head alone is no model"
+            f"run {run.run_id} stands on a backbone that was calibrated on photos; its head alone cannot predict"
         )
     arrays = read_arrays(run.folder / run.files["weights"]["name"])
     arrays = dict(sorted(arrays.items())[-HEAD_ARRAYS if head_only else 0 :])
