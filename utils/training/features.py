@@ -106,10 +106,11 @@ def calibrate(model, frame, input_size, cache_dir=None):
     for path, copy in zip(some["path"], copies, strict=True):
         digest.update(f"{content(path)}/{int(copy)}".encode())
     path = files.cache_dir(cache_dir or None) / f"batch-norm-{digest.hexdigest()[:24]}.npz"
-    known = _read(path)
+    known = {} if cache_dir is False else _read(path)
     if not known:
         models.reestimate_batch_norm(model, pipeline.load_images(some, input_size), batch_size=32)
-        files.write_arrays(path, {f"{i:04d}": variable.numpy() for i, variable in enumerate(variables)})
+        if cache_dir is not False:
+            files.write_arrays(path, {f"{i:04d}": variable.numpy() for i, variable in enumerate(variables)})
     for name, variable in zip(sorted(known), variables, strict=bool(known)):
         variable.assign(known[name])
     return model
