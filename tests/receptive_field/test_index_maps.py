@@ -11,8 +11,13 @@ from support_oracle import positive_weights, support
 from utils.receptive_field import receptive_field, table
 
 
-def conv(kernel=3, stride=1, filters=2, padding="same"):
-    return layers.Conv2D(filters, kernel, strides=stride, padding=padding, use_bias=False)
+def conv(kernel=3, stride=1, filters=2, padding="same", dilation=1):
+    return layers.Conv2D(filters, kernel, stride, padding, dilation_rate=dilation, use_bias=False)
+
+
+def shared(x):
+    layer = conv((3, 5))
+    return layers.Add()([layer(x), layers.UpSampling2D(2)(layer(layers.AveragePooling2D(2)(x)))])
 
 
 def space_to_depth(x, side=4):
@@ -77,7 +82,44 @@ def decoder(x, depth=2, down=1):
 
 KERNEL = np.ones((2, 4))
 EDGES = ((0, 0), (3, 2), (1, 4), (0, 0))
-EXACT = {
+# These are tried on sides that SAME padding does not divide.
+LAYERS = {
+    "strided, non-square": lambda x: conv((3, 2), (1, 2))(conv((5, 3), (2, 1))(x)),
+    "dilated same": lambda x: conv(3, 2)(conv((3, 5), dilation=(4, 2))(x)),
+    "dilated valid": lambda x: conv((2, 3), padding="valid", dilation=(3, 5))(conv(3, 2, padding="valid")(x)),
+    "even kernels": lambda x: conv(4, 2)(conv(2)(x)),
+    "strides beyond even kernels": lambda x: conv((4, 2), (3, 3))(conv((2, 6))(x)),
+    "depthwise dilated": lambda x: layers.DepthwiseConv2D(3, dilation_rate=(2, 3), padding="same")(x),
+    "separable": lambda x: layers.SeparableConv2D(2, (5, 3), strides=2, padding="same")(x),
+    "separable dilated": lambda x: layers.SeparableConv2D(2, (2, 3), dilation_rate=(3, 2), padding="same")(x),
+    "grouped": lambda x: layers.Conv2D(4, 3, groups=2)(layers.Conv2D(4, (1, 3), strides=3)(x)),
+    "pooling": lambda x: layers.AveragePooling2D((3, 2), (2, 3), padding="same")(conv(padding="valid")(x)),
+    "padding and cropping": lambda x: conv(5, 3, padding="valid")(
+        layers.Cropping2D(((3, 1), (2, 4)))(layers.ZeroPadding2D(((2, 3), (1, 5)))(x))
+    ),
+    "branches of three depths": lambda x: layers.Average()([x, conv(dilation=2)(x), conv((3, 5))(conv(dilation=2)(x))]),
+    "concatenated": lambda x: conv(padding="valid")(layers.Concatenate()([conv((1, 7), 2)(x), conv((7, 1), 2)(x)])),
+    "unaligned": lambda x: layers.Add()([conv(2)(x), conv((3, 6))(x)]),
+    "transposed with output padding": lambda x: layers.Conv2DTranspose(
+        2, (3, 4), strides=(2, 3), padding="same", output_padding=(1, 1), use_bias=False
+    )(conv(3, 2)(x)),
+    "bicubic": lambda x: conv()(layers.UpSampling2D(2, interpolation="bicubic")(conv(3, 2)(x))),
+    "functions": lambda x: ops.depthwise_conv(
+        ops.average_pool(ops.conv(x, np.ones((3, 2, 2, 2)), 2, "same"), 2, 1, "same"), np.ones((2, 3, 2, 1)), 1, "same"
+    ),
+    "resized": lambda x: conv()(ops.image.resize(x, (30, 76), interpolation="nearest")),
+}
+EXACT = LAYERS | {
+    "patch merging": lambda x: conv()(
+        ops.concatenate([x[:, ::2, ::2], x[:, 1::2, ::2], x[:, ::2, 1::2], x[:, 1::2, 1::2]], axis=-1)
+    ),
+    "means of patches": lambda x: conv()(ops.mean(ops.reshape(conv()(x), (-1, 10, 4, 12, 4, 2)), axis=(2, 4))),
+    "shared at two resolutions": shared,
+    "frames of two depths": lambda x: ops.squeeze(
+        layers.Conv3D(2, (2, 3, 3), use_bias=False)(ops.stack([x, conv(5)(x)], axis=1)), 1
+    ),
+    "from the end backwards": lambda x: conv((2, 3))(x[:, -3:4:-2]),
+    "sides that the shape gives": lambda x: conv()(x[:, ops.shape(x)[1] // 4 : -ops.shape(x)[1] // 4]),
     "crop": lambda x: conv(padding="valid")(x[:, 4:]),
     "crop of both ends": lambda x: conv()(x[:, 2:-3, 1:]),
     "strided slice": lambda x: conv()(conv()(x)[:, 1::2, ::3]),
@@ -146,7 +188,7 @@ def in_float64():
 
 @pytest.mark.parametrize("name", EXACT)
 def test_gradients_of_what_people_write(name, in_float64):
-    image = keras.Input((40, 48, 2))
+    image = keras.Input((41, 58, 2) if name in LAYERS else (40, 48, 2))
     model = positive_weights(keras.Model(image, EXACT[name](image)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -210,6 +252,15 @@ def test_a_reshape_that_cuts_across_rows_is_a_bound_and_says_so(in_float64):
     assert table(model, macs=False)["note"].iloc[-1] == "sizes are at most these"
     region, seen = found.region(14, 20, clip=True), support(model, (14, 20))
     assert region.start[0] <= seen[0][0] and region.stop[0] >= seen[1][0] and region.stop[1] >= seen[1][1]
+
+
+def test_where_rounding_decides_which_pixel_is_nearest_both_are_seen():
+    image = keras.Input((41, 58, 2))
+    model = keras.Model(image, ops.image.resize(image, (30, 77), interpolation="nearest"))
+    found, seen = receptive_field(model), support(model, (14, 38), dtype="float32")
+    assert not found.exact and found.size == (1, 2)
+    assert (found.region(14, 38).start[1], found.region(14, 38).stop[1]) == (28, 30) and seen[0][1] in (28, 29)
+    assert found.region(14, 37).size == (1, 1)
 
 
 def test_a_layer_along_a_mixed_axis_refuses_with_the_mixing_layers_name():

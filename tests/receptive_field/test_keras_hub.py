@@ -25,7 +25,17 @@ def resnet(kind="basic_block", before=False, shape=(64, 80, 3), stages=2):
     )
 
 
-def mit():
+def mobilenet(squeeze=None):
+    return hub.models.MobileNetBackbone(
+        stackwise_expansion=[[16], [24]], stackwise_num_blocks=[1, 1], stackwise_num_filters=[[8], [16]],
+        stackwise_kernel_size=[[3], [5]], stackwise_num_strides=[[2], [2]], stackwise_se_ratio=[[None], [squeeze]],
+        stackwise_activation=[["relu"], ["hard_swish"]], stackwise_padding=[[1], [2]], output_num_filters=48,
+        depthwise_filters=8, depthwise_stride=2, depthwise_residual=False, last_layer_filter=64,
+        squeeze_and_excite=squeeze, input_num_filters=8, image_shape=(64, 96, 3),
+    )  # fmt: skip
+
+
+def mit():  # keras-hub takes the root of the number of tokens as the side: squares only
     return hub.models.MiTBackbone(
         [1, 1], 2, [1, 2], [2, 1], 0.1, [7, 3], [4, 2], hidden_dims=[8, 16], image_shape=(64, 64, 3)
     )
@@ -57,6 +67,7 @@ def efficientnet():
 
 
 LOCAL = {
+    "MobileNet": mobilenet,
     "ResNet": resnet,
     "ResNetV2": lambda: resnet("bottleneck_block", True),
     "CSPNet": lambda: hub.models.CSPNetBackbone(
@@ -113,6 +124,13 @@ def test_attention_over_the_image_is_flagged_and_a_pyramids_outputs_are_told_apa
     assert (
         receptive_field(vit_det([1])).whole_image and receptive_field(mit(), output=0, unsupported="ignore").whole_image
     )
+    vision = {"patch_size": 8, "num_layers": 1, "num_heads": 2, "hidden_dim": 16, "intermediate_dim": 16}
+    for mixing in (
+        mobilenet(0.25),
+        hub.models.DeiTBackbone(image_shape=(32, 32, 3), **vision),
+        hub.models.SigLIPVisionEncoder(image_shape=(32, 32, 3), **vision),
+    ):
+        assert receptive_field(mixing, unsupported="raise").whole_image
     vit = hub.models.ViTBackbone((32, 48, 3), 8, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=8)
     found = receptive_field(vit)
     assert found.whole_image and (found.size, found.stride, found.padding) == ((8, 8), (8, 8), (0, 0))

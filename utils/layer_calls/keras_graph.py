@@ -6,7 +6,8 @@ each of them, so that a Keras release that changes one fails with a message that
 `Function._nodes_by_depth`; `Node.operation`, `.arguments.args`, `.arguments.kwargs`, `.input_tensors`, `.outputs`,
 `.is_input`; `KerasTensor._keras_history`; `Operation._inbound_nodes`, `._outbound_nodes`; `Sequential._functional`;
 `Layer._flatten_layers`, `._assert_input_compatibility`, `._build_shapes_dict`; `Variable._shape`, `._dtype`; the
-modules `keras.src.layers.layer` (`Node`) and `keras.src.*` as the home of Keras' own classes.
+modules `keras.src.layers.layer` (`Node`) and `keras.src.ops.core` (`Cond`), and `keras.src.*` as the home of Keras'
+own classes.
 """
 
 import contextlib
@@ -198,12 +199,14 @@ def symbolic_calls(layer):
     """Let symbolic tensors through where tensors of the backend pass: three places where Keras alone would stop.
 
     A variable on the left of an operator; a layer that returns something beside its tensors; an EinsumDense that says
-    less of its output's shape than follows from its input's.
+    less of its output's shape than follows from its input's. And `ops.cond` gives a tensor of its own: Keras hands on
+    what its first branch returned, which may be the input itself, so that the call would not be seen.
     """
     variable, module = keras.Variable, sys.modules[keras.Layer.__module__]
     base = next(one for one in variable.__mro__ if "__matmul__" in vars(one))
     methods = {name: vars(base)[name] for name in (f"__{word}__" for word in ARITHMETIC)}
-    node = module.Node
+    node, cond = module.Node, sys.modules["keras.src.ops.core"].Cond
+    described = cond.compute_output_spec
 
     def through_operation(name, original):
         function = getattr(keras.ops, ARITHMETIC[name.strip("_")])
@@ -212,6 +215,10 @@ def symbolic_calls(layer):
             return function(self, other) if isinstance(other, keras.KerasTensor) else original(self, other)
 
         return method
+
+    def own_outputs(self, *branches):
+        outputs = described(self, *branches)
+        return tree.map_structure(lambda one: keras.KerasTensor(one.shape, one.dtype), outputs)
 
     class TensorsOnly(node):
         def __init__(self, operation, call_args=None, call_kwargs=None, outputs=None):
@@ -224,11 +231,11 @@ def symbolic_calls(layer):
         vars(part)["compute_output_spec"] = functools.partial(keras.Operation.compute_output_spec, part)
     for name, original in methods.items():
         setattr(base, name, through_operation(name, original))
-    module.Node = TensorsOnly
+    module.Node, cond.compute_output_spec = TensorsOnly, own_outputs
     try:
         yield
     finally:
-        module.Node = node
+        module.Node, cond.compute_output_spec = node, described
         for name, original in methods.items():
             setattr(base, name, original)
         for part in einsums:

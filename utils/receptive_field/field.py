@@ -437,13 +437,13 @@ def result_of(walk, call, number):
     summary = walk.summaries.get(id(field))  # most layers hand on the field that they are given
     if summary is None or (channels in field.positions):
         summary = walk.summaries[id(field)] = _summary(field, channels, shape)
-    size, stride, padding, places, known, exact, axes = summary
+    size, stride, padding, places, known, exact, whole, axes = summary
     return ReceptiveField(
         size=size,
         stride=stride,
         padding=padding,
         aligned=False if field.conflicts else True if known and field.lost is None else None,
-        whole_image=field.whole_image,
+        whole_image=whole,
         layer=call.path,
         input_size=walk.input_size,
         grid=tuple([None if place is None else shape[place] for place in places]),
@@ -456,7 +456,7 @@ def result_of(walk, call, number):
 
 
 def _summary(field, channels, shape):
-    """What a ReceptiveField says of a field: size, stride, padding, tensor axis of each axis, known, exact, axes."""
+    """Size, stride, padding, tensor axis of each axis, known, exact, whole and axes of a field."""
     if any(channels in axis.positions and len(axis.positions) > 1 for axis in field.axes):
         field = field.mix({channels}, shape)  # a feature is all its channels
     sizes, strides, paddings, places, known, exact = [], [], [], [], True, True
@@ -482,4 +482,4 @@ def _summary(field, channels, shape):
         places.append(next(iter(positions)) if alone else None)
         known = known and all(line.known for branch in axis.branches for _, line in branch)
         exact = exact and axis.exact
-    return tuple(sizes), tuple(strides), tuple(paddings), places, known, exact, field.axes
+    return tuple(sizes), tuple(strides), tuple(paddings), places, known, exact, field.whole_image, field.axes

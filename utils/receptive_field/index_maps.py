@@ -47,6 +47,8 @@ def rot90(call, fields):
     shape, out_shape, (one, two) = call.input_shapes[0], call.output_shapes[0], call.layer.axes
     one, two, field = one % len(shape), two % len(shape), fields[0]
     turns = call.layer.k % 4
+    if turns % 2 == 0 and shape != out_shape:
+        return None  # Keras 3.15 describes half a turn as if it exchanged the sides
     gone = {1: (two,), 2: (one, two), 3: (one,)}.get(turns, ())
     steps = {axis: Step(-1, (((shape[axis] or 1) - 1,),), shape[axis] is not None) for axis in gone}
     field = field.step(steps, dict(enumerate(shape)))
@@ -104,6 +106,8 @@ def patches(call, fields):
 def merge(call, fields):
     """Element by element, with NumPy's broadcasting: missing axes are added in front."""
     out_shape = call.output_shapes[0]
+    if call.type == "Where" and call.call_args[-1] is None:
+        return None  # the indices of what is true
     lined_up = []
     for field, shape in zip(fields, call.input_shapes, strict=True):
         if field is not None:
@@ -125,6 +129,8 @@ def operands(call, fields):
 
 
 def concatenate(call, fields):
+    if isinstance(call.call_args[0], keras.KerasTensor):
+        return None  # one tensor, whose parts along the batch are joined
     axis = {"Hstack": 1, "Vstack": 0}.get(call.type, getattr(call.layer, "axis", -1))
     if axis is None or len(call.output_shapes[0]) < 3:
         return None
@@ -134,6 +140,8 @@ def concatenate(call, fields):
 
 
 def stack(call, fields):
+    if isinstance(call.call_args[0], keras.KerasTensor):
+        return None
     axis = call.layer.axis % len(call.output_shapes[0])
     fields = [field and field.move(lambda at: at + (at >= axis)) for field, _ in operands(call, fields)]
     return _one_after_another(call, fields, [1] * len(fields), axis)

@@ -110,7 +110,8 @@ class Line(NamedTuple):
             if pixels < 0:
                 first, last = last, first
             low, high = (lows[0] + pixels * first,), (highs[0] + pixels * last,)
-            return Line(pixels * step.inputs, low, high, known and step.known, exact)
+            return Line(pixels * step.inputs, low, high, known and step.known, exact and step.exact)
+        exact = exact and step.exact
         if finite:
             if count is None:
                 count = period * phases // max(abs(step.inputs), 1)
@@ -242,12 +243,13 @@ def united(one, other):
 class Step(NamedTuple):
     """What one layer reads along one axis: output a * k + r reads the inputs t + inputs * k for t in taps[r].
 
-    `known`: whether the offset is known.
+    `known`: whether the offset is known. `exact`: False where rounding decides between the taps.
     """
 
     inputs: int = 1
     taps: tuple = ((0,),)
     known: bool = True
+    exact: bool = True
 
     @property
     def idle(self):
@@ -320,14 +322,18 @@ def resize_window(length, out_length, interpolation="bilinear", antialias=False)
     """Step of a resize from `length` to `out_length` pixels with half-pixel centres."""
     ratio = Fraction(length, out_length)
     radius = RESIZE_RADIUS.get(interpolation, 1) * (max(ratio, 1) if antialias else 1)
-    taps = []
+    taps, exact = [], True
     for o in range(ratio.denominator):
         center = (o + Fraction(1, 2)) * ratio - Fraction(1, 2)
         if interpolation == "nearest":
-            taps.append((math.floor(center + Fraction(1, 2)),))
+            nearest = math.floor(center + Fraction(1, 2))
+            # Between two pixels, where the ratio is no binary fraction, the backend's rounding picks either.
+            tie = center + Fraction(1, 2) == nearest and ratio.denominator & (ratio.denominator - 1)
+            exact = exact and not tie
+            taps.append((nearest - 1, nearest) if tie else (nearest,))
         else:  # a pixel at the very edge of the kernel has weight zero
             taps.append(range(math.floor(center - radius) + 1, math.ceil(center + radius)))
-    return Step(ratio.numerator, tuple(taps))
+    return Step(ratio.numerator, tuple(taps), exact=exact)
 
 
 def adaptive_window(length, out_length):

@@ -35,6 +35,11 @@ def reduction(call, fields):
     return removed(fields[0].mix(gone, shape, call.path), gone, call)
 
 
+def own(call, fields):
+    """Element by element; a mask that comes along counts in training only."""
+    return fields[0]
+
+
 def dense(call, fields):
     shape = call.input_shapes[0]
     return fields[0].mix({len(shape) - 1}, shape, call.path, stays=True)
@@ -112,9 +117,11 @@ def tensordot(call, fields):
 
 
 def over_axis(call, fields):
-    """Normalized over `axis`: whatever lies along it is mixed, and stays."""
-    shape, axis = call.input_shapes[0], getattr(call.layer, "axis", -1)
-    return fields[0].mix(normalized(-1 if axis is None else axis, len(shape)), shape, call.path, keep=True)
+    """Normalized over `axis` (None: over all): whatever lies along it is mixed, and stays."""
+    shape = call.input_shapes[0]
+    if shape != call.output_shapes[0]:  # flat
+        return mix_all(call, fields)
+    return fields[0].mix(normalized(getattr(call.layer, "axis", -1), len(shape)), shape, call.path, keep=True)
 
 
 def over_image(call, fields):
@@ -209,6 +216,7 @@ _KINDS = {
     maps.take: "Take",
     reduction: "Mean Sum Prod Max Min Amax Amin Std Var Any All Argmax Argmin Median Logsumexp CountNonzero",
     average: "Average",
+    own: "BatchNormalization",
     dense: "Dense",
     einsum_dense: "EinsumDense",
     einsum: "Einsum",
@@ -229,7 +237,7 @@ _KINDS = {
     merge: """
         Add Subtract Multiply Maximum Minimum Divide TrueDivide DivideNoNan FloorDivide Power Mod Where Arctan2 Hypot
         Activation ReLU LeakyReLU ELU PReLU Dropout BaseSpatialDropout GaussianNoise GaussianDropout AlphaDropout
-        ActivityRegularization BatchNormalization Rescaling Normalization Identity Masking LayerScale StochasticDepth
+        ActivityRegularization Rescaling Normalization Identity Masking LayerScale StochasticDepth
         CustomScaleLayer BaseImagePreprocessingLayer Discretization
         Relu Relu6 Sigmoid SparseSigmoid Softplus Softsign SoftShrink SparsePlus Silu Squareplus LogSigmoid LeakyRelu
         HardSigmoid HardSilu Elu Selu Gelu Celu TanhShrink HardTanh HardShrink Threshold BatchNorm Rsqrt Erf Erfc

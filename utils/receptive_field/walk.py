@@ -1,6 +1,8 @@
 """The walk through a model that puts a Field on every tensor; utils.receptive_field turns Fields into answers."""
 
 import difflib
+import functools
+import types
 import warnings
 
 import keras
@@ -113,7 +115,7 @@ class Walk:
         self.rank, self.input_size = len(positions), tuple(shape[position] for position in positions)
         if self.rank > 3:
             raise ValueError(f"{self.model.name!r} has {self.rank} spatial axes; receptive fields are for one to three")
-        field = Field(tuple(Axis((((position, Line()),),)) for position in positions))
+        field = self.image = Field(tuple(Axis((((position, Line()),),)) for position in positions))
         chosen = {call.index for call in images}
         for call in sources:
             for key in call.outputs:
@@ -140,6 +142,9 @@ class Walk:
     def _visit(self, call):
         fields = tuple(self.fields.get(key) for key in call.inputs)
         seen = [path for key in call.inputs for path in self.unknown.get(key, ())] if self.unknown else []
+        hidden = _reads_unseen(call)
+        if hidden:
+            fields = (*fields, self.image)
         if all(field is None for field in fields):
             answers = [None] * len(call.outputs)
         elif call.opened:
@@ -147,7 +152,7 @@ class Walk:
                 fields[at] if at < len(fields) else _rules.mix_all(call, fields) for at in range(len(call.outputs))
             ]
         else:
-            answer = self._apply(call, fields, seen)
+            answer = self._apply(call, fields, seen, hidden)
             answers = answer if isinstance(answer, list) else [answer] * len(call.outputs)
             answers = [
                 one if len(shape) == len(call.output_shapes[0]) else _rules.mix_all(call, (one,))
@@ -157,14 +162,21 @@ class Walk:
         if seen:
             self.unknown.update(dict.fromkeys(call.outputs, tuple(dict.fromkeys(seen))))
 
-    def _apply(self, call, fields, seen):
+    def _apply(self, call, fields, seen, hidden):
         lost = next((field.lost for field in fields if field is not None and field.lost), None)
         if lost is not None:
             return _rules.mix_all(call, [field for field in fields if field is not None and field.lost])
-        rule = None if call.problem else _rules.lookup(call.layer, self.rules)
+        rule = None if call.problem or hidden else _rules.lookup(call.layer, self.rules)
         answer = None
-        if rule is not None and (fields[0] is not None or rule in _rules.TAKES_NONE):
-            answer = rule(call, fields)
+        # Of Keras' rules only those of several inputs look at a kernel, an index or a scale that the image decides.
+        ruled = isinstance(call.layer, keras.Layer) or rule is not _rules.lookup(call.layer)
+        alone = ruled or all(field is None for field in fields[1:])
+        if rule is not None and ((fields[0] is not None and alone) or rule in _rules.TAKES_NONE):
+            try:
+                answer = rule(call, fields)
+            except Exception:  # arguments that a rule of ours has not met: unknown by name, as without a rule
+                if rule is not _rules.lookup(call.layer):
+                    raise
         if answer is not None:
             return answer
         seen.append(call.path)
@@ -241,6 +253,16 @@ class Walk:
             hint = f"; near it are {', '.join(map(repr, near))}" if near else ""
             raise ValueError(f"{self.model.name!r} has no layer {name!r}{hint}")
         return found[0]
+
+
+def _reads_unseen(call):
+    """Whether an operation of Keras may read more than its inputs: branches and loop bodies, tensors as settings."""
+    if isinstance(call.layer, keras.Layer) or not type(call.layer).__module__.startswith("keras."):
+        return False
+    options = (*call.call_args, *call.call_kwargs.values(), *vars(call.layer).values())
+    return any(isinstance(one, types.FunctionType | functools.partial) for one in options) or any(
+        isinstance(leaf, keras.KerasTensor) for one in vars(call.layer).values() for leaf in keras.tree.flatten(one)
+    )
 
 
 def _channels_first(layers):

@@ -112,6 +112,8 @@ def removed(field, axes, call):
 def adaptive_pool(call, fields):
     shape, out_shape = call.input_shapes[0], call.output_shapes[0]
     axes = spatial_axes(call.layer, len(shape))
+    if [out_shape[axis] for axis in axes] != list(per_axis(call.layer.output_size, len(axes))):
+        return None  # Keras 3.15 describes keras.ops.adaptive_average_pool without data_format as channels first
     field = fields[0].mix({axis for axis in axes if out_shape[axis] == 1}, shape, call.path)
     if any(shape[axis] is None for axis in axes if out_shape[axis] != 1):
         return None
