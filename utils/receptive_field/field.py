@@ -10,20 +10,18 @@ Along each axis, feature u of a layer sees the pixels
 
     stride * u - padding   ...   stride * u - padding + size - 1
 
-- `size`, `stride` and `padding` are tuples with one entry a spatial axis: (y, x) for images, (t,) for sequences,
-  (z, y, x) for volumes. They are computed by composing the layers (utils.receptive_field.lines), so they hold for any
-  directed acyclic network; dilation, non-square kernels and strides, cropping and padding included.
-- Slices, reshapes and transposes are followed as the index maps that they are: patches, tokens, windows and shuffled
-  pixels see what they see, and a tensor whose axes hold several axes of the image is asked with one number for each.
+- `size`, `stride` and `padding` have one entry a spatial axis: (y, x) for images, (t,) for sequences, (z, y, x) for
+  volumes. They come from composing the layers (utils.receptive_field.lines), in any directed acyclic network.
+- Slices, reshapes and transposes are followed as index maps. Tensors whose axes hold several axes of the image, like
+  tokens and patches, are asked with one number for each.
 - SAME padding of a strided layer depends on the input's size. Where that is unknown, `padding` and `aligned` are None.
 - Branches that meet are joined as the union of what they see. They are aligned when they move with the same stride
   around the same centre; `conflicts` names the layers where they do not. `region` stays exact for the union.
 - `whole_image`: something on the way mixes all positions (global pooling, squeeze-excite, attention, Flatten and
-  Dense). Then every pixel can matter; size, stride and padding go on to describe the local path. Where no local path is
-  left, and behind a layer without a rule, they refuse with that layer's name.
-- Behind transposed convolutions and up-sampling, what a feature sees depends on its phase, and its stride is a
-  fraction. `region` is exact for each phase, and `size` is that of the widest; `padding` is the least that covers all.
-- `exact` is False where the answer may be too wide ("at most"): a reshape that cuts across rows, for instance.
+  Dense). Then size, stride and padding describe the local path. Where none is left, and behind a layer without a rule,
+  they refuse with that layer's name.
+- Behind transposed convolutions and up-sampling, `region` is exact for each phase, `size` is that of the widest, and
+  `padding` is the least that covers all.
 - Near the edges a region may hold pixels that zero padding inside the network keeps from being seen.
 
 Everything refers to inference. Nothing is computed but shapes, and no weight is read.
@@ -152,41 +150,6 @@ class ReceptiveField:
                 )
             boxes = cut
         return Region(tuple(a for a, _ in boxes), tuple(b for _, b in boxes), inside)
-
-    def features_at(self, *pixel):
-        """The box of features that can see one pixel: the inverse of `region`.
-
-        Args:
-            *pixel: (y, x), integers.
-
-        Returns:
-            Region of features; empty (start == stop) where no feature sees the pixel.
-
-        Raises:
-            ValueError: the padding is unknown.
-
-        Example:
-            >>> ReceptiveField((3, 3), (2, 2), (1, 1), True, False).features_at(0, 9)
-            Region(start=(0, 4), stop=(1, 6), fraction_inside=None)
-        """
-        self._check()
-        places = self.places
-        if len(places) != len(self._axes) or any(len(axis.positions) != 1 for axis in self._axes):
-            raise ValueError(f"{self.layer!r} has no grid of features with one axis for each of the image's")
-        if len(pixel) != len(self._axes):
-            raise ValueError(
-                f"expected one pixel index for each of {len(self._axes)} axes, (y, x) for images, got {pixel}"
-            )
-        boxes = []
-        for number, (axis, position) in enumerate(zip(self._axes, pixel, strict=True)):
-            count = self.grid[number] if number < len(self.grid) else None
-            found = [_features_of(branch, position, count) for branch in axis.branches]
-            found = [(first, last) for first, last in found if first <= last]
-            if found:
-                boxes.append((min(first for first, _ in found), max(last for _, last in found) + 1))
-            else:
-                boxes.append((0, 0))
-        return Region(tuple(a for a, _ in boxes), tuple(b for _, b in boxes))
 
     @property
     def _axes(self):
@@ -356,21 +319,20 @@ def table(model, input_size=None, *, macs=True, input=None, rules=None, unsuppor
         {'layer': 'conv', 'size_y_px': 3, 'macs': 3888}
     """
     walk = Walk(model, input_size, input, rules, unsupported)
+    names = [f"{what}_{axis}_px" for what in ("size", "stride", "padding") for axis in _axis_names(walk.rank)]
     rows, notes = [], []
-    names = _axis_names(walk.rank)
-    for call in walk.calls:
-        found = result_of(walk, call, walk.shown(call))
-        shape = call.output_shapes[walk.shown(call)]
-        row = {"layer": call.path, "type": call.type, "output_shape": (walk.batch, *shape[1:])}
-        silent = found is None or found.lost is not None
-        for what in ("size", "stride", "padding"):
-            values = (None,) * walk.rank if silent else getattr(found, what)
-            row.update({f"{what}_{name}_px": value for name, value in zip(names, values, strict=True)})
-        row["aligned"] = found.aligned if found is not None else None
-        row["whole_image"] = found.whole_image if found is not None else None
-        rows.append(row)
-        notes.append("" if found is None else found.lost or ("" if found.exact else "sizes are at most these"))
-    frame = pd.DataFrame(rows)
+    for call in walk.calls:  # no ReceptiveField for each, which would take half of the time
+        number = walk.shown(call)
+        key, shape = call.outputs[number], call.output_shapes[number]
+        field, numbers, aligned, whole, note = walk.fields.get(key), (None,) * len(names), None, None, ""
+        if field is not None:
+            size, stride, padding, _, known, exact, whole, _ = _summary(walk, key, shape)
+            numbers = numbers if field.lost else (*size, *stride, *padding)
+            aligned = _aligned(field, known)
+            note = field.lost or ("" if exact else "sizes are at most these")
+        rows.append((call.path, call.type, (walk.batch, *shape[1:]), *numbers, aligned, whole))
+        notes.append(note)
+    frame = pd.DataFrame(rows, columns=["layer", "type", "output_shape", *names, "aligned", "whole_image"])
     if any(notes):
         frame["note"] = notes
     if macs:
@@ -405,44 +367,18 @@ def _axis_names(rank):
     return {1: ("t",), 2: ("y", "x"), 3: ("z", "y", "x")}[rank]
 
 
-def _features_of(branch, pixel, count):
-    """First and last index of the features whose pixels hold `pixel`; last < first where there is none."""
-    (_, line), *rest = branch
-    below, above = (sum(bounds) for bounds in zip((0, 0), *(one.at(0) for _, one in rest), strict=True))
-    period, found = len(line.lows), []
-    for phase, (low, high) in enumerate(zip(line.lows, line.highs, strict=True)):
-        low, high = low + below, high + above
-        if line.pixels == 0 or line.finite:
-            if low <= pixel <= high:
-                last = phase if line.finite or count is None else (count - 1 - phase) // period * period + phase
-                found += [phase, last]
-            continue
-        ends = (pixel - high) / line.pixels, (pixel - low) / line.pixels
-        first, last = math.ceil(min(ends)), math.floor(max(ends))
-        first, last = phase + period * max(first, 0), phase + period * last
-        if count is not None:
-            last = min(last, phase + (count - 1 - phase) // period * period)
-        if first <= last:
-            found += [first, last]
-    return (min(found), max(found)) if found else (0, -1)
-
-
 def result_of(walk, call, number):
     """The ReceptiveField of one output of a call, None where it sees nothing of the image."""
     key, shape = call.outputs[number], call.output_shapes[number]
     field = walk.fields.get(key)
     if field is None:
         return None
-    channels = 1 if walk.channels == 1 else len(shape) - 1
-    summary = walk.summaries.get(id(field))  # most layers hand on the field that they are given
-    if summary is None or (channels in field.positions):
-        summary = walk.summaries[id(field)] = _summary(field, channels, shape)
-    size, stride, padding, places, known, exact, whole, axes = summary
+    size, stride, padding, places, known, exact, whole, axes = _summary(walk, key, shape)
     return ReceptiveField(
         size=size,
         stride=stride,
         padding=padding,
-        aligned=False if field.conflicts else True if known and field.lost is None else None,
+        aligned=_aligned(field, known),
         whole_image=whole,
         layer=call.path,
         input_size=walk.input_size,
@@ -455,8 +391,20 @@ def result_of(walk, call, number):
     )
 
 
-def _summary(field, channels, shape):
-    """Size, stride, padding, tensor axis of each axis, known, exact, whole and axes of a field."""
+def _aligned(field, known):
+    return False if field.conflicts else True if known and field.lost is None else None
+
+
+def _summary(walk, key, shape):
+    """Size, stride, padding, tensor axis of each axis, known, exact, whole and axes of one tensor's field."""
+    field, channels = walk.fields[key], 1 if walk.channels == 1 else len(shape) - 1
+    summary = walk.summaries.get(id(field))  # most layers hand on the field that they are given
+    if summary is None or channels in field.positions:
+        summary = walk.summaries[id(field)] = _summed_up(field, channels, shape)
+    return summary
+
+
+def _summed_up(field, channels, shape):
     if any(channels in axis.positions and len(axis.positions) > 1 for axis in field.axes):
         field = field.mix({channels}, shape)  # a feature is all its channels
     sizes, strides, paddings, places, known, exact = [], [], [], [], True, True

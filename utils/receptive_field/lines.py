@@ -70,6 +70,8 @@ class Line(NamedTuple):
 
     def _hulls(self):
         """The nearest straight lines: stride * u - before below, stride * u + after above."""
+        if len(self.lows) == 1 and not self.finite:
+            return -self.lows[0], self.highs[0]
         stride = self.stride
         if self.finite:
             middle = len(self.lows) // 2
@@ -87,7 +89,7 @@ class Line(NamedTuple):
         if not self.known:
             return None
         before, after = self._hulls()
-        return plain(Fraction(after - before, 2))
+        return (after - before) // 2 if (after - before) % 2 == 0 else float(after - before) / 2
 
     def hull(self, count):
         """First and last pixel of features 0 ... count - 1 together."""
@@ -262,20 +264,13 @@ def shift(start):
 
 
 def same_padding(kernel, stride, length):
-    """Zeros that SAME padding puts before the first element, or None where `length` would decide it.
+    """Zeros that SAME padding puts before the first of n = `length` elements, or None where n would decide it.
 
-    total = max((ceil(n / s) - 1) * s + k - n, 0), of which floor(total / 2) stand in front.
+    total = max((ceil(n / s) - 1) * s + k - n, 0), of which floor(total / 2) stand in front (tf.nn, "Notes on padding");
+    `kernel` is the effective one, dilation included.
 
-    Args:
-        kernel: effective kernel size, dilation included.
-        stride: stride.
-        length: input length n, or None.
-
-    Example:
         >>> same_padding(3, 2, 224), same_padding(3, 2, 225), same_padding(3, 1, None), same_padding(3, 2, None)
         (0, 1, 1, None)
-
-    Source: TensorFlow's documentation of tf.nn ("Notes on padding").
     """
     if length is not None:
         return max((-(-length // stride) - 1) * stride + kernel - length, 0) // 2
