@@ -45,6 +45,7 @@ RUN_BY = {
         "tests/study/test_cluster.py", "def test_two_processes"
     ),
     "pip install distributed==2026.8.0": (".ci/run", "tests/requirements.txt"),
+    "python tests/flops/hub_models.py": ("tests/flops/test_hub.py", "hub_models.line("),
     "python -m study elsewhere": ("tests/study/test_elsewhere.py", "elsewhere.measure("),
     "python -m study notebooks --render": ("tests/study/test_notebooks.py", "render=True"),
     "python -m utils.datasets clothing-10": (STUDY, "def test_study_finds"),
