@@ -276,7 +276,7 @@ def clipped_bias(bias, scale):
         >>> figure = clipped_bias(4.0, 1e-10)
     """
     reach = 2**31 * scale
-    kept = float(np.clip(bias, -reach, reach))
+    kept = bias if abs(bias) <= reach else -reach  # what ai-edge-quantizer's cast stores, for either sign
     page, (axis,) = style.drawing(9, 1.9)
     span = 1.15 * max(abs(bias), reach)
     axis.plot([-span, span], [0, 0], color=GREY, linewidth=1)
