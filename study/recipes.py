@@ -154,7 +154,7 @@ def sizes(stand_in=False):
     full = {
         "balance_to": 500, "folds": 5, "calibration_photos": 200, "calibration_counts": [1, 10],
         "error_photos": 16, "blame_layers": 8, "mixed_counts": (0, 1, 4), "qat_photos": 400, "qat_epochs": 2,
-        "tool_schemes": ["dynamic_range", "int8"], "timing_rounds": 20, "timing_budget_s": 15,
+        "timing_rounds": 20, "timing_budget_s": 15,
         "latency_backbones": ["mobilenet_v2", "efficientnet_b0"],
         "prune_levels": [0.5, 0.8], "channel_levels": [0.25, 0.5],
         "prune_kinds": ["weights", "weights, one-shot", "channels"], "prune_photos": 0, "prune_epochs": 1,
@@ -162,7 +162,7 @@ def sizes(stand_in=False):
     }  # fmt: skip
     small = {
         "balance_to": 60, "folds": 3, "calibration_photos": 20, "error_photos": 8, "blame_layers": 2,
-        "mixed_counts": (0, 2), "qat_photos": 20, "qat_epochs": 1, "tool_schemes": ["int8"],
+        "mixed_counts": (0, 2), "qat_photos": 20, "qat_epochs": 1,
         "timing_rounds": 6, "timing_budget_s": 8, "latency_backbones": [], "prune_levels": [0.8],
         "channel_levels": [0.25], "prune_kinds": ["weights", "channels"], "prune_photos": 48,
         "prune_learning_rate": 1e-4, "prune_test_photos": 40,

@@ -111,7 +111,7 @@ def closing_table(closing):
             "model": row["title"],
             "published": "–" if row["published_accuracy"] is None else f"{row['published_accuracy']:.1%}",
             "measured": f"{row['accuracy']:.1%}",
-            "95% interval": f"{row['accuracy_low']:.1%}–{row['accuracy_high']:.1%}",
+            "95% Wilson": f"{row['accuracy_low']:.1%}–{row['accuracy_high']:.1%}",
             "n": row["n"],
         }
         for row in closing if not row.get("recorded")

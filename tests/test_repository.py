@@ -39,7 +39,8 @@ def test_notebook_style(path):
         assert all(target.id.isupper() for target in statement.targets)
     for number, cell in enumerate(code_cells(path), 1):
         source = "".join(cell["source"])
-        assert len(source.splitlines()) <= 15, f"code cell {number} has more than 15 lines"
+        most = 25 if number == 1 else 15  # the first finds the project and imports
+        assert len(source.splitlines()) <= most, f"code cell {number} has more than {most} lines"
         assert not re.search(r"^\s*(def|class) ", source, re.M), f"code cell {number} defines something"
 
 
