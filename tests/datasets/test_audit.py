@@ -90,7 +90,7 @@ def test_check_photos_finds_each_defect(tmp_path):
     assert facts.loc[["good", "grey", "print", "twin"], "problem"].eq("").all()
     assert "runcated" in facts.loc["half", "problem"]
     assert facts.loc["empty", "problem"] == "it is empty"
-    assert facts.loc["text", "problem"].startswith("not a JPEG")
+    assert facts.loc["text", "problem"].startswith("expected JPEG")
     assert facts.loc[["grey", "print"], "mode"].tolist() == ["L", "CMYK"]
     twins = audit.twins(facts.assign(id=facts.index, label="Hat"))
     assert twins["id"].tolist() == ["good", "twin"]

@@ -134,18 +134,22 @@ def _members(archive):
         with zipfile.ZipFile(archive) as packed:
             for info in packed.infolist():
                 mode = stat.S_IFMT(info.external_attr >> 16)
-                inside = info.filename[:1] != "/" and ".." not in info.filename.split("/")
-                plain = inside and mode in (0, stat.S_IFREG, stat.S_IFDIR)
+                plain = _stays_inside(info.filename) and mode in (0, stat.S_IFREG, stat.S_IFDIR)
                 yield info.filename, plain, info.file_size, functools.partial(packed.read, info)
         return
     with tarfile.open(archive) as packed:
         for info in packed:
-            try:
-                tarfile.data_filter(info, archive.parent.resolve())
-                plain = info.isreg() or info.isdir()
-            except tarfile.FilterError:
-                plain = False
+            plain = _stays_inside(info.name) and (info.isreg() or info.isdir())
+            if hasattr(tarfile, "data_filter"):  # Python 3.11.0 to 3.11.3 have none, Debian 12's among them
+                try:
+                    tarfile.data_filter(info, archive.parent.resolve())
+                except tarfile.FilterError:
+                    plain = False
             yield info.name, plain, info.size, lambda info=info: packed.extractfile(info).read()
+
+
+def _stays_inside(name):
+    return not name.startswith("/") and ".." not in name.split("/")
 
 
 def people():
