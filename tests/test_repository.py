@@ -41,6 +41,7 @@ def test_notebook_style(path):
         source = "".join(cell["source"])
         most = 25 if number == 1 else 15  # the first finds the project and imports
         assert len(source.splitlines()) <= most, f"code cell {number} has more than {most} lines"
+        assert max(map(len, source.splitlines())) <= 88, f"GitHub cuts a line of code cell {number}"
         assert not re.search(r"^\s*(def|class) ", source, re.M), f"code cell {number} defines something"
 
 
