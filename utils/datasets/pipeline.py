@@ -42,10 +42,11 @@ class Augment:
         shift: up to this share of the side, down or up and left or right.
         brightness: pixels times 1 - brightness to 1 + brightness.
         contrast: distance from the photo's mean times 1 - contrast to 1 + contrast.
+        aspect: width against height times 1 / (1 + aspect) to 1 + aspect, log-uniform.
 
     Example:
         >>> Augment(flip=True, rotation=15)
-        Augment(flip=True, rotation=15, zoom=0.0, shift=0.0, brightness=0.0, contrast=0.0)
+        Augment(flip=True, rotation=15, zoom=0.0, shift=0.0, brightness=0.0, contrast=0.0, aspect=0.0)
     """
 
     flip: bool = False
@@ -54,9 +55,10 @@ class Augment:
     shift: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
+    aspect: float = 0.0
 
     def __post_init__(self):
-        limits = {"rotation": 180, "zoom": 0.9, "shift": 1, "brightness": 1, "contrast": 1}
+        limits = {"rotation": 180, "zoom": 0.9, "shift": 1, "brightness": 1, "contrast": 1, "aspect": 2}
         for name, limit in limits.items():
             value = getattr(self, name)
             if not 0 <= value <= limit:
@@ -68,17 +70,22 @@ class Augment:
         return cls(flip=True, rotation=10.0, zoom=0.1, shift=0.05, brightness=0.1, contrast=0.1)
 
     @classmethod
+    def stretched(cls):
+        """Light, and stretched: squashed to a square, a landscape photo is 1.8 times as narrow as a portrait one."""
+        return dataclasses.replace(cls.light(), aspect=0.8)
+
+    @classmethod
     def strong(cls):
         """More of everything, for long training."""
         return cls(flip=True, rotation=25.0, zoom=0.2, shift=0.15, brightness=0.25, contrast=0.25)
 
     @classmethod
     def named(cls, value):
-        """An Augment from "light", "strong", None (no transform: None) or an Augment."""
+        """An Augment from "light", "stretched", "strong", None (no transform: None) or an Augment."""
         if value is None or isinstance(value, cls):
             return value
-        if value not in ("light", "strong"):
-            raise ValueError(f"augment must be 'light', 'strong', None or an Augment, got {value!r}")
+        if value not in ("light", "stretched", "strong"):
+            raise ValueError(f"augment must be 'light', 'stretched', 'strong', None or an Augment, got {value!r}")
         return getattr(cls, value)()
 
 
@@ -97,7 +104,7 @@ def batches(
         input_size: side in pixels; photos are squashed to a square, antialiased.
         batch_size: photos per batch.
         training: shuffle, and augment if `augment` says how.
-        augment: Augment, "light", "strong" or None; only in training.
+        augment: Augment, "light", "stretched", "strong" or None; only in training.
         seed: of order and transforms.
         cache: where decoded photos are kept: "memory", "disk", or "auto" (memory if they take at most a quarter of what
             is free, else disk; the log says which).
@@ -201,14 +208,15 @@ def random_transforms(augment, keys, side):
         (n, 8) float32, output (x, y) to input (x, y) as `tf.raw_ops.ImageProjectiveTransformV3` takes it, and (n, 2)
         float32 factors of brightness and contrast.
     """
-    draws = np.stack([np.random.default_rng(key).random(7) for key in keys]) if len(keys) else np.zeros((0, 7))
+    draws = np.stack([np.random.default_rng(key).random(8) for key in keys]) if len(keys) else np.zeros((0, 8))
     spread = 2 * draws - 1
     mirror = np.where(augment.flip & (draws[:, 0] < 0.5), -1.0, 1.0)
     angle = np.deg2rad(augment.rotation) * spread[:, 1]
     scale = 1 / (1 + augment.zoom * spread[:, 2])
-    # about the centre: first the shift, then turn and zoom, then the mirror
-    a, b = mirror * scale * np.cos(angle), -mirror * scale * np.sin(angle)
-    c, d = scale * np.sin(angle), scale * np.cos(angle)
+    # about the centre: first the shift, then turn, zoom and stretch, then the mirror
+    wide = np.exp(np.log1p(augment.aspect) * spread[:, 7] / 2)
+    a, b = mirror * scale * np.cos(angle) / wide, -mirror * scale * np.sin(angle) / wide
+    c, d = scale * np.sin(angle) * wide, scale * np.cos(angle) * wide
     centre = (side - 1) / 2
     x, y = -centre - augment.shift * side * spread[:, 3], -centre - augment.shift * side * spread[:, 4]
     zero = np.zeros_like(a)

@@ -45,7 +45,7 @@ def class_weight_table(frame, classes):
 
 
 def augmentation(name):
-    """The pipeline.Augment of a RunConfig's `augment`: None, "light", "strong" or "study_b".
+    """The pipeline.Augment of a RunConfig's `augment`: None, "light", "stretched", "strong" or "study_b".
 
     Study B flips horizontally and rotates; it does not say how far, and 36 degrees (Keras' RandomRotation(0.1)) is
     taken for it.
