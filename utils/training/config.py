@@ -44,7 +44,7 @@ class RunConfig:
         dropout: rate before the classifier (transfer models only).
         class_weights: every class counts alike in the loss, n / (C * n_c).
         balance_to: photos per class after balancing the training set (study A's 500), or None.
-        augment: None, ``"light"``, ``"stretched"``, ``"strong"`` or ``"study_b"`` (flip, rotation); as pipeline.Augment.
+        augment: None, ``"light"``, ``"stretched"``, ``"strong"`` or ``"study_b"`` (flip, rotation).
         views: augmented views of each photo beside the plain one, in frozen mode.
         patience: epochs without a better `monitor` before training stops; None = never.
         monitor: what the best epoch is chosen by, always on validation; ``"none"`` keeps the last epoch.
