@@ -99,10 +99,10 @@ def _photos():
         _row("a-b0-fine", "efficientnet_b0", "fine-tuned", "all layers, 6 epochs, class weights", 0.92,
              epochs=6, class_weights=True, **FINE_TUNE),
         # Study A's 500 per class, after the split. Three passes over 8,500 are a few more steps than six over 3,374.
-        _row("a-lite0-frozen-balanced", "efficientnet_lite0", "frozen, 500 a class",
-             "head on frozen features, train balanced to 500 a class", 0.92, balance_to=500, **FROZEN),
-        _row("a-lite0-fine-balanced", "efficientnet_lite0", "fine-tuned, 500 a class",
-             "all layers, 3 epochs, train balanced to 500 a class", 0.92, epochs=3, balance_to=500, **FINE_TUNE),
+        _row("a-lite0-frozen-balanced", "efficientnet_lite0", "frozen, 500 per class",
+             "head on frozen features, balanced to 500 per class", 0.92, balance_to=500, **FROZEN),
+        _row("a-lite0-fine-balanced", "efficientnet_lite0", "fine-tuned, 500 per class",
+             "all layers, 3 epochs, balanced to 500 per class", 0.92, epochs=3, balance_to=500, **FINE_TUNE),
     ]  # fmt: skip
 
 
