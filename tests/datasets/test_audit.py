@@ -69,7 +69,25 @@ def test_an_index_that_is_not_there_or_no_file(tmp_path):
         audit.read_index(tmp_path)
 
 
-def folder_of_photos(folder):
+def looks(monkeypatch, end_at=None):
+    """The photos that are looked at from now on, in a list that grows; Ctrl-C at one of them."""
+    looked, look = [], audit._look
+
+    def looking(path):
+        looked.append(path)
+        time.sleep(0.01 * (end_at is not None))
+        if path == end_at:
+            raise KeyboardInterrupt
+        return look(path)
+
+    monkeypatch.setattr(audit, "_look", looking)
+    return looked
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Seven files of a folder, with each defect."""
+    folder = tmp_path / "photos"
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (30, 20, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "good.jpg")
@@ -82,9 +100,8 @@ def folder_of_photos(folder):
     return sorted(folder.iterdir())
 
 
-def test_check_photos_finds_each_defect(tmp_path):
-    paths = folder_of_photos(tmp_path / "photos")
-    facts = audit.check_photos(paths, tmp_path / "photos").set_axis([path.stem for path in paths])
+def test_check_photos_finds_each_defect(photos):
+    facts = audit.check_photos(photos, photos[0].parent).set_axis([path.stem for path in photos])
     good = facts.loc["good"]
     assert (good["width"], good["height"], good["mode"], good["format"], good["problem"]) == (20, 30, "RGB", "JPEG", "")
     assert facts.loc[["good", "grey", "print", "twin"], "problem"].eq("").all()
@@ -112,55 +129,38 @@ def test_a_picture_saved_again_is_a_twin_and_another_is_not(tmp_path):
     assert audit.picture_twins([]).tolist() == []
 
 
-def test_photos_are_looked_at_once(tmp_path, monkeypatch):
-    paths = folder_of_photos(tmp_path / "photos")
-    first = audit.check_photos(paths, tmp_path / "photos")
-    looked = []
-    monkeypatch.setattr(audit, "_look", lambda path: looked.append(path) or original(path))
-    assert audit.check_photos(paths, tmp_path / "photos").equals(first)
+def test_photos_are_looked_at_once(photos, monkeypatch):
+    first = audit.check_photos(photos, photos[0].parent)
+    looked = looks(monkeypatch)
+    assert audit.check_photos(photos, photos[0].parent).equals(first)
     assert looked == []
-    os.utime(paths[0], (1, 1))  # changed: looked at again
-    audit.check_photos(paths, tmp_path / "photos")
-    assert looked == [paths[0]]
-
-
-original = audit._look
+    os.utime(photos[0], (1, 1))  # changed: looked at again
+    audit.check_photos(photos, photos[0].parent)
+    assert looked == photos[:1]
 
 
 def test_ctrl_c_ends_the_check_at_once_and_goes_on_where_it_was(tmp_path, monkeypatch):
-    paths, looked = [tmp_path / f"{number:03}.jpg" for number in range(300)], []
+    paths = [tmp_path / f"{number:03}.jpg" for number in range(300)]
     for path in paths:
         path.write_text("no photo")
-
-    def look(path):
-        looked.append(path)
-        time.sleep(0.01)
-        if path == paths[20]:
-            raise KeyboardInterrupt
-        return original(path)
-
-    monkeypatch.setattr(audit, "_look", look)
-    with pytest.raises(KeyboardInterrupt):
-        audit.check_photos(paths, tmp_path)
+    with monkeypatch.context() as patch:
+        looked = looks(patch, end_at=paths[20])
+        with pytest.raises(KeyboardInterrupt):
+            audit.check_photos(paths, tmp_path)
     assert len(looked) < 200
-    looked.clear()
-    monkeypatch.setattr(audit, "_look", lambda path: looked.append(path) or original(path))
+    looked = looks(monkeypatch)
     assert len(audit.check_photos(paths, tmp_path)) == 300
     assert sorted(looked) == paths[20:]
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"version": 0, "photos": {}}'])
-def test_a_damaged_memory_is_only_a_memory(tmp_path, damage):
-    paths = folder_of_photos(tmp_path / "photos")
-    first = audit.check_photos(paths, tmp_path / "photos")
+def test_what_is_remembered_costs_only_time_where_it_is_damaged_or_cannot_be_written(
+    photos, tmp_path, monkeypatch, caplog
+):
+    first = audit.check_photos(photos, photos[0].parent)
     (memory,) = (tmp_path / "cache").iterdir()
-    memory.write_text(damage)
-    assert audit.check_photos(paths, tmp_path / "photos").equals(first)
-
-
-def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, caplog):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("CLOTHING_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    paths = folder_of_photos(tmp_path / "photos")
-    assert len(audit.check_photos(paths, tmp_path / "photos")) == len(paths)
+    for damage in ("", "{", '{"version": 0, "photos": {}}'):
+        memory.write_text(damage)
+        assert audit.check_photos(photos, photos[0].parent).equals(first)
+    monkeypatch.setenv("CLOTHING_CACHE_DIR", str(memory / "cache"))
+    assert audit.check_photos(photos, photos[0].parent).equals(first)
     assert "is not remembered" in caplog.text

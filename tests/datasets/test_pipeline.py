@@ -1,5 +1,6 @@
 """From files to batches: the same pixels, the same batches from the same seed, odd files handled or named."""
 
+import dataclasses
 import gc
 import logging
 import pathlib
@@ -8,6 +9,7 @@ import weakref
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import tensorflow as tf
 from PIL import Image
 
@@ -29,12 +31,24 @@ def picture(path, number):
 
 @pytest.fixture
 def frame(tmp_path):
-    rows = []
-    for number in range(22):
-        path = tmp_path / f"{number}.jpg"
+    paths = [str(tmp_path / f"{number}.jpg") for number in range(22)]
+    for number, path in enumerate(paths):
         picture(path, number)
-        rows.append((str(path), "ab"[number % 2], str(number)))
-    return pd.DataFrame(rows, columns=["path", "label", "id"])
+    return pd.DataFrame({"path": paths, "label": list("ab" * 11), "id": map(str, range(22))})
+
+
+def damage(path):
+    with pathlib.Path(path).open("r+b") as file:
+        file.truncate(200)
+
+
+def batches(frame, **options):
+    return pipeline.batches(frame, **{"classes": ["a", "b"], "input_size": 16} | options)
+
+
+def collected(data):
+    """The images and the labels of all batches, each as one array."""
+    return [np.concatenate([part.numpy() for part in parts]) for parts in zip(*data, strict=True)]
 
 
 # many photos
@@ -45,8 +59,7 @@ def test_load_images_keeps_the_order_and_names_the_bad_one(frame):
     assert images.shape == (22, 16, 16, 3) and images.dtype == np.uint8
     for row in (0, 7, 21):
         assert (images[row] == pipeline.decode(frame["path"][row], 16)).all()
-    with pathlib.Path(frame["path"][13]).open("r+b") as file:
-        file.truncate(200)
+    damage(frame["path"][13])
     with pytest.raises(ValueError, match=r"13\.jpg cannot be decoded"):
         pipeline.load_images(frame, 16)
 
@@ -63,55 +76,44 @@ def test_copies_are_fixed_transforms(frame):
     assert len(np.unique(images.reshape(50, -1), axis=0)) == 50
 
 
-def collected(data):
-    batches = [(images.numpy(), labels.numpy()) for images, labels in data]
-    return [images for images, _ in batches], [labels for _, labels in batches]
-
-
 @pytest.mark.parametrize("cache", ["memory", "disk"])
 def test_batches_hold_every_photo_once_with_its_label(frame, cache):
-    data = pipeline.batches(frame, ["a", "b"], 16, batch_size=8, cache=cache, augment="strong")  # in training only
-    assert len(data) == 3
+    data = batches(frame, batch_size=8, cache=cache, augment="strong")  # in training only
+    assert len(data) == 3 and [len(images) for images, _ in data] == [8, 8, 6]
     images, labels = collected(data)
-    assert [len(batch) for batch in images] == [8, 8, 6]
-    assert images[0].dtype == np.float32
-    assert (np.concatenate(images) == pipeline.load_images(frame, 16)).all()
-    assert (np.concatenate(labels) == np.eye(2)[np.arange(22) % 2]).all()
+    assert images.dtype == np.float32
+    assert (images == pipeline.load_images(frame, 16)).all()
+    assert (labels == np.eye(2)[np.arange(22) % 2]).all()
 
 
 @pytest.mark.parametrize("cache", ["memory", "disk"])
 def test_training_batches_are_fixed_by_seed_and_epoch(frame, cache):
     def make(**options):
-        options = {"batch_size": 5, "training": True, "augment": "light", "cache": cache} | options
-        return pipeline.batches(frame, ["a", "b"], 16, **options)
+        return batches(frame, **{"batch_size": 5, "training": True, "augment": "light", "cache": cache} | options)
 
-    data = make(seed=3)
-    first, second = (np.concatenate(collected(data)[0]) for _ in range(2))
-    again = make(seed=3)
-    assert (np.concatenate(collected(again)[0]) == first).all()
-    assert (np.concatenate(collected(again)[0]) == second).all()
+    def images(data):
+        return collected(data)[0]
+
+    data, again = make(seed=3), make(seed=3)
+    first, second = images(data), images(data)
+    assert (images(again) == first).all() and (images(again) == second).all()
     assert not (first == second).all()
-    assert (np.concatenate(collected(make(seed=3, first_epoch=1))[0]) == second).all()
-    assert not (np.concatenate(collected(make(seed=4))[0]) == first).all()
+    assert (images(make(seed=3, first_epoch=1)) == second).all()
+    assert not (images(make(seed=4)) == first).all()
     # the batch size cuts the same stream elsewhere
-    assert np.allclose(np.concatenate(collected(make(seed=3, batch_size=22))[0]), first, atol=1e-3)
-
-
-def test_an_epoch_can_be_named_by_a_callable(frame):
-    epoch = [7]
-    data = pipeline.batches(frame, ["a", "b"], 16, training=True, first_epoch=lambda: epoch[0])
-    first = np.concatenate(collected(data)[0])
-    assert (np.concatenate(collected(data)[0]) == first).all()
-    epoch[0] = 8
-    assert not (np.concatenate(collected(data)[0]) == first).all()
+    assert np.allclose(images(make(seed=3, batch_size=22)), first, atol=1e-3)
+    # a callable may name the epoch
+    epoch = [0]
+    named = make(seed=3, first_epoch=lambda: epoch[0])
+    assert (images(named) == first).all() and (images(named) == first).all()
+    epoch[0] = 1
+    assert (images(named) == second).all()
 
 
 def test_every_epoch_of_fit_is_one_pass(frame):
     """Keras takes a pass an epoch and none in between, so a resumed run sees what an undisturbed one would have."""
     passes = []
-    data = pipeline.batches(
-        frame, ["a", "b"], 16, batch_size=8, training=True, first_epoch=lambda: passes.append(0) or len(passes)
-    )
+    data = batches(frame, batch_size=8, training=True, first_epoch=lambda: passes.append(0) or len(passes))
     model = tf.keras.Sequential([tf.keras.layers.Flatten(), tf.keras.layers.Dense(2, "softmax")])  # not built yet
     model.compile("sgd", "categorical_crossentropy")
     model.fit(data, epochs=3, verbose=0, shuffle=False)
@@ -121,88 +123,72 @@ def test_every_epoch_of_fit_is_one_pass(frame):
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("change", "options", "reason"),
     [
-        ({"classes": ["a"]}, "labels must be among the classes a, got 'b'"),
-        ({"cache": "tape"}, "cache must be .*, got 'tape'"),
-        ({"augment": "wild", "training": True}, "augment must be .*, got 'wild'"),
-        ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
+        (lambda frame: frame, {"classes": ["a"]}, "labels must be among the classes a, got 'b'"),
+        (lambda frame: frame, {"cache": "tape"}, "cache must be .*, got 'tape'"),
+        (lambda frame: frame, {"augment": "wild", "training": True}, "augment must be .*, got 'wild'"),
+        (lambda frame: frame, {"batch_size": 0}, "batch_size must be a positive integer, got 0"),
+        (lambda frame: frame[:0], {}, "a frame to make batches of needs rows"),
+        (lambda frame: frame.drop(columns="path"), {}, "needs the column path"),
     ],
 )
-def test_bad_options_are_named(frame, options, reason):
+def test_bad_frames_and_options_are_named(frame, change, options, reason):
     with pytest.raises(ValueError, match=reason):
-        pipeline.batches(frame, **{"classes": ["a", "b"], "input_size": 16, **options})
-
-
-def test_empty_frames_and_missing_columns_are_named(frame):
-    with pytest.raises(ValueError, match="a frame to make batches of needs rows"):
-        pipeline.batches(frame[:0], ["a", "b"], 16)
-    with pytest.raises(ValueError, match="needs the column path"):
-        pipeline.batches(frame.drop(columns="path"), ["a", "b"], 16)
+        batches(change(frame), **options)
 
 
 @pytest.mark.parametrize("cache", ["memory", "disk"])
 def test_an_undecodable_photo_is_named_not_passed_over(frame, cache):
-    with pathlib.Path(frame["path"][3]).open("r+b") as file:
-        file.truncate(150)
+    damage(frame["path"][3])
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match=r"3\.jpg cannot be decoded"):
-        list(pipeline.batches(frame, ["a", "b"], 16, cache=cache))
+        list(batches(frame, cache=cache))
 
 
 # caches
 
 
-def decodes(monkeypatch):
-    seen = []
-    monkeypatch.setattr(photo, "read_photo", lambda *a: seen.append(a[0]) or original(*a))
+@pytest.fixture
+def decoded(monkeypatch):
+    """The photos that are decoded, in a list that grows."""
+    seen, read = [], photo.read_photo
+    monkeypatch.setattr(photo, "read_photo", lambda *a: seen.append(a[0]) or read(*a))
     return seen
 
 
-original = photo.read_photo
-
-
 @pytest.mark.parametrize("cache", ["memory", "disk"])
-def test_cached_photos_are_decoded_once(frame, monkeypatch, cache):
-    seen = decodes(monkeypatch)
-    data = pipeline.batches(frame, ["a", "b"], 16, cache=cache)
+def test_cached_photos_are_decoded_once(frame, decoded, cache):
+    data = batches(frame, cache=cache)
     for _ in range(3):
         collected(data)
-    assert len(seen) == 22
+    assert len(decoded) == 22
 
 
-def test_the_disk_cache_outlives_the_process_and_knows_the_content(frame, monkeypatch, tmp_path):
-    first = collected(pipeline.batches(frame, ["a", "b"], 16, cache="disk"))[0]
-    seen = decodes(monkeypatch)
-    again = collected(pipeline.batches(frame, ["a", "b"], 16, cache="disk"))[0]
-    assert (np.concatenate(again) == np.concatenate(first)).all() and seen == []
+def test_the_disk_cache_outlives_the_process_and_is_keyed_by_content(frame, decoded, tmp_path):
+    first = collected(batches(frame, cache="disk"))[0]
+    decoded.clear()
+    assert (collected(batches(frame, cache="disk"))[0] == first).all() and decoded == []
     picture(frame["path"][5], 77)
-    changed = collected(pipeline.batches(frame, ["a", "b"], 16, cache="disk"))[0]
-    assert not (np.concatenate(changed)[5] == np.concatenate(first)[5]).all()
+    assert not (collected(batches(frame, cache="disk"))[0][5] == first[5]).all()
     assert len(list((tmp_path / "cache").glob("photos-*.npy"))) == 2
-
-
-def test_the_disk_cache_is_keyed_by_bytes_wherever_they_lie(frame, tmp_path, monkeypatch):
-    facts = audit.check_photos(frame["path"], tmp_path)
-    here = frame.assign(sha256=facts["sha256"].to_numpy())
-    moved = here.assign(path=[str(tmp_path / "b" / path.rsplit("/", 1)[1]) for path in here["path"]])
-    pipeline.batches(here, ["a", "b"], 16, cache="disk")
-    seen = decodes(monkeypatch)
-    pipeline.batches(moved, ["a", "b"], 16, cache="disk")  # the files are not even there
-    assert seen == []
+    here = frame.assign(sha256=audit.check_photos(frame["path"], tmp_path)["sha256"].to_numpy())
+    batches(here, cache="disk")
+    decoded.clear()
+    batches(here.assign(path="/nowhere/" + here["id"]), cache="disk")  # known by their bytes, wherever they lie
+    assert decoded == []
 
 
 def test_auto_says_which_cache_it_chose(frame, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "utils.datasets.pipeline")
-    pipeline.batches(frame, ["a", "b"], 16)
+    batches(frame)
     assert "22 photos at 16 px go to the memory cache: " in caplog.text
     monkeypatch.setattr(pipeline, "_free_memory", lambda: 22 * 16 * 16 * 3 * 3)
-    pipeline.batches(frame, ["a", "b"], 17)
+    batches(frame, input_size=17)
     assert "go to the disk cache: " in caplog.text
-    assert pipeline._free_memory() > 0
 
 
 def test_memory_is_given_back(frame):
-    data = pipeline.batches(frame, ["a", "b"], 16, cache="memory", training=True, augment="light")
+    data = batches(frame, cache="memory", training=True, augment="light")
     collected(data)
     array = weakref.ref(pipeline._in_memory[pipeline._key(frame, 16)])
     assert array() is not None
@@ -219,13 +205,9 @@ def transformed(images, augment, seed):
     return pipeline.apply_transforms(images, *pipeline.random_transforms(augment, keys, images.shape[1]))
 
 
-def test_no_range_is_no_transform():
-    images = RNG.integers(0, 255, (3, 20, 20, 3), np.uint8)
-    assert np.abs(transformed(images, pipeline.Augment(), 0).numpy() - images).max() < 1e-3
-
-
-def test_flip_mirrors_about_half_of_the_photos_exactly():
+def test_no_range_is_no_transform_and_a_flip_mirrors_about_half_of_the_photos_exactly():
     images = RNG.integers(0, 255, (64, 9, 9, 3), np.uint8)
+    assert np.abs(transformed(images, pipeline.Augment(), 0).numpy() - images).max() < 1e-3
     out = transformed(images, pipeline.Augment(flip=True), 1).numpy()
     same = np.isclose(out, images).all((1, 2, 3))
     mirrored = np.isclose(out, images[:, :, ::-1]).all((1, 2, 3))
@@ -248,16 +230,42 @@ def test_ranges_are_filled_and_kept(setting, measure, low, high):
     assert values.max() - values.min() > 0.85 * (high - low)
 
 
-def test_rotation_and_zoom_are_what_they_say():
-    matrices, _ = pipeline.random_transforms(pipeline.Augment(rotation=20, zoom=0.3), [(i,) for i in range(500)], 64)
+def linear_parts(augment, keys):
+    """(n, 2, 2) linear parts, output (x, y) to input (x, y), of transforms that leave the centre where it is."""
+    matrices, _ = pipeline.random_transforms(augment, keys, 64)
     linear = matrices[:, [0, 1, 3, 4]].reshape(-1, 2, 2)
+    assert np.abs(linear @ np.array([31.5, 31.5]) + matrices[:, [2, 5]] - 31.5).max() < 1e-3
+    return linear
+
+
+def test_rotation_and_zoom_are_what_they_say():
+    linear = linear_parts(pipeline.Augment(rotation=20, zoom=0.3), [(i,) for i in range(500)])
     scale = 1 / np.sqrt(np.abs(np.linalg.det(linear)))
     angle = np.rad2deg(np.arctan2(linear[:, 1, 0], linear[:, 1, 1]))
     assert 0.7 <= scale.min() < 0.72 and 1.28 < scale.max() <= 1.3
     assert -20.01 <= angle.min() < -19 and 19 < angle.max() <= 20.01
-    # the centre of the photo stays the centre
-    centre = linear @ np.array([31.5, 31.5]) + matrices[:, [2, 5]]
-    assert np.abs(centre - 31.5).max() < 1e-3
+
+
+def test_a_stretch_is_log_uniform_and_changes_nothing_else():
+    keys = [(i,) for i in range(2000)]
+    linear = linear_parts(pipeline.Augment(aspect=0.8), keys)
+    assert (linear[:, 0, 1] == 0).all() and (linear[:, 1, 0] == 0).all()
+    np.testing.assert_allclose(linear[:, 0, 0] * linear[:, 1, 1], 1, rtol=1e-6)  # the area stays
+    ratio = np.log(linear[:, 1, 1] / linear[:, 0, 0]) / np.log(1.8)  # width against height, -1..1
+    assert scipy.stats.kstest(ratio, scipy.stats.uniform(-1, 2).cdf).pvalue > 0.01
+    # In "stretched" photos are stretched before they turn, and what else is drawn is what "light" draws.
+    light, stretched = pipeline.Augment.light(), pipeline.Augment.named("stretched")
+    assert stretched == dataclasses.replace(light, aspect=0.8)
+    before, after = (linear_parts(dataclasses.replace(one, shift=0), keys) for one in (light, stretched))
+    np.testing.assert_allclose(after, before * np.diagonal(linear, axis1=1, axis2=2)[..., None], rtol=1e-5, atol=1e-6)
+
+
+def test_transforms_are_drawn_as_ever():
+    """Golden: another transform would be another training under the id of an old one."""
+    (matrix,), light = pipeline.random_transforms(pipeline.Augment.strong(), [(7, 0, 4, 21)], 64)
+    wanted = [1.12021255, 0.40709990, -13.0688162, -0.40709990, 1.12021255, 8.80899525, 0, 0]
+    np.testing.assert_allclose(matrix, wanted, rtol=2e-7)
+    np.testing.assert_allclose(light, [[0.95357990, 1.21759224]], rtol=2e-7)
 
 
 def test_a_quarter_turn_is_numpys_quarter_turn():

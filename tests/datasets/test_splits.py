@@ -22,11 +22,11 @@ def shares(frame, parts):
     return parts.value_counts(normalize=True).reindex(splits.PARTS, fill_value=0.0)
 
 
-@settings(max_examples=25)
-@given(st.integers(3, 60), st.integers(1, 12), st.integers(0, 10**6))
-def test_grouped_split_keeps_senders_together(senders, classes, seed):
+@settings(max_examples=50)
+@given(st.integers(3, 6) | st.integers(7, 60), st.integers(1, 12), st.integers(0, 10**6), st.booleans())
+def test_grouped_split_keeps_senders_together_and_fills_every_part(senders, classes, seed, named):
     frame = people(senders, classes, seed)
-    parts = splits.grouped_split(frame, seed=seed)
+    parts = splits.grouped_split(frame, seed=seed, test_senders=["s0"] * named)
     splits.check(frame.assign(split=parts))
     assert set(parts) == set(splits.PARTS)
 
@@ -86,11 +86,6 @@ def test_any_column_can_tie_senders():
     assert splits.grouped_split(frame).equals(splits.grouped_split(frame.drop(columns="twin")))
 
 
-def test_grouped_split_needs_three_senders():
-    with pytest.raises(ValueError, match="needs 3 senders or more, got 2"):
-        splits.grouped_split(people(2))
-
-
 @pytest.mark.parametrize("closed", [False, True])
 def test_too_few_senders_beside_the_named_ones_are_refused(closed):
     frame = people(4)
@@ -100,13 +95,6 @@ def test_too_few_senders_beside_the_named_ones_are_refused(closed):
     assert set(splits.grouped_split(frame, test_senders=["s0", "s1"], closed_test=closed)) == set(splits.PARTS)
     with pytest.raises(ValueError, match="closed_test needs test_senders who are in the frame"):
         splits.grouped_split(frame, test_senders=["nobody"], closed_test=True)
-
-
-@settings(max_examples=25)
-@given(st.integers(3, 6), st.integers(1, 3), st.integers(0, 10**6), st.booleans())
-def test_no_part_is_empty_however_few_senders_there_are(senders, classes, seed, named):
-    frame = people(senders, classes, seed)
-    assert set(splits.grouped_split(frame, seed=seed, test_senders=["s0"] * named)) == set(splits.PARTS)
 
 
 @settings(max_examples=25)
@@ -120,13 +108,6 @@ def test_random_split_is_stratified(n, seed):
         assert counts[0] >= 1
 
 
-@pytest.mark.parametrize("fractions", [(0.7, 0.3), (0.7, 0.2, 0.2), (1.0, 0.1, -0.1)])
-def test_fractions_that_are_none_are_refused(fractions):
-    for split in (splits.random_split, splits.grouped_split):
-        with pytest.raises(ValueError, match="fractions must be three positive shares"):
-            split(people(), fractions)
-
-
 @settings(max_examples=10)
 @given(st.integers(2, 8), st.integers(0, 10**6))
 def test_grouped_folds_partition_the_photos(k, seed):
@@ -135,11 +116,6 @@ def test_grouped_folds_partition_the_photos(k, seed):
     assert sorted(np.concatenate([test for _, test in folds])) == list(range(len(frame)))
     for train, test in folds:
         assert not set(frame["sender"].iloc[train]) & set(frame["sender"].iloc[test])
-
-
-def test_too_many_folds_are_refused():
-    with pytest.raises(ValueError, match="5 folds need 5 senders or more, got 3"):
-        splits.grouped_folds(people(3), 5)
 
 
 LEAKY = pd.DataFrame({
@@ -161,13 +137,27 @@ def test_check_names_the_leak_and_takes_it_by_name():
     splits.check(LEAKY[1:3])
 
 
-def test_check_refuses_an_unknown_permission_and_an_empty_frame():
-    with pytest.raises(ValueError, match=r"allow must hold .*, got 'people'"):
-        splits.check(LEAKY, allow={"people"})
-    with pytest.raises(ValueError, match="needs the column split"):
-        splits.check(LEAKY.drop(columns="split"))
-    with pytest.raises(ValueError, match="needs rows, got none"):
-        splits.check(LEAKY[:0])
+UNSPLIT = people(3)
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (lambda: splits.grouped_split(people(2)), "needs 3 senders or more, got 2"),
+        (lambda: splits.grouped_split(UNSPLIT, (0.7, 0.3)), "fractions must be three positive shares"),
+        (lambda: splits.random_split(UNSPLIT, (0.7, 0.2, 0.2)), "fractions must be three positive shares"),
+        (lambda: splits.random_split(UNSPLIT, (1.0, 0.1, -0.1)), "fractions must be three positive shares"),
+        (lambda: splits.grouped_folds(UNSPLIT, 5), "5 folds need 5 senders or more, got 3"),
+        (lambda: splits.check(LEAKY, allow={"people"}), "allow must hold .*, got 'people'"),
+        (lambda: splits.check(LEAKY.drop(columns="split")), "needs the column split"),
+        (lambda: splits.check(LEAKY[:0]), "needs rows, got none"),
+        (lambda: splits.balance(photos().assign(split="test")), "needs training photos"),
+        (lambda: splits.balance(photos(), at_most=0), "at_most must be 1 .*, got 0"),
+    ],
+)
+def test_what_cannot_be_split_is_refused(ask, says):
+    with pytest.raises(ValueError, match=says):
+        ask()
 
 
 def test_unknown_contents_are_no_twins():
@@ -192,6 +182,8 @@ def test_balance_brings_every_training_class_to_the_cap_and_touches_nothing_else
     rest = balanced[balanced["split"] != "train"].drop(columns="copy").reset_index(drop=True)
     assert rest.equals(frame[frame["split"] != "train"].reset_index(drop=True))
     assert (balanced.loc[balanced["split"] != "train", "copy"] == 0).all()
+    assert balanced.equals(splits.balance(frame, at_most=40))
+    assert not balanced.equals(splits.balance(frame, at_most=40, seed=2))
     # a class below the cap keeps every photo of its own
     for label, own in frame[frame["split"] == "train"].groupby("label")["id"]:
         kept = train[(train["label"] == label) & (train["copy"] == 0)]
@@ -205,16 +197,3 @@ def test_balance_in_the_wrong_order_leaks_and_is_refused():
         with pytest.raises(splits.SplitLeak):
             splits.check(wrong, allow=allowed)
     splits.check(wrong, allow={"sender", "file"})
-
-
-def test_balance_is_fixed_by_its_seed():
-    frame = photos()
-    assert splits.balance(frame, 30, seed=1).equals(splits.balance(frame, 30, seed=1))
-    assert not splits.balance(frame, 30, seed=1).equals(splits.balance(frame, 30, seed=2))
-
-
-def test_balance_needs_training_photos():
-    with pytest.raises(ValueError, match="needs training photos"):
-        splits.balance(photos().assign(split="test"))
-    with pytest.raises(ValueError, match=r"at_most must be 1 .*, got 0"):
-        splits.balance(photos(), at_most=0)
