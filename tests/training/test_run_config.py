@@ -71,6 +71,7 @@ def test_order_and_kind_of_a_collection_do_not_enter_the_id():
         ({"seed": -1}, "seed must be an integer from 0 up, got -1"),
         ({"learning_rate": float("nan")}, "learning_rate must be a number from 0 up, got nan"),
         ({"learning_rate": "fast"}, "learning_rate must be a number from 0 up, got 'fast'"),
+        ({"clip_norm": 0.0}, "clip_norm must be a number above 0, or None, got 0.0"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
         ({"batch_size": True}, "batch_size must be a positive integer, got True"),
         ({"augment": "wild"}, "augment must be one of None, 'light', .*, got 'wild'"),

@@ -566,6 +566,17 @@ def test_weight_decay_leaves_biases_and_batch_norm_alone():
     assert {v.name for v in model.trainable_variables if optimizer._use_weight_decay(v)} == {"kernel"}
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_a_gradient_is_shortened_to_clip_norm_over_all_weights_together(name):
+    # lengths 3 and 4 are 5 together: a limit of 1 makes them 3/5 and 4/5, and Adam's first moment a tenth of that
+    weights = [keras.Variable([0.0, 0.0]), keras.Variable([0.0])]
+    optimizer = loop.make_optimizer(config(optimizer=name, clip_norm=1.0), 1)
+    optimizer.build(weights)
+    optimizer.apply([keras.ops.array([3.0, 0.0]), keras.ops.array([4.0])])
+    moments = {v.path: v.numpy().tolist() for v in optimizer.variables if "momentum" in v.path}
+    assert sorted(moments.values()) == [pytest.approx([0.06, 0.0]), pytest.approx([0.08])]
+
+
 # --- several devices, and the same numbers again ----------------------------------------------------------------------
 
 ALONE = """

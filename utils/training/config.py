@@ -38,6 +38,7 @@ class RunConfig:
         optimizer: ``"adam"`` or ``"adamw"``.
         learning_rate: peak learning rate.
         weight_decay: decoupled decay of adamw; biases and batch-norm parameters are not decayed.
+        clip_norm: a step's gradient over all weights is shortened to this length if it is longer; None = never.
         schedule: ``"constant"``, or ``"cosine"`` down to zero at the last step.
         warmup_epochs: epochs of linear warm-up to the peak; fractions are allowed.
         label_smoothing: share of the target spread evenly over all classes, 0 <= s < 1.
@@ -69,6 +70,7 @@ class RunConfig:
     optimizer: str = "adam"
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
+    clip_norm: float | None = None
     schedule: str = "constant"
     warmup_epochs: float = 0
     label_smoothing: float = 0.0
@@ -96,6 +98,8 @@ class RunConfig:
             self._expect(field, _number(self, field) and 0 <= getattr(self, field) < 1, "at least 0 and below 1")
         for field in ("learning_rate", "weight_decay", "warmup_epochs"):
             self._expect(field, _number(self, field) and 0 <= getattr(self, field) < 1e6, "a number from 0 up")
+        clipped = self.clip_norm is None or (_number(self, "clip_norm") and 0 < self.clip_norm < 1e6)
+        self._expect("clip_norm", clipped, "a number above 0, or None")
         self._expect("allow_leaks", set(leaks) <= {"sender", "file"}, "of 'sender' and 'file'")
         self._check_combinations()
 

@@ -383,7 +383,7 @@ def make_optimizer(config, steps_per_epoch):
     if config.schedule == "cosine" or warmup:
         rate = WarmupCosine(rate, total, round(warmup), config.schedule == "cosine")
     if config.optimizer == "adam":
-        return keras.optimizers.Adam(rate)
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
+        return keras.optimizers.Adam(rate, global_clipnorm=config.clip_norm)
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, global_clipnorm=config.clip_norm)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
