@@ -79,6 +79,13 @@ def add_backbone(setitem, setattr_):
     )  # fmt: skip
 
 
+def prepare(patch, folder):
+    """The tiny backbone, and runs and caches below `folder`; takes a MonkeyPatch."""
+    patch.setenv("CLOTHING_RUNS_DIR", str(folder / "runs"))
+    patch.setenv("CLOTHING_CACHE_DIR", str(folder / "cache"))
+    add_backbone(patch.setitem, patch.setattr)
+
+
 def config(mode="fine_tune", **choices):
     """A small RunConfig on the tiny backbone."""
     base = {

@@ -25,9 +25,12 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch, tmp_path):
-    monkeypatch.setenv("CLOTHING_CACHE_DIR", str(tmp_path / "cache"))
-    tiny_training.add_backbone(monkeypatch.setitem, monkeypatch.setattr)
+    tiny_training.prepare(monkeypatch, tmp_path)
     monkeypatch.setattr(features, "_extractors", {})
+
+
+def extract(frame, size=SIZE, **options):
+    return features.extract("tiny", frame, size, **options)
 
 
 @pytest.fixture
@@ -45,52 +48,46 @@ def passed(monkeypatch):
 
 def test_features_are_those_of_the_extractor_and_each_photo_passes_once(photos, passed):
     frame = photos.part("train")
-    found = features.extract("tiny", frame, SIZE)
+    found = extract(frame)
     wanted = models.feature_extractor("tiny", SIZE)(pipeline.load_images(frame, SIZE).astype("float32"), training=False)
     np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-5, atol=1e-5)
     assert found.dtype == np.float32
     assert passed == [len(frame)]
     # Again, in another order, with two new photos: only those pass.
     more = pd.concat([frame.iloc[::-1], photos.part("test").iloc[:2]], ignore_index=True)
-    again = features.extract("tiny", more, SIZE)
+    again = extract(more)
     assert passed == [len(frame) + 2]
     np.testing.assert_array_equal(again[: len(frame)], found[::-1])
 
 
-def test_features_are_keyed_by_content_not_by_path(photos, passed, tmp_path):
+def test_features_are_keyed_by_content_size_and_weights_not_by_path(photos, passed, monkeypatch, tmp_path):
     frame = photos.part("test")
-    features.extract("tiny", frame, SIZE)
+    found = extract(frame)
     moved = frame.assign(path=[shutil.copy(path, tmp_path / f"moved-{i}.png") for i, path in enumerate(frame["path"])])
-    features.extract("tiny", moved, SIZE)
+    np.testing.assert_array_equal(extract(moved), found)
     assert passed == [len(frame)]
     # Other pixels under an old name are another photo.
-    other = moved.iloc[:1]
-    shutil.copy(photos.part("train")["path"][0], other["path"].iloc[0])
-    assert not np.allclose(features.extract("tiny", other, SIZE), features.extract("tiny", frame.iloc[:1], SIZE))
-
-
-def test_other_weights_and_another_size_are_other_features(photos, passed, monkeypatch):
-    frame = photos.part("test")
-    features.extract("tiny", frame, SIZE)
-    features.extract("tiny", frame, 40)
-    assert passed == [2 * len(frame)]
+    shutil.copy(photos.part("train")["path"][0], moved["path"][0])
+    assert not np.allclose(extract(moved[:1]), found[:1])
+    passed[0] = 0
+    extract(frame, 40)
     monkeypatch.setattr(features, "_extractors", {})
     known = networks._weights
     monkeypatch.setattr(networks, "_weights", lambda *arguments: (known(*arguments)[0], None))  # random weights
-    features.extract("tiny", frame, SIZE)
-    assert passed == [3 * len(frame)]
+    extract(frame)
+    assert passed == [2 * len(frame)]
 
 
 def test_views_depend_on_the_photo_and_the_seed_alone(photos):
     frame = photos.part("test")
-    views = features.extract("tiny", frame, SIZE, views=2, augment=LIGHT, seed=1)
+    views = extract(frame, views=2, augment=LIGHT, seed=1)
     assert views.shape == (3, len(frame), 12)
-    np.testing.assert_array_equal(views[0], features.extract("tiny", frame, SIZE))
+    np.testing.assert_array_equal(views[0], extract(frame))
     assert not np.allclose(views[1], views[0])
     assert not np.allclose(views[1], views[2])
-    alone = features.extract("tiny", frame.iloc[3:4], SIZE, cache_dir=False, views=2, augment=LIGHT, seed=1)
+    alone = extract(frame.iloc[3:4], cache_dir=False, views=2, augment=LIGHT, seed=1)
     np.testing.assert_allclose(alone[:, 0], views[:, 3], rtol=1e-5, atol=1e-5)
-    other = features.extract("tiny", frame, SIZE, views=1, augment=LIGHT, seed=2)
+    other = extract(frame, views=1, augment=LIGHT, seed=2)
     assert not np.allclose(other[1], views[1])
 
 
@@ -107,71 +104,57 @@ def test_an_interruption_loses_only_the_block_that_was_not_computed(photos, pass
 
     monkeypatch.setattr(pipeline, "load_images", failing)
     with pytest.raises(KeyboardInterrupt):
-        features.extract("tiny", frame, SIZE)
+        extract(frame)
     passed[0] = 0
-    features.extract("tiny", frame, SIZE)
+    extract(frame)
     assert passed == [len(frame) - 16]
 
 
 def test_a_damaged_cache_is_made_again(photos, passed, tmp_path):
     frame = photos.part("test")
-    found = features.extract("tiny", frame, SIZE)
+    found = extract(frame)
     (path,) = (tmp_path / "cache").glob("features-*.npz")
     for harm in (b"", path.read_bytes()[:-9], path.read_bytes().replace(b"PK", b"PJ")):
         passed[0] = 0
         path.write_bytes(harm)
-        np.testing.assert_array_equal(features.extract("tiny", frame, SIZE), found)
+        np.testing.assert_array_equal(extract(frame), found)
         assert passed == [len(frame)]
 
 
 def test_bad_input_is_named(photos, tmp_path):
-    frame = photos.part("test")
-    with pytest.raises(ValueError, match="empty"):
-        features.extract("tiny", frame.iloc[:0], SIZE)
-    with pytest.raises(ValueError, match="views=2 needs an augmentation"):
-        features.extract("tiny", frame, SIZE, views=2)
+    frame, broken = photos.part("test"), tmp_path / "broken.png"
+    broken.write_bytes(b"not a photo")
+    for error, says, some, options in (
+        (ValueError, "empty", frame[:0], {}),
+        (ValueError, "views=2 needs an augmentation", frame, {"views": 2}),
+        (FileNotFoundError, r"nowhere\.png", frame.assign(path="nowhere.png"), {}),
+        (ValueError, r"broken\.png", frame[:1].assign(path=str(broken)), {}),
+    ):
+        with pytest.raises(error, match=says):
+            extract(some, **options)
     with pytest.raises(ValueError, match="vgg"):
         features.extract("vgg", frame, SIZE)
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
-        features.extract("tiny", frame.assign(path="nowhere.png"), SIZE)
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"not a photo")
-    with pytest.raises(ValueError, match=r"broken\.png"):
-        features.extract("tiny", frame.iloc[:1].assign(path=str(broken)), SIZE)
 
 
-def test_a_warm_start_needs_training_photos_and_is_calibrated_once(photos, monkeypatch):
+def test_a_warm_start_is_calibrated_once_on_the_content_of_training_photos(photos, monkeypatch, tmp_path):
     monkeypatch.setattr(models, "needs_batch_norm", lambda name, weights="auto": True)
-    frame = photos.part("train")
+    estimated, real, frame = [], models.reestimate_batch_norm, photos.part("train")
+    monkeypatch.setattr(
+        models, "reestimate_batch_norm", lambda *a, **options: estimated.append(len(a[1])) or real(*a, **options)
+    )
     with pytest.raises(ValueError, match="calibration="):
-        features.extract("tiny", frame, SIZE)
-    estimated, real = [], models.reestimate_batch_norm
-
-    def counting(model, images, **options):
-        estimated.append(len(images))
-        return real(model, images, **options)
-
-    monkeypatch.setattr(models, "reestimate_batch_norm", counting)
-    found = features.extract("tiny", frame, SIZE, calibration=frame)
-    assert estimated == [len(frame)]
-    # A new process finds the statistics on disk.
+        extract(frame)
+    here = frame.assign(path=[shutil.copy(path, tmp_path / f"{i}.png") for i, path in enumerate(frame["path"])])
+    found = extract(frame, calibration=here)
+    # A new process finds the statistics on disk, and those of other photos under the same names are others.
     features._extractors.clear()
-    np.testing.assert_array_equal(features.extract("tiny", frame, SIZE, calibration=frame), found)
+    np.testing.assert_array_equal(extract(frame, calibration=here), found)
     assert estimated == [len(frame)]
-    monkeypatch.setattr(models, "needs_batch_norm", lambda name, weights="auto": False)
-    assert not np.allclose(features.extract("tiny", frame, SIZE), found)
-
-
-def test_other_photos_under_the_same_names_calibrate_anew(photos, monkeypatch, tmp_path):
-    monkeypatch.setattr(models, "needs_batch_norm", lambda name, weights="auto": True)
-    frame, copies = photos.part("train"), []
-    for number, path in enumerate(frame["path"]):
-        copies.append(shutil.copy(path, tmp_path / f"{number}.png"))
-    here = frame.assign(path=copies)
-    first = features.extract("tiny", frame, SIZE, calibration=here)
-    for path in copies:
+    for path in here["path"]:
         Image.new("RGB", (SIZE, SIZE), "red").save(path)
-    assert not np.allclose(features.extract("tiny", frame, SIZE, calibration=here), first)
+    assert not np.allclose(extract(frame, calibration=here), found)
+    monkeypatch.setattr(models, "needs_batch_norm", lambda name, weights="auto": False)
+    assert not np.allclose(extract(frame), found)
 
 
 def test_other_kernels_have_other_statistics(photos, tmp_path):
@@ -194,21 +177,15 @@ def _clouds(n, d=6, classes=3, seed=0):
     return (centres[labels] + rng.normal(0, 1.2, (n, d))) * np.arange(1, d + 1) + 5, labels
 
 
-def test_the_probe_is_scikit_learns_regression_on_standardised_features():
-    x, y = _clouds(120)
-    probe = features.linear_probe(x, y, classes=range(3), strengths=(0.05,))
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_probe_is_scikit_learns_regression_on_standardised_features(classes):
+    x, y = _clouds(120, classes=classes)
+    probe = features.linear_probe(x, y, classes=range(classes), strengths=(0.05,))
     scaled = (x - x.mean(0)) / x.std(0)
     oracle = LogisticRegression(C=0.05, max_iter=1000).fit(scaled, y)
+    assert probe.kernel.shape == (6, classes)
     np.testing.assert_allclose(probe.predict(x), oracle.predict_proba(scaled), atol=2e-3)
     assert probe.predict(x).dtype == np.float32
-
-
-def test_two_classes_make_two_columns():
-    x, y = _clouds(80, classes=2)
-    probe = features.linear_probe(x, y, classes=range(2), strengths=(0.05,))
-    oracle = LogisticRegression(C=0.05).fit((x - x.mean(0)) / x.std(0), y)
-    assert probe.kernel.shape == (6, 2)
-    np.testing.assert_allclose(probe.predict(x), oracle.predict_proba((x - x.mean(0)) / x.std(0)), atol=2e-3)
 
 
 def test_the_strength_is_the_best_on_validation():

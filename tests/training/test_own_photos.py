@@ -20,13 +20,11 @@ SMALL = ("--size", "64", "--epochs", "6")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Three classes with names of any language, a text file, a broken photo, a copy of another one."""
-    made = sketches.build(tmp_path_factory.mktemp("drawn"), per_class=20, size=64)
     mine = tmp_path_factory.mktemp("own") / "my photos"
-    for number, name in enumerate(("dress", "hat", "shoes")):
-        target = mine / ("Hüte ü", "帽子", "old shoes")[number]
-        for path in sorted(path for path in made.rglob("*") if path.is_file() and path.parent.name == name):
-            target.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, target / path.name.replace(".", " photo.").replace(" photo.png", " photo.PNG"))
+    for label, name in (("dress", "Hüte ü"), ("hat", "帽子"), ("shoes", "old shoes")):
+        (target := mine / name).mkdir(parents=True)
+        for number in range(20):
+            sketches.draw(label, f"style-{number % 5}", 64, number).save(target / f"{label} {number} photo.PNG")
     (mine / "notes.txt").write_text("about my photos")
     (target / "broken.jpg").write_bytes(b"\xff\xd8\xff half")
     shutil.copy(next(target.glob("*.PNG")), target / "again.png")
