@@ -30,16 +30,20 @@ def save(path, number=0, label="hat", kind="JPEG", **options):
     return path
 
 
-@pytest.fixture
-def mine(tmp_path):
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
     """Three classes of 20 phone photos in a folder with a space and an umlaut, by four people."""
-    root = tmp_path / "Röcke & mehr"
+    root = tmp_path_factory.mktemp("drawn") / "Röcke & mehr"
     for label in ("hat", "shoes", "skirt"):
         for number in range(20):
-            ending = list(KINDS)[number % 5]
-            person = ["anna", "ben", "carla", "dora"][number % 4]
+            ending, person = list(KINDS)[number % 5], ("anna", "ben", "carla", "dora")[number % 4]
             save(root / label / f"{person} {number}{ending}", number, label, KINDS[ending])
     return root
+
+
+@pytest.fixture
+def mine(drawn, tmp_path):
+    return shutil.copytree(drawn, tmp_path / drawn.name)
 
 
 def quiet(path, **options):
@@ -80,14 +84,17 @@ def test_with_people_nobody_is_on_two_sides(mine):
         splits.check(mixed.frame)
     with pytest.raises(ValueError, match="needs 3 senders or more, got 2; use the random split"):
         datasets.from_folder(mine, senders=lambda path: by_name(path) < "b")
+    half = quiet(mine, senders=lambda path: "anna" if "anna" in path.name else None)  # others count by themselves
+    assert found(half, "photos whose sender is unknown")["found"] == 45 and half.frame["sender"].nunique() == 46
 
 
-@pytest.mark.parametrize("key", [lambda p: p.relative_to(p.parents[1]).as_posix(), lambda p: p.name, lambda p: p.stem])
-def test_people_come_from_a_column_of_a_csv(mine, tmp_path, key):
-    photos = [
-        path for path in sorted(mine.rglob("*.*")) if path.parent.name == "hat" or "parents" in key.__code__.co_names
-    ]
-    table = pd.DataFrame({"note": "x", "Foto": map(key, photos), "who": map(by_name, photos)}).drop_duplicates("Foto")
+@pytest.mark.parametrize(
+    ("below", "key"),
+    [(".", lambda p: f"{p.parent.name}/{p.name}"), ("hat", lambda p: p.name), ("hat", lambda p: p.stem)],
+)
+def test_people_come_from_a_column_of_a_csv(mine, tmp_path, below, key):
+    photos = sorted((mine / below).rglob("*.*"))
+    table = pd.DataFrame({"note": "x", "Foto": map(key, photos), "who": map(by_name, photos)})
     table.to_csv(tmp_path / "people.csv", index=False)
     loaded = quiet(mine, senders=(tmp_path / "people.csv", "who"))
     known = loaded.frame[~loaded.frame["sender"].str.startswith("unknown-")]
@@ -112,12 +119,6 @@ def test_names_of_another_system_mean_the_same(mine, tmp_path):
     loaded = quiet(mine, senders=(tmp_path / "people.csv", "who"), split="random")
     assert "Ümlaut" in loaded.classes
     assert set(loaded.frame.loc[loaded.frame["label"] == "Ümlaut", "sender"]) == {"p0", "p1", "p2", "p3"}
-
-
-def test_photos_whose_person_is_unknown_count_by_themselves(mine):
-    loaded = datasets.from_folder(mine, senders=lambda path: "anna" if "anna" in path.name else None)
-    assert found(loaded, "photos whose sender is unknown")["found"] == 45
-    assert loaded.frame["sender"].nunique() == 46
 
 
 def test_what_is_wrong_is_named_by_file_name_and_costs_nothing_else(mine):
@@ -172,7 +173,7 @@ def test_train_validation_and_test_stay_as_they_lie(mine, tmp_path):
         datasets.from_folder(tmp_path / "parts")
 
 
-def test_the_fingerprint_follows_content_and_labels_and_not_names(mine, tmp_path):
+def test_the_fingerprint_follows_content_labels_and_choice_and_not_names(mine, tmp_path):
     first = quiet(mine)
     moved = shutil.copytree(mine, tmp_path / "moved")
     for number, path in enumerate(sorted(moved.rglob("*.*"))):
@@ -183,16 +184,13 @@ def test_the_fingerprint_follows_content_and_labels_and_not_names(mine, tmp_path
     assert quiet(moved).fingerprint != first.fingerprint  # two labels exchanged
     save(mine / "hat" / "anna 0.jpg", 500)
     assert quiet(mine).fingerprint != first.fingerprint  # another photo under an old name
+    few = quiet(mine, per_class=12)
+    assert few.frame["label"].value_counts().tolist() == [12, 12, 12]
+    assert found(few, "photos above 12 per class")["found"] == 24
+    assert few.fingerprint == quiet(mine, per_class=12).fingerprint
 
 
-def test_at_most_so_many_photos_per_class(mine):
-    loaded = quiet(mine, per_class=12)
-    assert loaded.frame["label"].value_counts().tolist() == [12, 12, 12]
-    assert found(loaded, "photos above 12 per class")["found"] == 24
-    assert loaded.fingerprint == quiet(mine, per_class=12).fingerprint
-
-
-def test_heic_and_avif_are_read(mine):
+def test_heic_and_avif_are_read_or_named_without_a_reader(mine, monkeypatch):
     import pillow_heif
 
     for number, ending in enumerate((".HEIC", ".heif", ".avif")):
@@ -205,13 +203,10 @@ def test_heic_and_avif_are_read(mine):
         assert np.abs(photo.read_photo(target, 96).astype(int) - np.asarray(image)).mean() < 6
     loaded = quiet(mine)
     assert len(loaded.frame) == 63 and found(loaded, "files that cannot be read as photos")["found"] == 0
-
-
-def test_without_a_reader_heic_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(photo, "_phone_formats", lambda: ())
-    (tmp_path / "a.heic").write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(40))
+    (mine / "a.heic").write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(40))
     with pytest.raises(ValueError, match=r"a\.heic cannot be decoded as a photo \(.*with pillow-heif\) HEIC"):
-        photo.read_photo(tmp_path / "a.heic", 16)
+        photo.read_photo(mine / "a.heic", 16)
 
 
 def test_a_read_only_folder_is_only_read(mine):
@@ -233,25 +228,24 @@ def test_a_read_only_folder_is_only_read(mine):
         ({"per_class": 0}, "per_class must be a positive integer, got 0"),
     ],
 )
-def test_options_that_do_not_fit_are_named(mine, options, reason):
+def test_options_that_do_not_fit_are_named(drawn, options, reason):
     with pytest.raises(ValueError, match=reason):
-        datasets.from_folder(mine, **options)
+        datasets.from_folder(drawn, **options)
 
 
 def test_folders_with_nothing_to_learn_from_are_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*one folder of photos per class"):
         datasets.from_folder(tmp_path / "gone")
-    with pytest.raises(ValueError, match="expected <class>/<photo> or train/<class>/<photo>, got nothing"):
-        datasets.from_folder(tmp_path)
-    save(tmp_path / "loose.jpg")
-    with pytest.raises(ValueError, match=r"got loose\.jpg"):
-        datasets.from_folder(tmp_path)
-    save(tmp_path / "hat" / "a.jpg", 1)
-    with pytest.raises(ValueError, match="two classes or more, got hat in"):
-        datasets.from_folder(tmp_path)
-    save(tmp_path / "hat" / "inner" / "c.jpg", 2)
-    with pytest.raises(ValueError, match=r"got hat in .*; if the classes are the folders inside hat, pass .*hat$"):
-        datasets.from_folder(tmp_path)
+    for photo_to_add, reason in (
+        (None, "expected <class>/<photo> or train/<class>/<photo>, got nothing"),
+        ("loose.jpg", r"got loose\.jpg"),
+        ("hat/a.jpg", "two classes or more, got hat in"),
+        ("hat/inner/c.jpg", r"got hat in .*; if the classes are the folders inside hat, pass .*hat$"),
+    ):
+        if photo_to_add:
+            save(tmp_path / photo_to_add, len(photo_to_add))
+        with pytest.raises(ValueError, match=reason):
+            datasets.from_folder(tmp_path)
     (tmp_path / "shoes").mkdir()
     (tmp_path / "shoes" / "b.jpg").write_bytes(b"broken")
     with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(ValueError, match="two classes or more"):

@@ -291,14 +291,6 @@ def test_contrast_keeps_the_mean():
     assert 0.69 < spread.min() < 0.8 and 1.2 < spread.max() < 1.31
 
 
-def test_a_photos_transform_does_not_depend_on_its_company():
-    images = RNG.integers(0, 255, (6, 16, 16, 3), np.uint8)
-    keys = [(5, 1, row) for row in range(6)]
-    drawn, alone = (pipeline.random_transforms(pipeline.Augment.strong(), some, 16) for some in (keys, keys[4:5]))
-    whole, one = pipeline.apply_transforms(images, *drawn), pipeline.apply_transforms(images[4:5], *alone)
-    assert (whole.numpy()[4] == one.numpy()[0]).all()
-
-
 @pytest.mark.parametrize("setting", [{"rotation": -1}, {"zoom": 0.95}, {"shift": 2}, {"brightness": 1.5}])
 def test_ranges_that_make_no_sense_are_refused(setting):
     (name,) = setting

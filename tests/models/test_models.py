@@ -1,10 +1,9 @@
 """The baseline and the transfer models: shape, preprocessing, where the weights come from, parts."""
 
+import dataclasses
 import functools
 import hashlib
-import http.server
 import os
-import threading
 
 import h5py
 import keras
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import requests
 from keras.src.legacy.saving import legacy_h5_format
+from local_server import serving
 
 from utils import models
 from utils.models import BACKBONES, WarmStartWarning, WeightsUnavailable, efficientnet_lite, pretrained
@@ -96,11 +96,8 @@ def test_baseline_is_study_as():
     model = models.baseline_cnn(17)
     assert model.count_params() == 2_996_305
     shapes = {layer.name: layer.output.shape[1:] for layer in model.layers}
-    assert shapes["conv2d"] == (222, 222, 128)
-    assert shapes["conv2d_1"] == (109, 109, 128)
-    assert shapes["conv2d_2"] == (52, 52, 64)
-    assert shapes["flatten"] == (43_264,)
-    assert shapes["dense"] == (64,)
+    wanted = {"conv2d": (222, 222, 128), "conv2d_1": (109, 109, 128), "conv2d_2": (52, 52, 64)}
+    assert shapes.items() >= (wanted | {"flatten": (43_264,), "dense": (64,)}).items()
     kinds = [type(layer).__name__ for layer in model.layers]
     assert kinds[2:11] == ["Conv2D", "BatchNormalization", "MaxPooling2D"] * 3
     assert model.layers[-1].activation is keras.activations.softmax
@@ -142,22 +139,17 @@ def test_a_transfer_model_is_one_flat_graph_with_known_names(name, last_conv, la
         assert [layer for layer in ours if layer not in ("normalization", "classifier")] == theirs
 
 
-def test_other_input_sizes_take_the_same_weights(mobilenet_home):
-    model = models.feature_extractor("mobilenet_v2", 100)  # a size for which Keras has no file of its own
-    assert model.get_layer("Conv_1").output.shape == (None, 4, 4, 1280)
-    kernel = _keras_mobilenet().get_layer("Conv_1").get_weights()[0]
-    np.testing.assert_array_equal(model.get_layer("Conv_1").get_weights()[0], kernel)
-
-
 def test_mobilenet_features_are_keras_own_after_its_own_preprocessing(mobilenet_home):
     pixels = keras.applications.mobilenet_v2.preprocess_input(IMAGES.copy())
     expected = _keras_mobilenet()(pixels, training=False).numpy().mean((1, 2))
     extractor = models.feature_extractor("mobilenet_v2", 64)
     _assert_same_features(extractor(IMAGES), expected)
     assert not extractor.trainable_weights
-    # and the classifier holds the very same weights
+    # and the classifier holds the very same weights, also at a size for which Keras has no file of its own
     features = pooled(models.transfer("mobilenet_v2", 3, 64))
     np.testing.assert_array_equal(features(IMAGES, training=False), extractor(IMAGES))
+    larger = models.feature_extractor("mobilenet_v2", 100).get_layer("Conv_1")
+    np.testing.assert_array_equal(larger.get_weights()[0], extractor.get_layer("Conv_1").get_weights()[0])
 
 
 def test_official_efficientnet_b0_weights_give_what_keras_gives(empty_home, monkeypatch):
@@ -172,9 +164,7 @@ def test_official_efficientnet_b0_weights_give_what_keras_gives(empty_home, monk
     _assert_same_features(models.feature_extractor("efficientnet_b0", 64)(IMAGES), expected)
     assert models.weights_source("efficientnet_b0") == "ImageNet (file not verified)"
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(
-        pretrained, "EFFICIENTNET_B0", pretrained.KerasFile("x", pretrained.EFFICIENTNET_B0.url, 1, md5)
-    )
+    monkeypatch.setattr(pretrained, "EFFICIENTNET_B0", dataclasses.replace(pretrained.EFFICIENTNET_B0, md5=md5))
     assert models.weights_source("efficientnet_b0") == "ImageNet"
 
 
@@ -217,11 +207,10 @@ def test_batch_norm_statistics_are_those_of_the_photos():
     photos = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 3), dtype="uint8")
     before = [weight.numpy() for weight in model.trainable_weights]
     assert models.reestimate_batch_norm(model, photos, batch_size=10) is model
-    seen = np.asarray(model.get_layer("conv")(photos.astype("float32"))).reshape(4, -1, 4)
+    seen = np.asarray(model.get_layer("conv")(photos.astype("float32"))).reshape(-1, 4)
     mean, variance = model.get_layer("first").get_weights()[2:]
-    np.testing.assert_allclose(mean, seen.mean((0, 1)), rtol=1e-4)
-    everything = np.asarray(model.get_layer("conv")(photos.astype("float32"))).reshape(-1, 4)
-    np.testing.assert_allclose(variance, everything.var(0), rtol=0.05)  # the mean over batches, not over all at once
+    np.testing.assert_allclose(mean, seen.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(variance, seen.var(0), rtol=0.05)  # the mean over batches, not over all at once
     # In inference, the photos now leave the last layer with mean 0 and deviation 1.
     out = np.asarray(model(photos.astype("float32"))).reshape(-1, 5)
     np.testing.assert_allclose(out.mean(0), 0, atol=0.02)
@@ -259,28 +248,27 @@ def test_missing_weights_say_what_to_do_and_the_network_is_asked_once(empty_home
 
 
 @pytest.fixture
-def public_home(tmp_path, monkeypatch, _no_network):
+def public_home(monkeypatch, _no_network):
     """The public home of the weights, played by a server on this machine: a function that puts a file there."""
-    folder = tmp_path / "public"
-    folder.mkdir()
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
-    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
     monkeypatch.setattr("requests.get", REQUESTS_GET)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving() as server:
 
-    def put(content, **facts):
-        (folder / "weights.h5").write_bytes(content)
-        url = f"http://127.0.0.1:{server.server_port}/weights.h5"
-        return pretrained.KerasFile("Some network", url, **{"size_bytes": len(content), **facts})
+        def put(content, **facts):
+            server.answer = lambda handler: handler.send(200, content)
+            url = f"{server.url}/weights.h5"
+            return pretrained.KerasFile("Some network", url, **{"size_bytes": len(content), **facts})
 
-    yield put
-    server.shutdown()
-    server.server_close()
+        yield put
 
 
-def test_weights_are_fetched_once(empty_home, public_home, capsys):
+def test_weights_are_fetched_once_and_nothing_else_is_kept(empty_home, public_home, monkeypatch, capsys):
+    for facts, word in (({"size_bytes": 9}, "its size differs"), ({"md5": "0" * 32}, "its MD5 differs")):
+        monkeypatch.setattr(pretrained, "_failures", {})
+        with pytest.raises(WeightsUnavailable, match=word):
+            pretrained.find(public_home(b"<html>please log in</html>", **facts))
+        assert not list((empty_home / "models").iterdir())
+    monkeypatch.setattr(pretrained, "_failures", {})
     file = public_home(b"the weights")
     path = pretrained.find(file)
     assert path == empty_home / "models" / "weights.h5" and path.read_bytes() == b"the weights"
@@ -289,19 +277,10 @@ def test_weights_are_fetched_once(empty_home, public_home, capsys):
     assert str(empty_home) not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("facts", "word"), [({"size_bytes": 9}, "its size differs"), ({"md5": "0" * 32}, "its MD5 differs")]
-)
-def test_what_is_not_the_published_file_is_not_kept(empty_home, public_home, facts, word):
-    with pytest.raises(WeightsUnavailable, match=word):
-        pretrained.find(public_home(b"<html>please log in</html>", **facts))
-    assert not list((empty_home / "models").iterdir())
-
-
 def test_the_phrase_for_the_weights_is_read_from_the_numbers(mobilenet_home, monkeypatch):
     path = pretrained.MOBILENET_V2.path()
     assert models.weights_source("mobilenet_v2") == "ImageNet (file not verified)"
-    official = pretrained.KerasFile("MobileNetV2", pretrained.MOBILENET_V2.url, path.stat().st_size)
+    official = dataclasses.replace(pretrained.MOBILENET_V2, size_bytes=path.stat().st_size)
     monkeypatch.setattr(pretrained, "MOBILENET_V2", official)
     assert models.weights_source("mobilenet_v2") == "ImageNet"
     with h5py.File(path, "r+") as stored:  # the same file, of the same size, with its kernels in 8 bits
@@ -333,32 +312,19 @@ def small():
     return models.transfer("mobilenet_v2", 3, 64, weights=None)
 
 
-def test_what_trains(small):
-    norms = [layer for layer in small.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    all_but_norms = models.set_trainable(small)
-    assert not any(layer.trainable for layer in norms) and small.get_layer("classifier").trainable
-    small.trainable = False
-    everything = models.set_trainable(small, batch_norm=True)
-    assert everything == all_but_norms + sum(2 * layer.gamma.shape[0] for layer in norms)
-    assert everything == sum(int(np.prod(weight.shape)) for weight in small.trainable_weights)
-
-
 def test_frozen_batch_norm_runs_in_inference_mode_and_never_moves():
     model, images = models.baseline_cnn(3, 22), IMAGES[:, :22, :22]
-    model.compile("sgd", "categorical_crossentropy", run_eagerly=True)
-    models.set_trainable(model)
-    np.testing.assert_allclose(model(images, training=True), model(images, training=False), rtol=1e-5)
-    statistics = [weight.numpy() for weight in model.non_trainable_weights]
-    kernel = model.get_layer("conv2d").get_weights()[0]
-    model.train_on_batch(images, np.eye(3)[[0, 1, 2, 0]])
-    for old, new in zip(statistics, model.non_trainable_weights, strict=True):
-        np.testing.assert_array_equal(old, new)
+    norm, targets = model.get_layer("batch_normalization"), np.eye(3)[[0, 1, 2, 0]]
+    kernel, start = model.get_layer("conv2d").get_weights()[0], norm.get_weights()
+    for learns in (False, True):
+        models.set_trainable(model, batch_norm=learns)
+        model.compile("sgd", "categorical_crossentropy", run_eagerly=True)
+        model.train_on_batch(images, targets)
+        moved = [not np.array_equal(old, new) for old, new in zip(start, norm.get_weights(), strict=True)]
+        assert moved == [learns] * 4
+        same = np.allclose(model(images, training=True), model(images, training=False), rtol=1e-4)
+        assert same != learns
     assert not np.array_equal(kernel, model.get_layer("conv2d").get_weights()[0])  # the rest did learn
-    models.set_trainable(model, batch_norm=True)
-    model.compile("sgd", "categorical_crossentropy", run_eagerly=True)
-    model.train_on_batch(images, np.eye(3)[[0, 1, 2, 0]])
-    assert not np.array_equal(statistics[2], model.get_layer("batch_normalization").moving_mean)
-    assert not np.allclose(model(images, training=True), model(images, training=False), rtol=1e-3)
 
 
 def test_a_probe_becomes_the_head(small):
