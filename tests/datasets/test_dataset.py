@@ -104,24 +104,18 @@ def test_damaged_photos_are_dropped_by_name(little):
 
 
 def test_labels_that_differ_and_photos_that_nobody_listed_are_reported(little):
-    picture(little / "clothing-dataset-small/train/hat/mine.png", 5)
-    (little / "clothing-dataset-small/train/hat/id-9.jpg").rename(
-        little / "clothing-dataset-small/train/shoes/id-9.jpg"
-    )
+    hats = little / "clothing-dataset-small" / "train" / "hat"
+    picture(hats / "mine.png", 5)
+    (hats / "id-9.jpg").rename(hats.parent / "shoes" / "id-9.jpg")
     loaded = quiet("clothing-10", little)
-    assert loaded.cleaning.details["conflicts"].to_dict("records") == [
-        {"id": "id-9", "label": "shoes", "split": "train", "other_label": "Hat"}
-    ]
+    assert step(loaded, "labels that differ from the full set's").tolist() == [1, "kept as they are", "train 1"]
     assert loaded.frame.set_index("id").loc["mine", "sender"] == "unknown-mine"  # a sender of its own
     assert step(loaded, "photos whose sender is unknown")["found"] == 1
-
-
-def test_without_the_full_set_the_committed_table_serves(little):
+    # Without the full set the committed table serves.
     shutil.rmtree(little / "clothing-dataset")
     known = published.people().iloc[0]
-    picture(little / "clothing-dataset-small" / "train" / "hat" / f"{known['id']}.jpg", 5)
-    loaded = quiet("clothing-10", little)
-    assert loaded.frame.set_index("id").loc[known["id"], "sender"] == known["sender"]
+    picture(hats / f"{known['id']}.jpg", 5)
+    assert quiet("clothing-10", little).frame.set_index("id").loc[known["id"], "sender"] == known["sender"]
 
 
 def test_the_fingerprint_knows_the_data_and_not_the_place(little, tmp_path_factory):
@@ -157,20 +151,19 @@ def test_random_and_grouped_splits_by_name(little):
         ("sketches", {"split": "official"}, "got 'official'"),
         ("auto", {"per_class": 5}, "only sketches take options, got per_class for auto; load 'sketches' by name"),
         ("clothing-10", {"per_class": 5}, "only sketches take options, got per_class for clothing-10"),
+        ("clothing-10", {}, "clothing-10 is not in .*; set CLOTHING_DATA_DIR"),
     ],
 )
-def test_unknown_names_are_named(little, name, options, reason):
-    with pytest.raises(ValueError, match=reason):
-        quiet(name, little, **options)
+def test_unknown_names_and_missing_folders_are_named(tmp_path, name, options, reason):
+    with pytest.raises((ValueError, FileNotFoundError), match=reason):
+        quiet(name, tmp_path, **options)
 
 
-def test_a_missing_folder_says_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"clothing-10 is not in .*; set CLOTHING_DATA_DIR"):
-        quiet("clothing-10", tmp_path)
-
-
-def test_empty_folders_and_single_classes_are_named(little):
+def test_empty_folders_and_absent_classes_are_named(little):
     small = little / "clothing-dataset-small"
+    shutil.rmtree(small / "validation" / "hat")
+    with pytest.warns(UserWarning, match="clothing-10: no photo of hat in the validation part"):
+        datasets.load("clothing-10", little, download=False)
     for label in ("hat", "shoes"):
         for part in splits.PARTS:
             shutil.rmtree(small / part / label, ignore_errors=True)
@@ -180,12 +173,6 @@ def test_empty_folders_and_single_classes_are_named(little):
         shutil.rmtree(small / part)
     with pytest.raises(ValueError, match=r"there is no photo in .*; expected train/<class>/<photo>"):
         quiet("clothing-10", little)
-
-
-def test_a_class_that_is_absent_from_a_part_is_told(little):
-    shutil.rmtree(little / "clothing-dataset-small" / "validation" / "hat")
-    with pytest.warns(UserWarning, match="clothing-10: no photo of hat in the validation part"):
-        datasets.load("clothing-10", little, download=False)
 
 
 def test_sketches_are_a_stand_in_and_say_so(tmp_path):
@@ -224,7 +211,9 @@ def test_auto_takes_photos_that_are_there_or_can_be_fetched(little, tmp_path, mo
 
 
 @pytest.mark.photos
-def test_clothing_10_is_as_published(photos_dir):
+def test_clothing_10_is_as_published(photos_dir, tmp_path):
+    (tmp_path / "clothing-dataset-small").symlink_to(photos_dir / "clothing-dataset-small")  # without the full set
+    assert datasets.load("clothing-10", tmp_path, download=False).fingerprint == "6f0eb7bd2f63"
     loaded = datasets.load("clothing-10", photos_dir, download=False)
     assert loaded.frame["split"].value_counts().to_dict() == {"train": 3068, "test": 372, "validation": 341}
     assert loaded.classes == (
@@ -241,12 +230,10 @@ def test_clothing_10_is_as_published(photos_dir):
                   "unreadable, truncated or absurdly large photos", "photos that are not RGB"):  # fmt: skip
         assert step(loaded, found)["found"] == 0
     assert loaded.fingerprint == "6f0eb7bd2f63"
-
-
-@pytest.mark.photos
-def test_clothing_10_is_the_same_without_the_full_set(photos_dir, tmp_path):
-    (tmp_path / "clothing-dataset-small").symlink_to(photos_dir / "clothing-dataset-small")
-    assert datasets.load("clothing-10", tmp_path, download=False).fingerprint == "6f0eb7bd2f63"
+    index = audit.read_index(photos_dir / "clothing-dataset" / "images.csv")
+    assert (len(index), index["label"].nunique()) == (5403, 20)
+    by_test_people = index[index["sender"].isin(datasets.OFFICIAL_TEST_SENDERS)]
+    assert int((~by_test_people["id"].isin(loaded.frame["id"])).sum()) == 619
 
 
 @pytest.mark.photos
@@ -271,12 +258,3 @@ def test_clothing_17_is_as_study_a_cleaned_it(photos_dir):
     assert shares["validation"] == pytest.approx(0.14, abs=0.02)
     assert (loaded.distribution() > 0).all(axis=None)
     assert loaded.fingerprint == "31f1f16cbcc0"
-
-
-@pytest.mark.photos
-def test_the_facts_of_findings_hold(photos_dir):
-    index = audit.read_index(photos_dir / "clothing-dataset" / "images.csv")
-    assert (len(index), index["label"].nunique()) == (5403, 20)
-    small = datasets.load("clothing-10", photos_dir, download=False).frame
-    by_test_people = index[index["sender"].isin(datasets.OFFICIAL_TEST_SENDERS)]
-    assert int((~by_test_people["id"].isin(small["id"])).sum()) == 619

@@ -52,7 +52,6 @@ RUN_BY = {
     "python -m utils.datasets clothing-10 ARCHIVE": (
         "tests/datasets/test_published.py", "def test_the_command_takes_an_archive"
     ),
-    "python -m utils.datasets.published DIR": ("tests/datasets/test_published.py", "published.write_manifests("),
     "cd data/clothing-dataset-small && gzip -dc ../../utils/datasets/manifests/clothing-dataset-small.sha256.gz"
     " | sha256sum -c --quiet": (STUDY, "def test_manifest"),
 }  # fmt: skip

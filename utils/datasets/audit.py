@@ -71,10 +71,7 @@ def check_photos(paths, folder):
     found, todo = {}, []
     names = [pathlib.Path(path).relative_to(folder).as_posix() for path in paths]
     for name in names:
-        try:
-            status = (folder / name).stat()
-        except FileNotFoundError:
-            raise FileNotFoundError(f"there is no photo {folder / name}; check the path") from None
+        status = (folder / name).stat()
         stamp = [status.st_size, status.st_mtime_ns]
         if known.get(name, [])[:2] == stamp:
             found[name] = known[name]
@@ -156,12 +153,11 @@ def twin_names(ids, looks):
 class Report:
     """What cleaning found and dropped; prints itself.
 
-    `steps` are (what was looked for, photos found, what was done, details); `details` holds the rows by step.
+    `steps` are (what was looked for, photos found, what was done, details).
     """
 
     name: str
     steps: tuple
-    details: dict = dataclasses.field(default_factory=dict, repr=False)
 
     def to_frame(self):
         """One row per step: found (photos), done, details."""

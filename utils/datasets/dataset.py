@@ -172,24 +172,20 @@ def _load_small(folder, split, seed):
     if full.is_file():
         index, source = audit.read_index(full), "senders from the full set's images.csv"
     frame = frame.merge(index[["id", "sender", "kids"]], on="id", how="left")
-    steps, details = [("photos found", len(frame), "", f"{frame['label'].nunique()} classes")], {}
+    steps = [("photos found", len(frame), "", f"{frame['label'].nunique()} classes")]
     expected = set(published.manifest("clothing-dataset-small"))
     there = {pathlib.Path(path).relative_to(folder).as_posix() for path in frame["path"]}
     steps.append(("published photos that are missing", len(expected - there), "not used", ""))
-    details["missing"] = pd.DataFrame({"file": sorted(expected - there)})
     unknown = frame["sender"].isna()
     frame["sender"] = frame["sender"].where(~unknown, "unknown-" + frame["id"])
     steps.append(("photos whose sender is unknown", int(unknown.sum()), "each counts as a sender of its own", source))
-    frame = _clean(frame, folder, steps, details)
-    both = frame[["id", "label", "split"]].merge(
-        index[["id", "label"]].rename(columns={"label": "other_label"}), on="id"
-    )
-    conflicts = both[both["label"].str.casefold() != both["other_label"].str.casefold()].reset_index(drop=True)
+    frame = _clean(frame, folder, steps)
+    both = frame[["id", "label", "split"]].merge(index[["id", "label"]], on="id", suffixes=("", "_there"))
+    conflicts = both[both["label"].str.casefold() != both["label_there"].str.casefold()]
     where = _counted(conflicts["split"])
     steps.append(("labels that differ from the full set's", len(conflicts), "kept as they are", where))
-    details["conflicts"] = conflicts
     _divide(frame, split, seed, (0.75, 0.15, 0.10), test_senders=OFFICIAL_TEST_SENDERS, closed_test=True)
-    return finish("clothing-10", folder, frame, split, steps, details)
+    return finish("clothing-10", folder, frame, split, steps)
 
 
 def _load_full(folder, split, seed):
@@ -200,35 +196,29 @@ def _load_full(folder, split, seed):
     there = {str(path): path for path in images.iterdir() if not path.name.startswith(".")}
     gone = frame[~frame["path"].isin(there.keys())]
     strays = [there[one] for one in sorted(there.keys() - set(frame["path"]))]
-    labels = _counted(gone["label"])
     steps = [
         ("rows in images.csv", len(frame), "", f"{frame['label'].nunique()} labels"),
-        ("rows without a file", len(gone), "dropped", labels),
+        ("rows without a file", len(gone), "dropped", _counted(gone["label"])),
         ("files without a row", len(strays), "not used", ""),
     ]
-    details = {
-        "rows without a file": gone,
-        "files without a row": pd.DataFrame({"file": [path.name for path in strays]}),
-    }
     frame = frame[~frame.index.isin(gone.index)]
     unwanted = frame["label"].str.casefold().isin(UNIMPORTANT_LABELS)
     dropped = _counted(frame.loc[unwanted, "label"])
     steps.append(("photos with unimportant labels", int(unwanted.sum()), "dropped", dropped))
     unused = [path for path in published.photos_below(images) if path in strays]
-    frame = _clean(frame[~unwanted].reset_index(drop=True), folder, steps, details, unused)
+    frame = _clean(frame[~unwanted].reset_index(drop=True), folder, steps, unused)
     _divide(frame, split, seed, test_senders=OFFICIAL_TEST_SENDERS)
-    return finish("clothing-17", folder, frame, split, steps, details)
+    return finish("clothing-17", folder, frame, split, steps)
 
 
 def _load_sketches(root, split, seed, options):
     folder = sketches.build(files.drawings_root(root), seed=seed, **options)
     frame = sketches.index(folder)
-    steps, details = [("drawings", len(frame), "", "a stand-in for photos")], {}
     frame["kids"] = pd.array([pd.NA] * len(frame), dtype="boolean")
     frame["sha256"] = [hashlib.sha256(f"{folder.name}/{name}".encode()).hexdigest() for name in frame["id"]]
     frame["twin"] = ""
     _divide(frame, split, seed)
-    return finish("sketches", folder, frame, split, steps, details)
+    return finish("sketches", folder, frame, split, [("drawings", len(frame), "", "a stand-in for photos")])
 
 
 def _divide(frame, split, seed, fractions=FRACTIONS, **grouped):
@@ -243,7 +233,7 @@ def _counted(values):
     return ", ".join(f"{value} {n}" for value, n in values.value_counts().items())
 
 
-def finish(name, folder, frame, split, steps, details, allowed=None):
+def finish(name, folder, frame, split, steps, allowed=None):
     """The Dataset of a cleaned and split frame; warns where a part lacks a class."""
     classes = tuple(sorted(frame["label"].unique()))
     if len(classes) < 2:
@@ -257,16 +247,15 @@ def finish(name, folder, frame, split, steps, details, allowed=None):
     counts = ", ".join(f"{part} {(frame['split'] == part).sum():,}" for part in splits.PARTS)
     steps.append(("photos kept", len(frame), "", f"{split} split: {counts}"))
     frame = frame[_COLUMNS].sort_values(["split", "label", "id"], ignore_index=True)
-    report = audit.Report(name, tuple(steps), details)
+    report = audit.Report(name, tuple(steps))
     return Dataset(name, folder, frame, classes, split, name == "sketches", allowed, report)
 
 
-def _clean(frame, folder, steps, details, unused=()):
+def _clean(frame, folder, steps, unused=()):
     """What only the files themselves tell: readable, RGB, published bytes, twins. Drops what cannot be decoded."""
     facts = audit.check_photos(frame["path"], folder)
     frame = pd.concat([frame.reset_index(drop=True), facts], axis=1)
     bad = frame["problem"].ne("")
-    details["unreadable"] = frame.loc[bad, ["id", "path", "problem"]]
     first = f"first {frame.loc[bad, 'id'].iloc[0]}: {frame.loc[bad, 'problem'].iloc[0]}" if bad.any() else ""
     steps.append(("unreadable, truncated or absurdly large photos", int(bad.sum()), "dropped", first))
     if bad.any():
@@ -282,22 +271,21 @@ def _clean(frame, folder, steps, details, unused=()):
     hashes = published.manifest(folder.name)
     names = [pathlib.Path(path).relative_to(folder).as_posix() for path in frame["path"]]
     changed = [name in hashes and hashes[name] != sha for name, sha in zip(names, frame["sha256"], strict=True)]
-    details["changed"] = frame.loc[changed, ["id", "path"]]
     steps.append(("photos whose bytes differ from the published ones", sum(changed), "kept", ""))
-    _report_twins(frame, unused, steps, details)
+    _report_twins(frame, unused, steps)
     frame["twin"] = audit.twin_names(frame["id"], frame["look"])
-    details["pictures"] = same = frame.loc[frame["twin"].ne(""), ["twin", "id", "label", "sender"]].sort_values("twin")
+    same = frame[frame["twin"].ne("")].sort_values("twin")
     steps.append(("photos of one picture, saved twice", len(same), "kept", ", ".join(same["label"])))
     return frame
 
 
-def _report_twins(frame, unused, steps, details):
-    known = frame[["id", "label", "sender", "sha256"]]
+def _report_twins(frame, unused, steps):
+    known = frame[["id", "label", "sha256"]]
     if unused:
         others = audit.check_photos(unused, unused[0].parent.parent)
         others = pd.DataFrame({"id": [path.stem for path in unused], "sha256": others["sha256"]})
         known = pd.concat([known, others], ignore_index=True)
-    details["twins"] = same = audit.twins(known)
+    same = audit.twins(known)
     odd = sum(len(set(labels.dropna())) > 1 for _, labels in same.groupby("sha256")["label"])
     lone = int(same["label"].isna().sum())
     notes = [f"{odd} pairs with two labels"] * bool(odd) + [f"{lone} without a row"] * bool(lone)

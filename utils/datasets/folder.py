@@ -64,15 +64,15 @@ def from_folder(path, senders=None, split=None, seed=0, per_class=None):
             f"there are no photos in {root / lacking[0]}; add them, or divide anew with split='random' "
             "(on the command line: --split random)"
         )
-    steps, details = [("photos found", len(frame), "", f"{frame['label'].nunique()} classes")], {}
-    _tell(steps, details, "files that are not photos", others, "not used")
-    _tell(steps, details, "classes without photos", empty, "left out")
+    steps = [("photos found", len(frame), "", f"{frame['label'].nunique()} classes")]
+    _tell(steps, "files that are not photos", others, "not used")
+    _tell(steps, "classes without photos", empty, "left out")
     if per_class is not None:
         frame = frame.sample(frac=1, random_state=seed)
         kept = frame.groupby(["label", "split"]).cumcount() < per_class
         steps.append((f"photos above {per_class} per class", int((~kept).sum()), "left out", "chosen at random"))
         frame = frame[kept].sort_index().reset_index(drop=True)
-    frame = _readable(frame, root, steps, details)
+    frame = _readable(frame, root, steps)
     frame["sender"], source = _people(frame, root, senders)
     unknown = frame["sender"].isna()
     frame["sender"] = frame["sender"].where(~unknown, "unknown-" + frame["id"])
@@ -106,7 +106,7 @@ def from_folder(path, senders=None, split=None, seed=0, per_class=None):
             splits.check(frame, allow="file")
         except splits.SplitLeak as leak:
             warnings.warn(f"{root.name}: {leak}", stacklevel=2)
-    return finish(name, root, frame, split, steps, details, allowed)
+    return finish(name, root, frame, split, steps, allowed)
 
 
 def _list(root):
@@ -136,11 +136,11 @@ def _list(root):
     return frame, others, in_parts, sorted(folders - set(frame["label"]))
 
 
-def _readable(frame, root, steps, details):
+def _readable(frame, root, steps):
     """The photos that can be read, each once; with sha256 and twin."""
     frame = pd.concat([frame, audit.check_photos(frame["path"], root)], axis=1)
     bad = frame[frame["problem"].ne("")]
-    _tell(steps, details, "files that cannot be read as photos", bad["id"] + ": " + bad["problem"], "left out")
+    _tell(steps, "files that cannot be read as photos", bad["id"] + ": " + bad["problem"], "left out")
     if len(bad):
         warnings.warn(f"{len(bad)} files cannot be read as photos and are left out ({_few(bad['id'])})", stacklevel=3)
     order = {"test": 0, "validation": 1}  # of copies in two parts the one that is not trained on stays
@@ -149,11 +149,11 @@ def _readable(frame, root, steps, details):
     labels = frame.groupby("sha256")["label"].transform("nunique")
     torn = frame[labels > 1]
     copies = frame[labels.eq(1) & frame["sha256"].duplicated()]
-    _tell(steps, details, "copies of a file under two labels", torn["id"], "all left out")
+    _tell(steps, "copies of a file under two labels", torn["id"], "all left out")
     if len(torn):
         warnings.warn(f"{len(torn)} copies of a file lie under two labels and are left out ({_few(torn['id'])}); "
                       "keep the right one", stacklevel=3)  # fmt: skip
-    _tell(steps, details, "copies of a file", copies["id"], "left out")
+    _tell(steps, "copies of a file", copies["id"], "left out")
     frame = frame.drop(index=torn.index.union(copies.index)).sort_index().reset_index(drop=True)
     if frame["label"].nunique() < 2:
         got = _few(frame["label"].unique())
@@ -162,7 +162,7 @@ def _readable(frame, root, steps, details):
         raise ValueError(f"a classifier needs photos of two classes or more, got {got or 'none'} in {root}{hint}")
     frame["twin"] = audit.twin_names(frame["sha256"], frame["look"])
     twins = frame[frame["twin"].ne("")].sort_values("twin")
-    _tell(steps, details, "photos of one picture, saved twice", twins["id"], "kept on one side of a new split")
+    _tell(steps, "photos of one picture, saved twice", twins["id"], "kept on one side of a new split")
     return frame
 
 
@@ -206,11 +206,9 @@ def _random(frame, seed):
     return parts.groupby(frame["twin"].where(frame["twin"].ne(""), frame["sha256"])).transform("first")
 
 
-def _tell(steps, details, what, names, done):
+def _tell(steps, what, names, done):
     """Add a step to the report that names its files."""
-    names = list(names)
     steps.append((what, len(names), done, _few(names)))
-    details[what] = pd.DataFrame({"file": names})
 
 
 def _few(names):

@@ -2,11 +2,8 @@
 
 GitHub packs an archive on demand and may pack the same files into other bytes tomorrow, so the archive has no checksum
 of its own: the commit is pinned, and every file must match the committed manifest before it reaches the data folder.
-
-    python -m utils.datasets.published DIR     # writes manifests/ again, from a folder that holds both sets
 """
 
-import argparse
 import dataclasses
 import functools
 import gzip
@@ -30,23 +27,24 @@ class BadArchive(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a dataset is published: its folder's name, "owner/name" on GitHub, a commit, and a bound of its bytes."""
+    """Where a dataset is published: its folder's name, which is its repository's, and a commit."""
 
     folder: str
-    repository: str
     commit: str
     max_bytes: int  # of the archive, and of what is in it
 
     @property
+    def repository(self):
+        return f"github.com/alexeygrigorev/{self.folder}"
+
+    @property
     def url(self):
-        return f"https://github.com/{self.repository}/archive/{self.commit}.tar.gz"
+        return f"https://{self.repository}/archive/{self.commit}.tar.gz"
 
 
-_SMALL, _FULL = "clothing-dataset-small", "clothing-dataset"
-_OWNER = "alexeygrigorev"
 SOURCES = {  # the photos have 106 and 161 MB
-    "clothing-10": Source(_SMALL, f"{_OWNER}/{_SMALL}", "11961516512414bf9f6c150a832cfd21b54a6b54", 250 * 2**20),
-    "clothing-17": Source(_FULL, f"{_OWNER}/{_FULL}", "9556dff476f7b543d423b0f961e10a285a37b28a", 400 * 2**20),
+    "clothing-10": Source("clothing-dataset-small", "11961516512414bf9f6c150a832cfd21b54a6b54", 250 * 2**20),
+    "clothing-17": Source("clothing-dataset", "9556dff476f7b543d423b0f961e10a285a37b28a", 400 * 2**20),
 }
 
 
@@ -62,8 +60,6 @@ def fetch(name, root=None, archive=None):
         ConnectionError: the archive cannot be downloaded; says what to do.
         BadArchive: what arrived is not what was published.
     """
-    if name not in SOURCES:
-        raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {name!r}")
     source, root = SOURCES[name], files.data_root(root)
     if archive is not None and not pathlib.Path(archive).is_file():
         raise FileNotFoundError(f"there is no archive {archive}; check the path")
@@ -101,7 +97,7 @@ def _download(source, target, root):
             reason = str(cause.reason).rsplit(": ")[-1] if hasattr(cause, "reason") else str(cause).split(" for url")[0]
             raise ConnectionError(
                 f"{source.url} cannot be downloaded ({reason}); check the network, or put "
-                f"github.com/{source.repository} as {source.folder}/ into {root}, or set CLOTHING_DATA_DIR"
+                f"{source.repository} as {source.folder}/ into {root}, or set CLOTHING_DATA_DIR"
             ) from error
 
 
@@ -172,49 +168,3 @@ def photos_below(folder):
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-
-
-def write_manifests(root, target=MANIFESTS):
-    """Write the manifests and the table of people from a folder that holds both sets as published.
-
-    The files are the same bytes whenever they are made: sorted, and compressed without a name or a time. Everything is
-    read before the first file is written.
-    """
-    from utils.datasets import audit
-    from utils.datasets.splits import PARTS
-
-    root = files.data_root(root)
-    small, full = root / _SMALL, root / _FULL
-    index = audit.read_index(full / "images.csv")
-    listed = {small: [p for part in PARTS for p in photos_below(small / part)], full: photos_below(full / "images")}
-    if empty := [str(folder) for folder, paths in listed.items() if not paths]:
-        raise FileNotFoundError(f"there are no photos in {empty[0]}; expected both sets in {root}, as published")
-    listed[full].append(full / "images.csv")
-    made = {}
-    for folder, paths in listed.items():
-        names = sorted(path.relative_to(folder).as_posix() for path in paths)
-        lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}" for name in names]
-        made[f"{folder.name}.sha256.gz"] = lines
-    index = index[index["id"].isin({path.stem for path in listed[small]})].sort_values("id")
-    rows = index[["id", "sender", "label", "kids"]].itertuples(index=False, name=None)
-    made["people.csv.gz"] = ["id,sender,label,kids", *(",".join(map(str, row)) for row in rows)]
-    for name, lines in made.items():
-        files.write_bytes(target / name, gzip.compress("".join(f"{line}\n" for line in lines).encode(), 9, mtime=0))
-
-
-def main(arguments=None):
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m utils.datasets.published", description=f"Write the manifests in {MANIFESTS.name}/ again."
-    )
-    parser.add_argument("folder", metavar="DIR", type=pathlib.Path, help="folder that holds both sets as published")
-    options = parser.parse_args(arguments)
-    try:
-        write_manifests(options.folder)
-    except (OSError, ValueError) as error:
-        parser.exit(1, f"{error}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
