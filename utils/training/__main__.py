@@ -132,11 +132,12 @@ def _make(options, command):
         )
     plots.confusion_matrix(verdict).savefig(options.out / "confusion_matrix.png", dpi=120, bbox_inches="tight")
 
-    cost = flops.count(run.architecture())
+    model = run.model()
+    cost = flops.count(model)
     count = min(200, len(parts["train"]))
     print(f"Converting to int8, calibrated on {count} training photos", flush=True)
     photos = quantization.representative_photos(data.frame, count, options.size, options.seed)
-    content = quantization.convert(run.model(), "int8", photos)
+    content = quantization.convert(model, "int8", photos)
     small = quantization.TFLiteModel(content)
 
     def answers(frame):
