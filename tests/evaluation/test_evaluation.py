@@ -241,12 +241,6 @@ def test_models_of_other_photos_classes_or_labels_are_not_compared(frame, classe
         evaluation.compare(a, b)
 
 
-def test_the_commonest_confusions(hand):
-    table = evaluation.confusions(hand, top=2)
-    assert table[["true", "photos", "share_%"]].to_numpy().tolist() == [["shoes", 2, 66.7], ["hat", 1, 25.0]]
-    assert len(evaluation.confusions(evaluation.evaluate(sure(["hat"]), photos(["hat"]), CLASSES))) == 0
-
-
 def test_the_most_confident_mistakes_come_first(hand):
     probabilities = [[0.1, 0.5, 0.4], [0.9, 0.05, 0.05], [0.02, 0.9, 0.08], [0.2, 0.7, 0.1]]
     frame = photos(["hat", "hat", "shoes", "hat"])

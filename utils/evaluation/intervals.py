@@ -6,7 +6,7 @@ Photos by one photographer resemble each other, so an interval that counts every
 import numpy as np
 from statsmodels.stats.proportion import proportion_confint
 
-LEVEL = 0.95
+LEVEL, DRAWS = 0.95, 10_000
 
 
 def wilson(successes, n):
@@ -33,8 +33,8 @@ def wilson(successes, n):
     return (float(low), float(high)) if np.ndim(low) == 0 else (low, high)
 
 
-def sender_interval(correct, senders, draws=10_000, seed=0):
-    """95% percentile interval of the mean of `correct`, by a bootstrap that draws whole photographers.
+def sender_interval(correct, senders):
+    """95% percentile interval of the mean of `correct`, by a bootstrap of 10,000 draws of whole photographers.
 
     Each draw takes as many photographers as there are, with replacement, and pools all photos of those drawn. So it
     carries both the luck of who took part and the unequal number of photos that each of them uploaded.
@@ -42,8 +42,6 @@ def sender_interval(correct, senders, draws=10_000, seed=0):
     Args:
         correct: (n,) booleans or numbers, one per photo (correct or not, or a difference of two models).
         senders: (n,) who took each photo; missing names count as one photographer, "unknown".
-        draws: number of bootstrap samples.
-        seed: of the random draws.
 
     Returns:
         (low, high), floats.
@@ -65,10 +63,10 @@ def sender_interval(correct, senders, draws=10_000, seed=0):
     if len(names) < 2:
         raise ValueError("expected photos by at least two photographers, got one; use wilson for a single one")
     sizes, sums = np.bincount(codes), np.bincount(codes, weights=correct)
-    rng, means = np.random.default_rng(seed), []
+    rng, means = np.random.default_rng(0), []
     block = max(1, 2_000_000 // len(names))  # thousands of photographers times ten thousand draws need much memory
-    for start in range(0, draws, block):
-        times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=min(block, draws - start))
+    for start in range(0, DRAWS, block):
+        times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=min(block, DRAWS - start))
         means.append((times @ sums) / (times @ sizes))
     low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

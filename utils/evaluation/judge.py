@@ -228,28 +228,6 @@ def _records(frame):
     return [{str(key): _plain(value) for key, value in row.items()} for row in frame.to_dict("records")]
 
 
-def confusions(evaluation, top=10):
-    """The most frequent confusions, most photos first.
-
-    Returns:
-        DataFrame: true, predicted, photos, share_% (of the true class's photos); at most `top` rows.
-
-    Example:
-        >>> photos = pd.DataFrame({"label": ["hat", "hat", "shirt"]})
-        >>> judged = evaluate([[0.1, 0.9], [0.9, 0.1], [0.2, 0.8]], photos, ["hat", "shirt"])
-        >>> confusions(judged).values.tolist()
-        [['hat', 'shirt', 1, 50.0]]
-    """
-    counts = evaluation.confusion - np.diag(np.diag(evaluation.confusion))
-    order = np.argsort(-counts, axis=None, kind="stable")[: min(top, np.count_nonzero(counts))]
-    true, predicted = np.unravel_index(order, counts.shape)
-    names = np.array(evaluation.classes, dtype=object)
-    shares = (100 * evaluation.confusion_normalised[true, predicted]).round(1)
-    return pd.DataFrame(
-        {"true": names[true], "predicted": names[predicted], "photos": counts[true, predicted], "share_%": shares}
-    )
-
-
 def worst_mistakes(evaluation, frame, n=24):
     """The photos that the model was most confidently wrong about.
 
