@@ -50,7 +50,7 @@ def preprocess(image):
     return keras.layers.Rescaling(1 / PIXEL_SCALE, offset=-PIXEL_MEAN / PIXEL_SCALE, name="preprocess")(image)
 
 
-def efficientnet_lite0(input_tensor, include_top=False, classes=1000, name="efficientnet_lite0"):
+def efficientnet_lite0(input_tensor, include_top=False):
     """The network, untrained, on a Keras tensor that is scaled to (x - 127) / 128 already."""
     x = _convolution(input_tensor, "stem", "conv", 32, kernel=3, stride=2)
     for block, (kernel, stride, expansion, channels) in BLOCKS.items():
@@ -65,9 +65,8 @@ def efficientnet_lite0(input_tensor, include_top=False, classes=1000, name="effi
     x = _convolution(x, "top", "conv", FEATURES)
     if include_top:
         x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
-        x = keras.layers.Dense(classes, activation="softmax", dtype="float32", name="predictions")(x)
-    sources = keras.utils.get_source_inputs(input_tensor)
-    return keras.Model(sources[0] if len(sources) == 1 else sources, x, name=name)
+        x = keras.layers.Dense(1000, activation="softmax", dtype="float32", name="predictions")(x)
+    return keras.Model(keras.utils.get_source_inputs(input_tensor)[0], x, name="efficientnet_lite0")
 
 
 def _convolution(x, prefix, suffix, channels, kernel=1, stride=1, bn="bn", act="activation"):

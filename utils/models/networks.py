@@ -98,11 +98,11 @@ def transfer(backbone, classes, input_size=224, dropout=0.2, weights="auto"):
     return keras.Model(image, _classifier(count)(x), name=backbone)
 
 
-def feature_extractor(backbone, input_size=224, weights="auto"):
+def feature_extractor(backbone, input_size=224):
     """The backbone alone, in inference mode: images to pooled features.
 
     Args:
-        backbone, input_size, weights: as for :func:`transfer`.
+        backbone, input_size: as for :func:`transfer`.
 
     Returns:
         keras.Model, not trainable, from (batch, input_size, input_size, 3) in 0..255 to (batch, channels).
@@ -111,7 +111,7 @@ def feature_extractor(backbone, input_size=224, weights="auto"):
         >>> feature_extractor("efficientnet_lite0", 128).output.shape
         (None, 1280)
     """
-    model = keras.Model(*_pooled(backbone, input_size, weights), name=f"{backbone}_features")
+    model = keras.Model(*_pooled(backbone, input_size, "auto"), name=f"{backbone}_features")
     model.trainable = False
     return model
 

@@ -73,7 +73,7 @@ def set_weights(model, arrays):
     return model
 
 
-def reestimate_batch_norm(model, images, batch_size=64, seed=0):
+def reestimate_batch_norm(model, images, batch_size=64):
     """Set the statistics of every batch normalization to those of `images`; kernels, scales and offsets stay.
 
     Each layer sees its inputs normalized by the batch, and its moving mean and variance become the average over all
@@ -83,7 +83,6 @@ def reestimate_batch_norm(model, images, batch_size=64, seed=0):
         model: a functional model, changed in place; what is trainable stays as it was.
         images: array (n, height, width, 3) of training photos in 0..255; about 1,500 are plenty.
         batch_size: photos in a batch; batches are drawn in random order, so that no batch is of one class.
-        seed: of that order.
 
     Returns:
         the model.
@@ -108,7 +107,7 @@ def reestimate_batch_norm(model, images, batch_size=64, seed=0):
     trainable = [layer.trainable for layer in model.layers]
     momenta, rates = [norm.momentum for norm in norms], [drop.rate for drop in drops]
     batch_size = min(batch_size, len(images))
-    order = np.random.default_rng(seed).permutation(len(images))
+    order = np.random.default_rng(0).permutation(len(images))
     try:
         for norm in norms:  # one by one: `model.trainable = True` passes over layers that were made frozen
             norm.trainable = True

@@ -9,29 +9,26 @@ from utils.plots import style
 from utils.plots.style import GREY, LABEL, PARTS, TEXT
 
 
-def dataset_cover(frame, classes, seed=0, per_class=4):
-    """A contact sheet: a few photos of each class, drawn at random, the classes in two columns.
+def dataset_cover(frame, classes, seed=0):
+    """A contact sheet: four photos of each class, drawn at random, the classes in two columns.
 
     Args:
         frame: DataFrame with `path` and `label`.
         classes: in the order in which to show them; one without photos says so in its place.
         seed: another seed, other photos.
-        per_class: photos per class.
 
     Raises:
         ValueError: no photos, missing columns, or a file that is no image (named).
     """
     style.need(frame, "path", "label")
     rows = -(-len(classes) // 2)
-    page, axes = style.sheet(2 * per_class * rows, 2 * per_class, 112, head=24)
+    page, axes = style.sheet(8 * rows, 8, 112, head=24)
     for index, label in enumerate(classes):  # down the first column, then the next
-        start = (index % rows) * 2 * per_class + (index // rows) * per_class
+        start = (index % rows) * 8 + (index // rows) * 4
         photos = frame.loc[frame["label"] == label, "path"]
         count = f"{label} ({len(photos):,})" if len(photos) else f"{label} (no photo here)"
         style.note(axes[start], count, (0, 1), (0, 3), va="bottom", fontsize=LABEL)
-        for axis, path in zip(
-            axes[start:], photos.sample(min(per_class, len(photos)), random_state=seed), strict=False
-        ):
+        for axis, path in zip(axes[start:], photos.sample(min(4, len(photos)), random_state=seed), strict=False):
             style.show_photo(axis, path, 112)
     return page
 
@@ -55,31 +52,29 @@ def predictions(table, columns=6, side=140):
     return page
 
 
-def wardrobe(frame, sender, count=8, seed=0):
-    """A strip of photos by one photographer, with their labels: the same floor, the same clothes.
+def wardrobe(frame, sender, seed=0):
+    """A strip of at most eight photos by one photographer, with their labels: the same floor, the same clothes.
 
     Args:
         frame: DataFrame with `path`, `label` and `sender`.
-        sender: whose photos.
-        count: photos at most; seed: another seed, other photos.
+        sender: whose photos; seed: another seed, other photos.
     """
     style.need(frame, "path", "label", "sender")
     photos = frame[frame["sender"].astype(str) == str(sender)]
     if len(photos) == 0:
         raise ValueError(f"expected a sender of the frame, got {sender!r}, who has no photo there")
-    photos = photos.sample(min(count, len(photos)), random_state=seed)
+    photos = photos.sample(min(8, len(photos)), random_state=seed)
     page, axes = style.sheet(len(photos), len(photos), 110, foot=22)
     for axis, row in zip(axes, photos.to_dict("records"), strict=True):
         style.show_photo(axis, row["path"], 110, row["label"])
     return page
 
 
-def augmentation_sheet(sheets, side=120):
+def augmentation_sheet(sheets):
     """Random variants of one photo, four per row; several recipes stand below each other.
 
     Args:
         sheets: title -> array (n, h, w, 3) in 0..255 whose first image is the photo as it is.
-        side: of an image, in pixels.
 
     Example:
         >>> page = augmentation_sheet({"flips": np.zeros((8, 32, 32, 3)), "flips and turns": np.zeros((8, 32, 32, 3))})
@@ -88,11 +83,11 @@ def augmentation_sheet(sheets, side=120):
     """
     rows = [-(-len(images) // 4) for images in sheets.values()]
     head = np.concatenate([[22] + [0] * (n - 1) for n in rows])
-    page, axes = style.sheet(4 * sum(rows), 4, side, head=head)
+    page, axes = style.sheet(4 * sum(rows), 4, 120, head=head)
     unused, start = set(axes), 0
     for (title, images), lines in zip(sheets.items(), rows, strict=True):
         for place, image in enumerate(images):
-            style.show_photo(axes[start + place], image, side, frame=GREY if place == 0 else None)
+            style.show_photo(axes[start + place], image, 120, frame=GREY if place == 0 else None)
             unused.discard(axes[start + place])
         style.note(axes[start], f"{title}; the first is the photo itself", (0, 1), (0, 3), va="bottom")
         start += 4 * lines

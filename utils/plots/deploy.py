@@ -191,13 +191,12 @@ def pruning_curves(table):
     return page
 
 
-def top_predictions(photo, probabilities, top=3, true=None):
-    """A photo and, beside it, bars of its most probable classes.
+def top_predictions(photo, probabilities, true=None):
+    """A photo and, beside it, bars of its three most probable classes.
 
     Args:
         photo: path, or array (h, w, 3) in 0..255.
         probabilities: class -> probability.
-        top: how many classes to show.
         true: name of the true class, or None; a wrong first answer is coloured.
 
     Example:
@@ -205,13 +204,13 @@ def top_predictions(photo, probabilities, top=3, true=None):
     """
     page, (picture, bars) = style.drawing(8.8, 2.3, 2, photos=True, width_ratios=(1, 2.4))
     picture.imshow(style.thumbnail(photo, 220))
-    best = sorted(probabilities.items(), key=lambda pair: -pair[1])[:top]
+    best = sorted(probabilities.items(), key=lambda pair: -pair[1])[:3]
     for place, (name, share) in enumerate(best):
         wrong = true is not None and place == 0 and name != true
         bars.barh(-place, share, color=WRONG if wrong else FLOAT, height=0.5)
         bars.text(-0.02, -place, name, ha="right", va="center", fontsize=LABEL)
         bars.text(share + 0.02, -place, f"{share:.1%}", va="center", fontsize=LABEL)
-    bars.set(xlim=(-0.35, 1.25), ylim=(-top + 0.2, 0.8))
+    bars.set(xlim=(-0.35, 1.25), ylim=(-2.8, 0.8))
     return page
 
 

@@ -70,23 +70,21 @@ def convolution_by_hand(image, kernel, at=(0, 0)):
     return page
 
 
-def kinds_of_convolution(side, channels, kernel=3):
-    """A full, a depthwise and a 1×1 convolution side by side, with their MACs.
+def kinds_of_convolution(side, channels):
+    """A full and a depthwise 3×3 and a 1×1 convolution side by side, with their MACs.
 
     Args:
         side: height and width of input and output.
         channels: (input, output) channels; a depthwise convolution keeps the input's.
-        kernel: side of the full and the depthwise window.
 
     Example:
         >>> figure = kinds_of_convolution(14, (64, 64))
     """
     before, after = channels
     kinds = (
-        ("full convolution", CONV, kernel, range(4), f"reads {kernel} × {kernel} pixels of\nall {before} channels",
-         side**2 * kernel**2 * before * after),
-        ("depthwise convolution", DEPTHWISE, kernel, (0,), f"reads {kernel} × {kernel} pixels of\none channel",
-         side**2 * kernel**2 * before),
+        ("full convolution", CONV, 3, range(4), f"reads 3 × 3 pixels of\nall {before} channels",
+         side**2 * 9 * before * after),
+        ("depthwise convolution", DEPTHWISE, 3, (0,), "reads 3 × 3 pixels of\none channel", side**2 * 9 * before),
         ("1×1 convolution", POINTWISE, 1, range(4), f"reads one pixel of\nall {before} channels",
          side**2 * before * after),
     )  # fmt: skip
@@ -237,9 +235,9 @@ def int8_levels(weights):
     return page
 
 
-def pruning_drawing(share=0.6):
+def pruning_drawing():
     """What pruning takes out of a kernel: single weights become zeros, or whole channels go and the kernel shrinks."""
-    rows, columns = 8, 12
+    rows, columns, share = 8, 12, 0.6
     weights = np.random.default_rng(0).normal(size=(rows, columns)) * np.linspace(0.5, 1.5, columns)
     weights = weights[:, np.random.default_rng(1).permutation(columns)]
     size = np.abs(weights) / np.abs(weights).max()

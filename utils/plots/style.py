@@ -103,12 +103,12 @@ def drawing(width, height, columns=1, **kwargs):
     return page, list(axes.flat)
 
 
-def sheet(count, columns, side=120, foot=0, head=0, gap=8):
+def sheet(count, columns, side, foot=0, head=0):
     """A Picture of `count` photos, each exactly `side` pixels, with room for words: its axes in reading order.
 
     `foot` pixels are free below each photo, `head` above each row (one number, or one per row).
     """
-    rows, columns = -(-count // columns), min(columns, count)
+    rows, columns, gap = -(-count // columns), min(columns, count), 8
     head = np.broadcast_to(head, rows)
     width, height = columns * (side + gap), int(head.sum()) + rows * (side + foot + gap)
     page = Picture(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")

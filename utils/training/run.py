@@ -312,7 +312,7 @@ def export(run, folder=None):
     return folder
 
 
-def export_record(run, dataset, folder=None):
+def export_record(run, dataset):
     """Write a finished run as a record: ``run.json`` and what it predicts for the validation and the test set.
 
     For runs whose numbers a table shows and whose network nobody will use: a hundred kilobytes or two, not megabytes.
@@ -320,10 +320,9 @@ def export_record(run, dataset, folder=None):
     Args:
         run: a Run with its weights.
         dataset: the Dataset that it was trained on.
-        folder: the folder to write to; default ``models/<run_id>`` of the repository, where :func:`load` looks.
 
     Returns:
-        pathlib.Path of the folder.
+        pathlib.Path of the folder: ``models/<run_id>`` of the repository, where :func:`load` looks.
 
     Raises:
         ValueError: the run is a record already, or was trained on other photos.
@@ -332,8 +331,7 @@ def export_record(run, dataset, folder=None):
         raise ValueError(f"run {run.run_id} is a record already")
     if run.fingerprint != str(dataset.fingerprint):
         raise ValueError(f"run {run.run_id} was trained on photos {run.fingerprint}, got {dataset.fingerprint}")
-    folder = pathlib.Path(folder) if folder else SHIPPED / run.run_id
-    frame = dataset.frame[dataset.frame["split"] != "train"]
+    folder, frame = SHIPPED / run.run_id, dataset.frame[dataset.frame["split"] != "train"]
     arrays = {"id": np.array([str(one) for one in frame["id"]]), "probabilities": run.predict(frame)}
     entry = files.write_arrays(folder / PREDICTIONS, arrays)
     # The state comes last and names the hash: predictions without it count as not there.
