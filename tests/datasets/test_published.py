@@ -4,14 +4,11 @@ import dataclasses
 import hashlib
 import io
 import pathlib
-import subprocess
-import sys
 import tarfile
 import time
 import zipfile
 
 import pytest
-from conftest import ROOT
 from local_server import serving
 
 from utils import datasets
@@ -157,16 +154,6 @@ def test_the_command_takes_an_archive_from_elsewhere(tmp_path, monkeypatch, caps
         assert ended.value.code == 1 and reason in capsys.readouterr().err
     assert command.main(["clothing-10", str(zipped(tmp_path / "b", GOOD))]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "data" / "clothing-dataset-small")
-
-
-def test_help_loads_nothing_heavy():
-    program = (
-        "import sys, utils.datasets.__main__ as command\n"
-        "try: command.main(['--help'])\n"
-        "except SystemExit: print(sorted({'pandas', 'tensorflow', 'sklearn', 'PIL'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("usage: python -m utils.datasets") and done.stdout.endswith("[]\n")
 
 
 def test_the_manifests_list_what_was_published():

@@ -32,17 +32,6 @@ def test_everything_is_drawn_once_and_the_seed_decides_how(tmp_path):
     assert not {sha for _, sha in drawn} & {sha for _, sha in other}
 
 
-def test_a_sender_has_a_style():
-    """Backgrounds of one sender are nearer to each other than to those of others."""
-    corners = {
-        sender: [np.asarray(sketches.draw("hat", f"s{sender}", 48, n))[:6, :6].mean((0, 1)) for n in range(6)]
-        for sender in range(12)
-    }
-    within = np.mean([np.std(own, axis=0).mean() for own in corners.values()])
-    between = np.std([np.mean(own, axis=0) for own in corners.values()], axis=0).mean()
-    assert within < 0.6 * between
-
-
 @pytest.mark.parametrize("options", [{"per_class": 0}, {"per_class": 1.5}, {"size": 8}, {"size": 5000}])
 def test_bad_options_are_named(tmp_path, options):
     ((name, value),) = options.items()

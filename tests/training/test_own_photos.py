@@ -110,13 +110,3 @@ def test_small_sets_are_chosen_by_validation_loss_and_take_small_steps(folder, t
     fine = command._config(fine, data, 40, 0)
     assert (fine.mode, fine.epochs, fine.monitor, fine.warmup_epochs) == ("fine_tune", 3, "none", 1)
     assert isinstance(fine, training.RunConfig)
-
-
-def test_help_imports_nothing_heavy():
-    program = (
-        "import sys, utils.training.__main__ as command\n"
-        "try: command.parse(['--help'])\n"
-        "except SystemExit: print(sorted({'tensorflow', 'keras', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "--fine-tune" in done.stdout and done.stdout.splitlines()[-1] == "[]"

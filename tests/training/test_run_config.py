@@ -101,7 +101,15 @@ def test_an_old_or_foreign_file_is_refused_by_name():
         RunConfig.from_dict({"name": "a", "model": "m", "mode": "scratch", "colour": 1})
 
 
-def test_writing_down_a_run_imports_neither_tensorflow_nor_keras():
-    code = "import sys, utils.training.config; print({'tensorflow', 'keras', 'pandas'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+@pytest.mark.parametrize(
+    ("module", "ask"), [("training.config", ""), ("training.__main__", ".parse"), ("datasets.__main__", ".main")]
+)
+def test_writing_down_a_run_or_asking_for_help_imports_nothing_heavy(module, ask):
+    program = f"""
+import sys, utils.{module}
+try: {f"utils.{module}{ask}(['--help'])" if ask else "pass"}
+except SystemExit: pass
+print(sorted({{"tensorflow", "keras", "pandas", "matplotlib", "sklearn", "PIL"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]" and ("usage: python -m utils." in done.stdout) == bool(ask)
