@@ -118,11 +118,17 @@ def trials():
     Others that were tried stand in results/trials.json alone: their options are gone from RunConfig.
     """
     known = rows()
-    listed = [known[name] for name in ("b-lite0-fine", "a-baseline", "a-weighted")]
-    for row in listed[1:]:
+    listed = [known[name] for name in ("b-lite0-fine", "a-lite0-fine", "a-baseline", "a-weighted")]
+    for row in listed[2:]:
         name = f"{row.id}-1e-3"
         # the name of the run stays that of the row: the finished runs are found by it
         listed.append(dataclasses.replace(row, id=name, run=dataclasses.replace(row.run, learning_rate=1e-3)))
+    wide = known["a-lite0-fine"]
+    for name, choices in {
+        "try-a-stretched": {"learning_rate": 1e-4, "warmup_epochs": 0.5, "augment": "stretched"},
+        "try-a-clipped-plain": {"clip_norm": 1.0, "class_weights": False},
+    }.items():
+        listed.append(dataclasses.replace(wide, id=name, run=dataclasses.replace(wide.run, name=name, **choices)))
     return {row.id: row for row in listed}
 
 

@@ -134,15 +134,19 @@ def validation_accuracy(run):
 
 def record_trials(found, folder=None):
     """Write to `results/trials.json` what recipes gave on validation: trial id -> (Dataset, Run); others stay."""
-    from utils.evaluation import wilson
+    from utils import evaluation
 
     lines = []
     for name, (dataset, run) in found.items():
-        n, accuracy = int((dataset.frame["split"] == "validation").sum()), validation_accuracy(run)
-        low, high = wilson(round(accuracy * n), n)
+        part, accuracy = dataset.part("validation"), validation_accuracy(run)
+        n, recall = len(part), None  # a run that ships without weights keeps its answers on the test set alone
+        low, high = evaluation.wilson(round(accuracy * n), n)
+        if not run.recorded:
+            recall = evaluation.evaluate(run.predict, part, dataset.classes).macro_recall
         lines.append({
             "recipe": name, "photos": dataset.name, "split": dataset.split, "epochs": len(run.history),
             "best_epoch": run.best_epoch, "n": n, "validation_accuracy": accuracy, "low": low, "high": high,
+            "validation_macro_recall": recall,
             "minutes": run.duration_s / 60, "cpu": run.environment.get("cpu"), "seed": run.config.seed,
             "run_id": run.run_id, "config": run.config.to_dict(),
         })  # fmt: skip
