@@ -7,6 +7,8 @@
 DATA ?= auto
 NOTEBOOKS ?=
 PYTEST_ARGS ?=
+# a process of tests for each core, four at most; whole files, so that what a file's tests share is made once
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SUPPORTED := import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 # the first interpreter of a supported version; PYTHON=… overrides
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
@@ -39,7 +41,7 @@ full: .venv/.ready
 	@$(BIN)/python -m study notebooks --retrain --data $(DATA) $(NOTEBOOKS)
 
 test: .venv/.ready
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 lint: .venv/.ready
 	@$(BIN)/ruff check .
