@@ -135,10 +135,10 @@ def work(config, load, fingerprint, expected):
 def _train(config, load, fingerprint, expected):
     """The process of one training: prints its folder, and ends when the worker that holds its input ends."""
     threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
-    from utils import datasets, training
-
     if sources() != expected:
         raise ValueError("the sources of utils here are not the caller's; check out the same commit")
+    from utils import datasets, training
+
     fold = load.pop("fold", None)
     dataset = datasets.load(**load)
     if fold:
