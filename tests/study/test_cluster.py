@@ -1,6 +1,5 @@
 """Trainings on a Dask cluster of processes on this machine give what they give without one, also when one is killed."""
 
-import dataclasses
 import io
 import os
 import signal
@@ -19,23 +18,38 @@ from utils import datasets, training
 distributed = pytest.importorskip("distributed", reason="pip install -r tests/requirements.txt")
 
 
+CONFIG = training.RunConfig(
+    name="tiny", model="baseline_cnn", mode="scratch", input_size=32, batch_size=32, epochs=8, monitor="none"
+)
+
+
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory):
+def drawings(tmp_path_factory):
     load = {"name": "sketches", "per_class": 12, "size": 32, "root": str(tmp_path_factory.mktemp("drawings"))}
-    dataset = datasets.load(**load)
-    recipe = {"model": "baseline_cnn", "mode": "scratch", "input_size": 32, "batch_size": 32, "epochs": 12}
-    return [(training.RunConfig(name="tiny", seed=seed, **recipe), dataset, load) for seed in (0, 1)]
+    return datasets.load(**load), load
 
 
 @pytest.fixture(scope="module")
-def plain(jobs, tmp_path_factory):
+def jobs(drawings):
+    """The two folds of a cross-validation, as work for a cluster."""
+    dataset, load = drawings
+    parts = [{"number": number, "k": 2, "seed": 0, "tie": list(folds.TIE)} for number in (0, 1)]
+    return [(CONFIG, folds.fold_of(dataset, **part), load | {"fold": part}) for part in parts]
+
+
+@pytest.fixture(scope="module")
+def plain(drawings, jobs, tmp_path_factory):
+    """(judgements of the folds, their runs), trained in this process."""
     folder = tmp_path_factory.mktemp("plain")
-    return [training.train(config, dataset, folder=folder, verbose=0) for config, dataset, _ in jobs]
+    judged = folds.cross_validate(CONFIG, drawings[0], k=2, folder=folder, verbose=0)
+    return judged, [training.load(CONFIG.run_id_for(photos.fingerprint), folder) for _, photos, _ in jobs]
 
 
-def test_two_processes_give_the_same_runs_though_one_is_killed_in_the_middle(jobs, plain, tmp_path, monkeypatch):
+def test_two_processes_give_the_same_folds_though_one_is_killed_in_the_middle(
+    drawings, jobs, plain, tmp_path, monkeypatch
+):
     monkeypatch.setenv("CLOTHING_RUNS_DIR", str(tmp_path / "worker"))  # the processes' own; the caller's is another
-    killed = []
+    killed, caller = [], tmp_path / "caller"
 
     def kill(client, pids):
         while not (found := sorted((tmp_path / "worker").glob("cluster/*/checkpoint.npz"))):
@@ -45,26 +59,34 @@ def test_two_processes_give_the_same_runs_though_one_is_killed_in_the_middle(job
         os.kill(pids[at], signal.SIGKILL)
         killed.append((found[0].parent / "run.json").exists())
 
-    with cluster.connect("local:2") as client:
-        killer = threading.Thread(target=kill, args=(client, client.run(os.getpid)))
-        killer.start()
-        runs = cluster.train(client, jobs, tmp_path / "caller")
-        killer.join()
+    def elsewhere(found):
+        with cluster.connect("local:2") as client:
+            killer = threading.Thread(target=kill, args=(client, client.run(os.getpid)))
+            killer.start()
+            work = [(run, photos, drawings[1] | {"fold": fold}) for run, photos, fold in found]
+            runs = cluster.train(client, work, caller)
+            killer.join()
+        for one, other in zip(plain[1], runs, strict=True):
+            assert other.folder.parent == caller and other.best_epoch == one.best_epoch
+            assert other.files == one.files, "the same weights to the last bit, by their SHA-256"
+            assert other.history.drop(columns="seconds").equals(one.history.drop(columns="seconds"))
+
+    monkeypatch.setattr(training, "train", lambda run, photos, folder, **_: training.load(
+        run.run_id_for(photos.fingerprint), folder))  # fmt: skip  # all folds were trained by the workers
+    judged = folds.cross_validate(CONFIG, drawings[0], k=2, folder=caller, verbose=0, elsewhere=elsewhere)
     assert killed == [False], "it was killed while it trained"
-    for one, other in zip(plain, runs, strict=True):
-        assert other.folder.parent == tmp_path / "caller" and other.best_epoch == one.best_epoch
-        assert other.files == one.files, "the same weights to the last bit, by their SHA-256"
-        assert other.history.drop(columns="seconds").equals(one.history.drop(columns="seconds"))
+    for kind, expected in plain[0].items():
+        assert judged[kind].to_dict() == expected.to_dict()
+        np.testing.assert_array_equal(judged[kind].evaluation.probabilities, expected.evaluation.probabilities)
 
 
 def test_a_training_that_fails_is_named_and_the_others_are_kept(jobs, plain, tmp_path, monkeypatch):
-    run, failing = plain[0], jobs[1][0]
-    packed = io.BytesIO()
+    run, packed = plain[1][0], io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         [archive.write(path, path.name) for path in run.folder.iterdir() if not path.name.startswith(".")]
 
-    def work(config, *_):
-        if training.RunConfig.from_dict(config) == failing:
+    def work(config, load, fingerprint, *_):
+        if fingerprint == jobs[1][1].fingerprint:
             raise ValueError("on elsewhere: no space left")
         return packed.getvalue()
 
@@ -79,33 +101,12 @@ def test_a_training_that_fails_is_named_and_the_others_are_kept(jobs, plain, tmp
     assert len(list((tmp_path / "caller").glob("*.old-*/checkpoint.npz"))) == 1, "what was there is not lost"
 
 
-def test_folds_on_a_cluster_are_judged_as_without_one(jobs, tmp_path, monkeypatch):
-    config, dataset, load = jobs[0]
-    config = dataclasses.replace(config, epochs=1)
-    monkeypatch.setenv("CLOTHING_RUNS_DIR", str(tmp_path / "worker"))
-
-    def elsewhere(found):
-        with (
-            distributed.LocalCluster(2, processes=False, dashboard_address=":0") as local,
-            distributed.Client(local) as to,
-        ):
-            cluster.train(to, [(run, photos, load | {"fold": fold}) for run, photos, fold in found], tmp_path / "there")
-
-    here = folds.cross_validate(config, dataset, k=2, folder=tmp_path / "here", verbose=0)
-    monkeypatch.setattr(training, "train", lambda run, photos, folder, **_: training.load(
-        run.run_id_for(photos.fingerprint), folder))  # fmt: skip  # all folds were trained by the workers
-    there = folds.cross_validate(config, dataset, k=2, folder=tmp_path / "there", verbose=0, elsewhere=elsewhere)
-    for kind, judged in here.items():
-        assert there[kind].to_dict() == judged.to_dict()
-        np.testing.assert_array_equal(there[kind].evaluation.probabilities, judged.evaluation.probabilities)
-
-
-def test_a_worker_with_other_sources_or_photos_refuses(jobs):
-    config, dataset, load = jobs[0]
+def test_a_worker_with_other_sources_or_photos_refuses(drawings):
+    dataset, load = drawings
     with pytest.raises(ValueError, match="the sources of utils here are not the caller's"):
-        cluster.work(config.to_dict(), load, dataset.fingerprint, "0" * 64)
+        cluster.work(CONFIG.to_dict(), load, dataset.fingerprint, "0" * 64)
     with pytest.raises(ValueError, match=r"the photos here are .*, the caller's another"):
-        cluster.work(config.to_dict(), load, "another", cluster.sources())
+        cluster.work(CONFIG.to_dict(), load, "another", cluster.sources())
 
 
 @pytest.mark.parametrize(
