@@ -1,5 +1,6 @@
 """The index of photos and what is wrong with a folder: each defect is found, named, and costs nothing else."""
 
+import json
 import os
 import time
 
@@ -69,18 +70,10 @@ def test_an_index_that_is_not_there_or_no_file(tmp_path):
         audit.read_index(tmp_path)
 
 
-def looks(monkeypatch, end_at=None):
-    """The photos that are looked at from now on, in a list that grows; Ctrl-C at one of them."""
+def looks(monkeypatch, seconds=0):
+    """The photos that are looked at from now on, in a list that grows."""
     looked, look = [], audit._look
-
-    def looking(path):
-        looked.append(path)
-        time.sleep(0.01 * (end_at is not None))
-        if path == end_at:
-            raise KeyboardInterrupt
-        return look(path)
-
-    monkeypatch.setattr(audit, "_look", looking)
+    monkeypatch.setattr(audit, "_look", lambda path: looked.append(path) or time.sleep(seconds) or look(path))
     return looked
 
 
@@ -143,8 +136,16 @@ def test_ctrl_c_ends_the_check_at_once_and_goes_on_where_it_was(tmp_path, monkey
     paths = [tmp_path / f"{number:03}.jpg" for number in range(300)]
     for path in paths:
         path.write_text("no photo")
+
+    def stopped(facts, *_, **__):
+        for number, fact in enumerate(facts):
+            if number == 20:
+                raise KeyboardInterrupt
+            yield fact
+
     with monkeypatch.context() as patch:
-        looked = looks(patch, end_at=paths[20])
+        looked = looks(patch, seconds=0.01)
+        patch.setattr(audit, "tqdm", stopped)
         with pytest.raises(KeyboardInterrupt):
             audit.check_photos(paths, tmp_path)
     assert len(looked) < 200
@@ -158,7 +159,9 @@ def test_what_is_remembered_costs_only_time_where_it_is_damaged_or_cannot_be_wri
 ):
     first = audit.check_photos(photos, photos[0].parent)
     (memory,) = (tmp_path / "cache").iterdir()
-    for damage in ("", "{", '{"version": 0, "photos": {}}'):
+    known = json.loads(memory.read_text())
+    older = {"version": 0, "photos": {name: facts[:2] + ["?"] * 8 for name, facts in known["photos"].items()}}
+    for damage in ("", "{", json.dumps(older)):
         memory.write_text(damage)
         assert audit.check_photos(photos, photos[0].parent).equals(first)
     monkeypatch.setenv("CLOTHING_CACHE_DIR", str(memory / "cache"))
