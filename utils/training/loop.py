@@ -12,7 +12,8 @@ import time
 
 import keras
 import numpy as np
-import tqdm
+from tqdm import tqdm
+from tqdm.keras import TqdmCallback
 
 from utils import environment, files, models
 from utils.datasets import pipeline, splits
@@ -154,8 +155,10 @@ class _Trainer:
         keeper = _Keeper(self, state, arrays.get("best"), validation if self.strategy else None)
         self.epoch = state["epochs_done"]
         if self.epoch < config.epochs and not keeper.patience_is_over():
-            bar = _Bar(config.epochs) if config.mode == "frozen" and self.verbose == 1 else None
-            with contextlib.closing(bar) if bar else contextlib.nullcontext():
+            bar = None
+            if config.mode == "frozen" and self.verbose == 1:  # one for all epochs: each is over in a moment
+                bar = TqdmCallback(config.epochs, verbose=0, tqdm_class=tqdm, desc="head", file=sys.stdout)
+            with contextlib.closing(bar.epoch_bar) if bar else contextlib.nullcontext():
                 network.fit(
                     stream, validation_data=None if self.strategy else validation, initial_epoch=self.epoch,
                     epochs=config.epochs, verbose=0 if bar else self.verbose, shuffle=False,
@@ -329,21 +332,6 @@ class _Keeper(keras.callbacks.Callback):
                 f"{self._learning_rate():.3g}; use a lower learning_rate or a longer warm-up "
                 "(epochs before this one are kept)"
             )
-
-
-class _Bar(keras.callbacks.Callback):
-    """One bar over the epochs of a head, each of which is over in a moment."""
-
-    def __init__(self, epochs):
-        super().__init__()
-        self.bar = tqdm.tqdm(total=epochs, unit="epoch", desc="head", file=sys.stdout)
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.bar.n = epoch + 1
-        self.bar.set_postfix({name: f"{value:.3f}" for name, value in (logs or {}).items() if name != "accuracy"})
-
-    def close(self):
-        self.bar.close()
 
 
 def _best_epoch(history, monitor):
