@@ -35,7 +35,7 @@ def class_activation(model, number):
 def test_equals_class_activation_maps(model):
     expected = np.stack([class_activation(model, number) for number in range(3)])
     for number in range(3):
-        found = evaluation.gradcam(model, IMAGES, class_index=number, batch_size=2)
+        found = evaluation.gradcam(model, IMAGES, class_index=number)
         assert found.grid == (8, 12) and np.allclose(found.heat, expected[number], atol=1e-4)
     each = evaluation.gradcam(model, IMAGES, class_index=[0, 1, 2, 2, 0])
     assert np.allclose(each.heat, expected[[0, 1, 2, 2, 0], range(5)], atol=1e-4)

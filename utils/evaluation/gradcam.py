@@ -36,8 +36,8 @@ class GradCam:
         return f"Grad-CAM of {len(self.images)} photos at layer {self.layer}, a map of {y} x {x}"
 
 
-def gradcam(model, photos, class_index=None, layer=None, batch_size=16):
-    """Grad-CAM of a few photos.
+def gradcam(model, photos, class_index=None, layer=None):
+    """Grad-CAM of a few photos, all at once.
 
     Args:
         model: functional keras.Model from (n, s, s, 3) in 0..255 to probabilities (n, C).
@@ -46,7 +46,6 @@ def gradcam(model, photos, class_index=None, layer=None, batch_size=16):
         class_index: class to explain: one number, or n of them; None: what the model predicts for each photo.
         layer: name of the layer to look at; None: the map that goes into `pooled_features` or the last global pooling,
             else the last layer whose output is a map.
-        batch_size: photos at once.
 
     Returns:
         GradCam.
@@ -85,31 +84,26 @@ def gradcam(model, photos, class_index=None, layer=None, batch_size=16):
     if wanted is not None and ((wanted < 0) | (wanted >= classes)).any():
         raise ValueError(f"class_index must lie between 0 and {classes - 1}, got {class_index}")
 
-    heats, chosen, given = [], [], []
-    for start in range(0, len(photos), batch_size):
-        batch = tf.convert_to_tensor(photos[start : start + batch_size].astype(np.float32))
-        with tf.GradientTape() as tape:
-            tape.watch(batch)  # a map in front of the first weight would not be recorded
-            found, features, probabilities = watched(batch, training=False)
-            # The logit, not the probability: softmax is flat where the model is sure, and its gradient vanishes.
-            scores = features if kernel is None else tf.linalg.matmul(features, kernel)
-            probabilities = probabilities.numpy()
-            numbers = probabilities.argmax(-1) if wanted is None else wanted[start : start + batch_size]
-            score = tf.reduce_sum(tf.gather(scores, numbers, axis=1, batch_dims=1))
-        slope = tape.gradient(score, found)
-        if slope is None:
-            raise RuntimeError(f"the output does not depend on layer {name!r}; name one on the way to the output")
-        alpha = tf.reduce_mean(slope, axis=(1, 2), keepdims=True)
-        heat = tf.nn.relu(tf.reduce_sum(alpha * found, axis=-1, keepdims=True))
-        heat = tf.image.resize(heat, photos.shape[1:3], method="bilinear")[..., 0].numpy()
-        top = heat.max(axis=(1, 2), keepdims=True)
-        heats.append(np.divide(heat, top, out=np.zeros_like(heat), where=top > 0))
-        chosen.append(numbers)
-        given.append(probabilities[np.arange(len(numbers)), numbers])
-    chosen, given = np.concatenate(chosen), np.concatenate(given)
+    batch = tf.convert_to_tensor(photos.astype(np.float32))
+    with tf.GradientTape() as tape:
+        tape.watch(batch)  # a map in front of the first weight would not be recorded
+        found, features, probabilities = watched(batch, training=False)
+        # The logit, not the probability: softmax is flat where the model is sure, and its gradient vanishes.
+        scores = features if kernel is None else tf.linalg.matmul(features, kernel)
+        probabilities = probabilities.numpy()
+        chosen = probabilities.argmax(-1) if wanted is None else wanted
+        score = tf.reduce_sum(tf.gather(scores, chosen, axis=1, batch_dims=1))
+    slope = tape.gradient(score, found)
+    if slope is None:
+        raise RuntimeError(f"the output does not depend on layer {name!r}; name one on the way to the output")
+    alpha = tf.reduce_mean(slope, axis=(1, 2), keepdims=True)
+    heat = tf.nn.relu(tf.reduce_sum(alpha * found, axis=-1, keepdims=True))
+    heat = tf.image.resize(heat, photos.shape[1:3], method="bilinear")[..., 0].numpy()
+    top = heat.max(axis=(1, 2), keepdims=True)
+    given = probabilities[np.arange(len(chosen)), chosen]
     return GradCam(
         images=np.clip(np.rint(photos), 0, 255).astype(np.uint8),
-        heat=np.concatenate(heats).astype(np.float32),
+        heat=np.divide(heat, top, out=np.zeros_like(heat), where=top > 0),
         class_index=chosen,
         probability=given,
         captions=tuple(_captions(frame, chosen, given)),
