@@ -14,18 +14,14 @@ def test_the_environment_is_plain_and_says_what_matters(tmp_path):
     assert facts["cpu"] in environment.sentence()
 
 
-def test_quiet_holds_back_python_and_descriptors_and_gives_them_back(capfd):
+def test_quiet_holds_back_python_and_descriptors_gives_them_back_and_spares_log_handlers_made_inside(capfd):
+    logger = logging.getLogger("made inside")
     with environment.quiet():
+        logger.addHandler(logging.StreamHandler())
         print("from Python")
         os.write(1, b"from below")
     print("afterwards")
     sys.stdout.flush()
-    assert capfd.readouterr().out == "afterwards\n"
-
-
-def test_a_log_handler_that_was_made_inside_quiet_works_afterwards(capfd):
-    logger = logging.getLogger("made inside")
-    with environment.quiet():
-        logger.addHandler(logging.StreamHandler())
     logger.warning("later")
-    assert "Logging error" not in capfd.readouterr().err
+    said = capfd.readouterr()
+    assert said.out == "afterwards\n" and "Logging error" not in said.err

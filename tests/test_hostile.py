@@ -11,7 +11,7 @@ import quantization_models
 from conftest import ROOT
 from PIL import Image
 
-from utils import files, flops
+from utils import flops
 from utils.classify import interpreter, photo
 from utils.datasets import audit
 
@@ -46,16 +46,11 @@ def picture(kind):
     return stream.getvalue()
 
 
-def record():
-    return json.dumps({"metrics": {"rows": [{"id": "x", "status": "measured", "accuracy": 0.5}] * 9}}).encode()
-
-
 KINDS = {  # what arrives: (its name, whole bytes, who reads it)
     "jpeg": ("input.jpg", lambda: picture("JPEG"), lambda path: photo.read_photo(path, 32)),
     "png under another name": ("input.jpg", lambda: picture("PNG"), lambda path: photo.read_photo(path, 32)),
     "webp": ("input.webp", lambda: picture("WEBP"), lambda path: photo.read_photo(path, 32)),
     "csv": ("images.csv", INDEX.encode, audit.read_index),
-    "results": ("record.json", record, files.read_json),
     "labels": ("input.json", (ROOT / "models" / "clothing-10-int8.json").read_bytes, interpreter.read_description),
     "tflite": ("input.tflite", lambda: quantization_models.files()["int8"], flops.count_tflite),
 }

@@ -78,31 +78,23 @@ def test_unusual_kinds_become_rgb():
     assert np.abs(near).mean() < 6
 
 
-def test_an_animation_gives_its_first_picture():
+def test_an_animation_gives_its_first_picture_and_transparency_is_laid_over_white():
     frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "blue")]
-    data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
-    assert photo.read_photo(data, 8)[0, 0].tolist() == [255, 0, 0]
+    palette = Image.new("P", (10, 10), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    for data, colour in (
+        (encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True), [255, 0, 0]),
+        (encoded(np.zeros((10, 10, 4), np.uint8), "PNG"), 255), (encoded(palette, "PNG", transparency=1), 255),
+        (encoded(palette, "PNG", transparency=0), [10, 20, 30]),
+        (encoded(Image.new("RGB", (1, 1), (9, 8, 7)), "PNG"), [9, 8, 7]),  # one pixel fills the square
+    ):  # fmt: skip
+        assert (photo.read_photo(data, 8) == colour).all()
 
 
 def test_sixteen_bits_keep_their_upper_eight():
     grey = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
     out = photo.read_photo(encoded(Image.fromarray(grey), "PNG"), 64)
     assert np.abs(out[..., 0].astype(int) - (grey >> 8)).max() <= 1
-
-
-def test_transparency_is_laid_over_white():
-    clear = np.zeros((10, 10, 4), np.uint8)
-    assert (photo.read_photo(encoded(clear, "PNG"), 8) == 255).all()
-    palette = Image.new("P", (10, 10), 1)
-    palette.putpalette([0, 0, 0, 10, 20, 30])
-    assert (photo.read_photo(encoded(palette, "PNG", transparency=1), 8) == 255).all()
-    assert (photo.read_photo(encoded(palette, "PNG", transparency=0), 8) == [10, 20, 30]).all()
-
-
-def test_one_pixel_fills_the_square_and_the_name_does_not_matter(tmp_path):
-    path = tmp_path / "photo.jpg"
-    path.write_bytes(encoded(Image.new("RGB", (1, 1), (9, 8, 7)), "PNG"))
-    assert (photo.read_photo(path, 5) == [9, 8, 7]).all()
 
 
 def test_absurdly_large_images_are_refused_by_their_header():

@@ -24,17 +24,13 @@ def test_equals_a_plain_loop_over_the_interpreter(scheme):
     assert answers.dtype == np.float32 and TFLiteModel(content)(images[:0]).shape == (0, 4)
 
 
-def test_quantized_input_is_fed_the_pixels_exactly():
-    model = TFLiteModel(small.files()["int8_io"])
+def test_quantized_input_is_fed_the_pixels_exactly_as_int8_or_uint8():
+    model, images = TFLiteModel(small.files()["int8_io"]), small.photos(3)
     every = np.zeros((1, small.SIZE, small.SIZE, 3), np.uint8)
     every.flat[:256] = np.arange(256)
     assert model.input_dtype == np.int8
     assert (model.to_input(every).astype(int) == every.astype(int) - 128).all()
-    images = small.photos(3)
     assert np.array_equal(model(images), model(images.astype(np.float32)))
-
-
-def test_uint8_interface_of_the_converter():
     content = quantization.convert(small.network(), "int8_io", small.photos(), io="uint8")
     model, images = TFLiteModel(content), small.photos(6, seed=8)
     assert model.input_dtype == model.output_dtype == np.uint8
@@ -58,12 +54,9 @@ def test_calls_from_many_threads_do_not_mix():
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda row: model(images[row : row + 1])[0], list(range(24)) * 8))
     assert np.array_equal(np.array(answers), np.tile(expected, (8, 1)))
-
-
-@pytest.mark.parametrize("threads", [0, 1.5, True])
-def test_bad_thread_counts(threads):
-    with pytest.raises(ValueError, match="num_threads must be a positive integer"):
-        TFLiteModel(small.files()["float32"], threads)
+    for threads in (0, 1.5, True):
+        with pytest.raises(ValueError, match="num_threads must be a positive integer"):
+            TFLiteModel(small.files()["float32"], threads)
 
 
 ONE = (1, small.SIZE, small.SIZE, 3)
@@ -85,15 +78,12 @@ def test_photos_that_do_not_fit_are_refused(scheme, images, message):
         TFLiteModel(small.files()[scheme])(images)
 
 
-@pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.999])
-def test_truncated_files_are_named(tmp_path, share):
+def test_truncated_and_missing_files_and_other_things_are_named(tmp_path):
     content = small.files()["int8"]
-    (tmp_path / "cut.tflite").write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match=r"cut\.tflite.*(again|pass a file)"):
-        TFLiteModel(tmp_path / "cut.tflite")
-
-
-def test_missing_files_and_other_things(tmp_path):
+    for share in (0, 0.001, 0.1, 0.5, 0.999):
+        (tmp_path / "cut.tflite").write_bytes(content[: int(share * len(content))])
+        with pytest.raises(ValueError, match=r"cut\.tflite.*(again|pass a file)"):
+            TFLiteModel(tmp_path / "cut.tflite")
     with pytest.raises(FileNotFoundError, match=r"none\.tflite"):
         TFLiteModel(tmp_path / "none.tflite")
     with pytest.raises(TypeError, match="path or bytes"):
@@ -200,13 +190,11 @@ def test_an_int8_input_without_a_scale_is_refused():
 
 
 def test_a_grey_model_classifies_a_colour_photo(tmp_path):
-    files, *_ = scaled_files(0, 1, 1)
-    path = quantization.save(tmp_path / "m.tflite", files["int8_io"], labels="abc")
-    colour = np.random.default_rng(3).integers(0, 256, (12, 10, 3), dtype=np.uint8)
-    Image.fromarray(colour).save(tmp_path / "p.png")
-    Image.fromarray(colour).convert("L").save(tmp_path / "grey.png")
-    model = load(path)
-    grey = np.asarray(Image.fromarray(colour).convert("L"))[None, :, :, None]
+    model = load(quantization.save(tmp_path / "m.tflite", scaled_files(0, 1, 1)[0]["int8_io"], labels="abc"))
+    colour = Image.fromarray(np.random.default_rng(3).integers(0, 256, (12, 10, 3), dtype=np.uint8))
+    colour.save(tmp_path / "p.png")
+    (grey := colour.convert("L")).save(tmp_path / "grey.png")
     answer = {entry["label"]: entry["probability"] for entry in classify(model, tmp_path / "p.png")["classes"]}
-    assert [answer[label] for label in "abc"] == pytest.approx(list(model(grey)[0]), abs=0.03)
+    expected = model(np.asarray(grey)[None, :, :, None])[0]
+    assert [answer[label] for label in "abc"] == pytest.approx(list(expected), abs=0.03)
     assert classify(model, tmp_path / "grey.png") == classify(model, tmp_path / "p.png")

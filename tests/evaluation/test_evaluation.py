@@ -57,11 +57,14 @@ def test_predictions_may_be_a_function_of_the_frame_or_named_columns(hand):
         assert evaluation.evaluate(given_, HAND, CLASSES).accuracy == hand.accuracy
     with pytest.raises(TypeError, match="by me as an array"):
         evaluation.evaluate([["a", "b", "c"]] * 10, HAND, CLASSES, name="me")
+    rounded = np.rint(sure(HAND_PREDICTED) * 256) / 256  # as an int8 file answers
+    assert not np.allclose(rounded.sum(axis=1), 1, atol=1e-4)
+    assert evaluation.evaluate(rounded, HAND, CLASSES).accuracy == 0.6
 
 
 def test_accuracy_by_sender(hand):
     table = hand.per_sender.set_index("sender")
-    assert table[["n", "correct"]].T.to_dict("list") == {"b": [4, 2], "a": [3, 3], "c": [3, 1]}
+    assert list(table[["n", "correct"]].itertuples(name=None)) == [("b", 4, 2), ("a", 3, 3), ("c", 3, 1)]
     assert tuple(table.loc["b", ["accuracy_low", "accuracy_high"]]) == pytest.approx(wilson(2, 4))
     assert hand.n_senders == 3 and hand.sender_low < 0.6 < hand.sender_high
     without = evaluation.evaluate(sure(HAND_PREDICTED), HAND.drop(columns="sender"), CLASSES)
@@ -86,14 +89,11 @@ def test_wilson_is_the_score_interval():
             wilson(right, n)
 
 
-def test_sender_interval_is_that_of_a_mean_when_everyone_sent_one_photo():
-    correct = np.random.default_rng(1).random(400) < 0.8
+def test_sender_interval_widens_when_people_differ_and_weighs_them_by_their_photos():
+    correct = np.random.default_rng(1).random(400) < 0.8  # everyone sent one photo: the interval of a mean
     error = 1.96 * correct.std() / 20
     expected = (correct.mean() - error, correct.mean() + error)
     assert sender_interval(correct, np.arange(400)) == pytest.approx(expected, abs=0.004)
-
-
-def test_sender_interval_widens_when_people_differ_and_weighs_them_by_their_photos():
     senders = np.repeat(np.arange(20), 20)
     alike = np.tile([1] * 16 + [0] * 4, 20)  # everyone 80 %
     apart = np.repeat([1] * 16 + [0] * 4, 20)  # four people always wrong
@@ -103,10 +103,7 @@ def test_sender_interval_widens_when_people_differ_and_weighs_them_by_their_phot
     # One person sent ninety photos, all right; ten sent one each, all wrong: the mean over people would be 0.09.
     low, high = sender_interval([1] * 90 + [0] * 10, ["many"] * 90 + [f"few{i}" for i in range(10)])
     assert low == 0 and high > 0.9
-
-
-def test_sender_interval_is_seeded_and_refuses_one_photographer():
-    assert sender_interval([1, 0, 1], "abc") == sender_interval([1, 0, 1], "abc")
+    assert sender_interval(correct, np.arange(400)) == sender_interval(correct, np.arange(400)), "seeded"
     for senders, message in (("aa", "two photographers"), ("aab", "2 answers and 3 senders")):
         with pytest.raises(ValueError, match=message):
             sender_interval([1, 0], senders)
@@ -147,12 +144,6 @@ def test_a_class_without_photos_is_left_out_of_the_averages_and_one_never_predic
 def test_what_is_not_a_probability_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         evaluation.evaluate(change(sure(HAND_PREDICTED)), HAND, CLASSES)
-
-
-def test_rounded_eight_bit_rows_pass():
-    rounded = np.rint(sure(HAND_PREDICTED) * 256) / 256
-    assert not np.allclose(rounded.sum(axis=1), 1, atol=1e-4)
-    assert evaluation.evaluate(rounded, HAND, CLASSES).accuracy == 0.6
 
 
 @pytest.mark.parametrize(
@@ -214,15 +205,14 @@ def test_mcnemar_is_the_exact_binomial_and_the_interval_is_agresti_and_mins():
     found = (paired.difference_low, paired.difference_high)
     assert found == pytest.approx((difference - error, difference + error), abs=1e-6)
     assert "McNemar" in repr(paired) and json.dumps(paired.to_dict())
-
-
-def test_photos_in_another_order_are_matched_by_id():
-    frame = photos(["hat"] * 4, list("xxyy"))
+    frame = photos(["hat"] * 4, list("xxyy"))  # photos in another order are matched by id
     a = evaluation.evaluate(sure(["hat", "hat", "shirt", "shirt"]), frame, CLASSES)
     turned = evaluation.evaluate(sure(["shirt", "shirt", "hat", "hat"]), frame.iloc[::-1], CLASSES)
     paired = evaluation.compare(a, turned)
     assert (paired.both_right, paired.both_wrong) == (2, 2)
     assert (paired.sender_low, paired.sender_high) == (0, 0)
+    better = evaluation.compare(a, evaluation.evaluate(sure(["hat"] * 4), frame, CLASSES))  # of two people, y alone
+    assert (better.sender_low, better.sender_high) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +238,21 @@ def test_the_most_confident_mistakes_come_first(hand):
     assert worst[["id", "true", "predicted", "true_probability", "position"]].to_numpy().tolist() == [
         ["photo2", "shoes", "shirt", 0.08, 2], ["photo3", "hat", "shirt", 0.2, 3]
     ]  # fmt: skip
-    for other in (HAND.iloc[::-1], HAND.head(3)):
+    for other in (HAND.iloc[::-1], HAND.head(3), HAND.assign(id=HAND["id"][::-1].to_numpy())):
         with pytest.raises(ValueError, match="in the same order"):
             evaluation.worst_mistakes(hand, other)
+
+
+def test_a_temperature_that_was_put_in_is_found_again():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (20_000, 5))
+    true = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = (true.cumsum(1) > rng.random((len(true), 1))).argmax(1)
+    assert evaluation.fit_temperature(evaluation.rescale(true, 0.5), labels) == pytest.approx(2.0, rel=0.03)
+    np.testing.assert_allclose(evaluation.rescale(true, 1.0), true, atol=1e-9)
+    softer = evaluation.rescale(true, 3.0)
+    assert (softer.argmax(1) == true.argmax(1)).all() and (softer.max(1) < true.max(1)).all()
+    with pytest.raises(ValueError, match="above 0, got 0"):
+        evaluation.rescale([0.5, 0.5], 0)
+    with pytest.raises(ValueError, match=r"got \(2, 2\) and \(3,\)"):
+        evaluation.fit_temperature([[0.5, 0.5], [0.1, 0.9]], [0, 1, 1])

@@ -56,11 +56,10 @@ def test_every_photo_is_predicted_once_by_a_model_that_has_not_seen_it_in_the_or
     assert set(judged.fold) == {1, 2, 3, 4} and judged.accuracy == 1.0
     assert np.array_equal(judged.evaluation.probabilities, truth)
     assert "known, 4 folds grouped by photographer" in repr(judged) and "<table" in judged._repr_html_()
-
-
-def test_seeds_decide_the_folds():
-    first, again, other = (evaluation.grouped_cv(rememberer, people(20), CLASSES, seed=s).fold for s in (1, 1, 2))
-    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    for protocol in ("grouped", "random"):
+        first, again, other = (evaluation.grouped_cv(rememberer, people(20), CLASSES, seed=seed, protocol=protocol).fold
+                               for seed in (1, 1, 2))  # fmt: skip
+        assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
 def test_a_class_of_one_sender_is_named_where_it_is_missing():
@@ -86,8 +85,5 @@ def test_a_class_of_one_sender_is_named_where_it_is_missing():
 def test_impossible_folds_are_refused(frame, arguments, message):
     with pytest.raises(ValueError, match=message):
         evaluation.grouped_cv(rememberer, frame, CLASSES, **arguments)
-
-
-def test_bad_predictions_name_their_fold():
     with pytest.raises(ValueError, match="of fold 1 contain NaN"):
         evaluation.grouped_cv(lambda train, test: np.full((len(test), 2), np.nan), people(), CLASSES)

@@ -1,5 +1,6 @@
 """Figures: each is drawn and read back as an image, and holds the numbers that it was given."""
 
+import functools
 import inspect
 import io
 import subprocess
@@ -26,6 +27,7 @@ def words(figure):
     return " | ".join(item.get_text() for item in figure.findobj(Text) if item.get_text() and item.get_visible())
 
 
+@functools.cache
 def judge(seed=0, strength=1.0):
     rng = np.random.default_rng(seed)
     n = 400
@@ -34,11 +36,6 @@ def judge(seed=0, strength=1.0):
     probabilities = rng.dirichlet(np.full(17, 0.3), n)
     probabilities[np.arange(n), evaluation.check_labels(frame, CLASSES)] += strength * rng.random(n)
     return evaluation.evaluate(probabilities / probabilities.sum(1, keepdims=True), frame, CLASSES, name=f"net {seed}")
-
-
-@pytest.fixture(scope="module")
-def judged():
-    return judge()
 
 
 @pytest.fixture(scope="module")
@@ -185,12 +182,9 @@ def test_a_figure_is_legible_says_its_numbers_and_is_not_left_open(name, photos)
         assert part in said, said
 
 
-def test_no_mistake_and_no_changed_answer_are_said_so(photos):
+def test_no_mistake_no_changed_answer_and_a_file_that_is_no_photo_are_said(photos, tmp_path):
     assert "no mistake" in words(plots.predictions(photos.head(0)))
     assert "No answer changed" in words(plots.changed_answers(photos.head(0)))
-
-
-def test_a_cover_names_the_file_that_is_no_photo(photos, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 no photo")
     broken = photos.head(1).assign(path=str(tmp_path / "bad.jpg"))
     with pytest.raises(ValueError, match=r"bad\.jpg cannot be read as a photo"):
@@ -232,7 +226,8 @@ def test_what_cannot_be_drawn_is_named(call, message):
         call()
 
 
-def test_matrices_hold_every_count_or_large_share_order_classes_and_hatch_absent_ones(judged):
+def test_matrices_hold_every_count_or_large_share_order_classes_and_hatch_absent_ones():
+    judged = judge()
     axis = plots.confusion_matrix(judged).axes[0]
     written = sorted(text.get_text() for text in axis.texts if text.get_text())
     assert written == sorted(str(count) for count in judged.confusion.ravel() if count)
@@ -244,14 +239,12 @@ def test_matrices_hold_every_count_or_large_share_order_classes_and_hatch_absent
     assert sum(text.get_text() != "" for text in axis.texts) == (judged.confusion_normalised > 0.05).sum()
 
 
-def test_curves_mark_the_epoch_that_is_kept():
+def test_curves_mark_the_epoch_that_is_kept_and_bins_of_a_few_photos_are_left_out():
+    judged = judge()
     axis = plots.training_curves({"net": run("fine_tune")}).axes[0]
     (mark,) = [line for line in axis.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1]
     assert list(mark.get_xdata()) == [4] and mark.get_ydata() == pytest.approx([0.775])
     assert mark.get_color() == style.FINE_TUNED
-
-
-def test_bins_of_a_few_photos_are_left_out_of_the_reliability_diagram(judged):
     dots = plots.reliability_diagram({"": judged}, least=20).axes[0].collections[-1].get_offsets()
     assert len(dots) == (judged.reliability["n"] >= 20).sum() < len(judged.reliability)
 

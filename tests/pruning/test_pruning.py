@@ -22,14 +22,10 @@ def batches():
     return batches_of_noise()
 
 
-def test_schedule_by_hand():
-    assert cubic_sparsity(5, 10, 0.8) == pytest.approx(0.8 - 0.8 * 0.5**3)  # Zhu and Gupta's equation at half way
-    assert cubic_sparsity(0, 10, 0.8) == 0
-    assert cubic_sparsity(99, 10, 0.8) == cubic_sparsity(0, 0, 0.8) == 0.8
-
-
 @given(st.floats(0, 0.95), st.integers(1, 50), st.integers(0, 60))
-def test_schedule_never_falls(final, end, step):
+def test_the_schedule_is_zhu_and_guptas_and_never_falls(final, end, step):
+    assert cubic_sparsity(5, 10, 0.8) == pytest.approx(0.8 - 0.8 * 0.5**3)  # their equation at half way
+    assert (cubic_sparsity(0, 10, 0.8), cubic_sparsity(99, 10, 0.8), cubic_sparsity(0, 0, 0.8)) == (0, 0.8, 0.8)
     assert cubic_sparsity(step, end, final) <= cubic_sparsity(step + 1, end, final) + 1e-12 <= final + 1e-9
 
 
@@ -52,9 +48,8 @@ def test_gradual_pruning_reaches_the_target_and_leaves_the_rest(batches):
     before = model.get_weights()
     result = prune(model, batches, 0.75, epochs=3, learning_rate=0.01)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
-    assert zeros(result.model, "expand") == 96
-    assert zeros(result.model, "top") == 18
-    assert zeros(result.model, "stem") == zeros(result.model, "depthwise") == 0
+    found = {name: zeros(result.model, name) for name in ("expand", "top", "stem", "depthwise")}
+    assert found == {"expand": 96, "top": 18, "stem": 0, "depthwise": 0}
     assert result.sparsity == pytest.approx(0.75)
     assert result.history["sparsity"].tolist() == sorted(result.history["sparsity"])
     assert 0.3 < result.history["sparsity"].iloc[0] < 0.75  # it rises; one-shot would be there at once

@@ -21,20 +21,10 @@ def test_layers_carry_their_keras_names_in_order(table):
                 "b_expand", "b_dwconv", "b_project", "b_add", "pooled_features", "classifier", "softmax"]  # fmt: skip
     assert list(table["layer"]) == expected
     assert (table["bits"] == 8).all()
-
-
-@pytest.mark.parametrize(
-    "tensor, operator, layer",
-    [
-        ("functional_1/net_1/Conv1_relu_1/Relu6;functional_1/net_1/bn_1/add_1;functional_1/net_1/Conv1_1/convolution",
-         "CONV_2D", "Conv1"),
-        ("net_1/act_1/Relu6;net_1/bn_1/sub;net_1/conv2d_1_1/convolution1", "CONV_2D", "conv2d_1"),
-        ("net_1/block6b_add_1/Add", "ADD", "block6b_add"),
-        ("StatefulPartitionedCall_1:0", "SOFTMAX", "softmax"),
-    ],
-)  # fmt: skip
-def test_layer_names(tensor, operator, layer):
-    assert layer_name(tensor, operator) == layer
+    numbered = "net_1/act_1/Relu6;net_1/bn_1/sub;net_1/conv2d_1_1/convolution1"  # a layer whose own name ends in _1
+    assert layer_name(numbered, "CONV_2D") == "conv2d_1"
+    with pytest.raises(ValueError, match="at least one photo"):
+        quantization_error.by_layer(small.files()["float32"], small.files()["int8"], small.photos(0))
 
 
 def test_ratio_by_an_independent_calculation(table):
@@ -91,11 +81,9 @@ def test_mixed_scheme_ends_at_float():
     )
     change = table["mean_change"]
     assert list(table["layers_in_float"]) == [0, 3, len(every)]
-    assert change[0] > change[2]
-    assert change[2] < 1e-6
+    assert change[0] > change[2] < 1e-6
     assert table["accuracy"][2] == table["agreement"][2] == 1
-    assert table["size_bytes"][0] == len(small.files()["int8"])
-    assert table["size_bytes"][2] > table["size_bytes"][0]
+    assert table["size_bytes"][0] == len(small.files()["int8"]) < table["size_bytes"][2]
 
 
 def test_a_layer_kept_in_float_is_float():
@@ -103,8 +91,3 @@ def test_a_layer_kept_in_float_is_float():
     table = quantization_error.by_layer(small.files()["float32"], content, small.photos(2))
     assert dict(zip(table["layer"], table["bits"], strict=True))["a_dwconv"] == 32
     assert (table["bits"] == 8).sum() == len(table) - 1
-
-
-def test_no_photos_are_refused():
-    with pytest.raises(ValueError, match="at least one photo"):
-        quantization_error.by_layer(small.files()["float32"], small.files()["int8"], small.photos(0))

@@ -1,6 +1,7 @@
-"""The studies' printed numbers against counts, and what only fits if something was left out."""
+"""The studies' printed numbers against counts, and the protocol experiments: that the wrong order leaks."""
 
-from study import claims, records
+from study import claims, experiments, records
+from utils import datasets, models
 
 
 def test_the_record_holds_what_the_code_counts():
@@ -21,3 +22,20 @@ def test_the_printed_recalls_are_whole_counts_of_319_photos():
         assert abs(counts[one["class"]] / one["support"] - told[one["class"]]) <= 0.005  # as printed, two digits
     assert sum(counts.values()) == 319
     assert round(0.8548 * row["n"]) == 318
+
+
+def test_a_backbone_without_weights_is_replaced_aloud(monkeypatch, capsys):
+    def unavailable(backbone, input_size):
+        raise models.WeightsUnavailable("there is no network")
+
+    monkeypatch.setattr(models, "feature_extractor", unavailable)
+    assert experiments.backbone_at_hand("mobilenet_v2") == "efficientnet_lite0"
+    assert "takes the place of mobilenet_v2: there is no network" in capsys.readouterr().out
+
+
+def test_only_the_wrong_order_shares_photos(tmp_path, monkeypatch):
+    drawn = datasets.load("sketches", root=tmp_path / "drawn", per_class=12, size=48)
+    monkeypatch.setenv("CLOTHING_RUNS_DIR", str(tmp_path))
+    order = experiments.balancing_order(drawn, "efficientnet_lite0", 48, at_most=14).set_index("protocol")
+    assert (order.loc["split by sender, then balance", ["shared_photos", "shared_senders"]] == 0).all()
+    assert order.loc["balance, then split at random", "shared_photos"] > 0

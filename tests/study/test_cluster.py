@@ -61,7 +61,7 @@ def test_two_processes_give_the_same_folds_though_one_is_killed_in_the_middle(
 
     def elsewhere(found):
         with cluster.connect("local:2") as client:
-            killer = threading.Thread(target=kill, args=(client, client.run(os.getpid)))
+            killer = threading.Thread(target=kill, args=(client, client.run(os.getpid)), daemon=True)
             killer.start()
             work = [(run, photos, drawings[1] | {"fold": fold}) for run, photos, fold in found]
             runs = cluster.train(client, work, caller)

@@ -80,22 +80,15 @@ def test_damage_is_named(photos, trained, tmp_path):
     judge(photos, tmp_path)
     folder = tmp_path / fold_runs.cv_id(CONFIG, photos.fingerprint, 3)
     record, predictions = folder / fold_runs.RECORD, folder / fold_runs.PREDICTIONS
-    before = record.read_text()
-    for harm, says in (
-        ({"fingerprint": "other"}, "belongs to photos other"), ({"schema": 9}, "not what its record names"),
-        ({"config": {"name": 1}}, "RunConfig"), ("{", fold_runs.RECORD), (b"PK", "not what its record names"),
-        (None, "No such file"),
-    ):  # fmt: skip
-        record.write_text(json.dumps(json.loads(before) | harm) if isinstance(harm, dict) else before)
-        if isinstance(harm, str):
-            record.write_text(harm)
-        elif isinstance(harm, bytes):
-            predictions.write_bytes(harm)
-        elif harm is None:
-            predictions.unlink()
-        with pytest.raises(ValueError, match=says) as caught:
+    before = json.loads(record.read_text())
+    for harm, data, says in (
+        ({"fingerprint": "other"}, None, "belongs to photos other"),
+        ({}, b"PK", f"{folder.name} cannot be used: its predictions are not what its record names"),
+    ):
+        record.write_text(json.dumps(before | harm))
+        predictions.write_bytes(data or predictions.read_bytes())
+        with pytest.raises(ValueError, match=says):
             judge(photos, tmp_path)
-        assert str(folder) in str(caught.value)
 
 
 def test_an_interrupted_cross_validation_goes_on_with_finished_folds(photos, tmp_path, monkeypatch):

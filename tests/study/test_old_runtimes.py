@@ -35,6 +35,11 @@ def test_a_row_is_the_median_sitting_and_a_ratio_refers_to_float32_of_the_same_s
     assert (int8["ratio_to_float32"], int8["ratio_low"], int8["ratio_high"]) == (12, 10, 20)  # 12, 10, 20
     assert (hybrid["ratio_to_float32"], hybrid["ratio_low"], hybrid["ratio_high"]) == (10, 8, 12)  # 10, 12, 8
     assert float32["ratio_to_float32"] == float32["ratio_low"] == float32["ratio_high"] == 1
+    line = sitting(0, [100], [100], [100])
+    bench.check_threads(line)
+    line["times"]["int8"] = [[100, 190]]
+    with pytest.raises(RuntimeError, match=r"2.4.4 int8: expected one thread, got 1.9 busy at once"):
+        bench.check_threads(line)
 
 
 def test_the_record_names_processor_load_pins_what_did_not_run_and_today_s_runtime_last(tmp_path):
@@ -54,14 +59,6 @@ def test_the_record_names_processor_load_pins_what_did_not_run_and_today_s_runti
     assert (kept["cpu"], kept["weights"], kept["not_run"]) == ("a processor", "random", {"2.3.4": ["dynamic_range"]})
     assert kept["file_made_by"]["int8"] == "TensorFlow 2.4.4"
     assert "TensorFlow 2.4.4  int8" in bench.text_of(kept)
-
-
-def test_a_runtime_with_several_threads_is_refused():
-    line = sitting(0, [100], [100], [100])
-    bench.check_threads(line)
-    line["times"]["int8"] = [[100, 190]]
-    with pytest.raises(RuntimeError, match=r"2.4.4 int8: expected one thread, got 1.9 busy at once"):
-        bench.check_threads(line)
 
 
 def test_an_interrupted_measurement_continues_with_the_runtimes_that_are_missing(tmp_path, monkeypatch):
@@ -85,18 +82,6 @@ def test_an_interrupted_measurement_continues_with_the_runtimes_that_are_missing
         (0, "2.12.0"), (0, "2.4.4"), (1, "2.12.0"), (1, "2.4.4")
     ]  # fmt: skip
     assert len(asked) == 5, "four, and the one that was interrupted"
-    assert len(bench.measure(tmp_path, versions, 2, 2)) == 4, "another number of calls is another measurement"
-    assert len(asked) == 9
-
-
-def test_an_environment_is_made_by_python_3_8_once_for_the_same_pins(tmp_path):
-    (tmp_path / "2.4.4").mkdir()
-    (tmp_path / "2.4.4" / ".ready").write_text("tensorflow-cpu==2.4.4 numpy==1.19.5 protobuf==3.19.6")
-    assert bench.environment_of("2.4.4", tmp_path) == str(tmp_path / "2.4.4" / "bin" / "python")
-    (tmp_path / "2.4.4" / ".ready").write_text("tensorflow-cpu==2.4.4 numpy==1.18.5 protobuf==3.19.6")
-    for python in (sys.executable, str(tmp_path / "python3.8")):
-        with pytest.raises(ValueError, match=r"expected a Python 3.8 .* pass --python"):
-            bench.environment_of("2.4.4", tmp_path, python)
 
 
 def test_todays_runtime_times_what_it_can_run_in_a_process_of_its_own(tmp_path):
@@ -111,22 +96,6 @@ def test_todays_runtime_times_what_it_can_run_in_a_process_of_its_own(tmp_path):
     assert all(spent > 0 for times in found["times"].values() for both in times for spent in both)
     with pytest.raises(RuntimeError, match="failed"):
         bench.run(sys.executable, "--time", tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--sittings", "0"], "--sittings must be a positive integer, got 0"),
-        (["--calls", "-1"], "--calls must be a positive integer, got -1"),
-        (["--versions", "2.2.0"], "2.2.0"),
-        (["--record", "--sittings", "2"], "--record needs all versions and at least 3 sittings"),
-        (["--record", "--versions", "2.4.4"], "--record needs all versions and at least 3 sittings"),
-    ],
-)
-def test_bad_arguments_are_named(arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        bench.parse(arguments)
-    assert message in capsys.readouterr().err
 
 
 def test_what_is_committed_holds_every_runtime_in_three_sittings():

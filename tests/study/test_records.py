@@ -33,18 +33,10 @@ def test_what_is_written_is_read_back_as_plain_json(folder):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "metrics", "error", "message"),
-    [
-        (NAME, {"a": [1, float("inf")]}, ValueError, r"metrics.a\[1\] is infinite"),
-        (NAME, {"a": {"b": object()}}, TypeError, "metrics.a.b is of type object"),
-        ("../escape", {}, ValueError, "expected one of the records"),
-    ],
-)
-def test_what_cannot_be_written_leaves_the_old_file(folder, name, metrics, error, message):
+def test_what_cannot_be_written_leaves_the_old_file(folder):
     before = (folder / f"{NAME}.json").read_bytes()
-    with pytest.raises(error, match=message):
-        records.write(name, {}, metrics, "x", folder)
+    with pytest.raises(ValueError, match=r"metrics.a\[1\] is infinite"):
+        records.write(NAME, {}, {"a": [1, float("inf")]}, "x", folder)
     assert (folder / f"{NAME}.json").read_bytes() == before and len(list(folder.iterdir())) == 1
 
 
@@ -52,15 +44,10 @@ def test_what_cannot_be_written_leaves_the_old_file(folder, name, metrics, error
     ("content", "message"),
     [
         ({"schema_version": 99}, "expected 01_data_and_training in schema version 1"),
-        ({"schema_version": True}, "lacks the field schema_version"),
         ({"metrics": []}, r"lacks the field metrics \(dict\)"),
-        ({"name": "seeds"}, "expected 01_data_and_training"),
-        ({"metrics": {"a": [{"b": float("inf")}]}}, r"metrics.a\[0\].b is infinite"),
-        *((content, "JSON") for content in (b"", b"{", b"\xff\xfe\x00", b"1" * 5000, b"[" * 100_000)),
-        *((content, "expected a record") for content in (b"[]", b"null", b"NaN")),
-        (None, "which is missing; restore it"),
+        (b"{", "JSON"), (b"null", "expected a record"), (None, "which is missing; restore it"),
     ],
-)
+)  # fmt: skip
 def test_damaged_and_foreign_records_are_refused_by_name(folder, content, message):
     path = folder / f"{NAME}.json"
     if isinstance(content, dict):
@@ -95,30 +82,24 @@ def photos(split="official", name="clothing-10"):
     return types.SimpleNamespace(name=name, split=split, classes=("no", "yes"), part=parts.get)
 
 
-def test_seeds_recorded_again_replace_themselves(tmp_path):
+def test_lines_recorded_again_replace_themselves_in_the_order_of_the_study(tmp_path):
     known = recipes.rows()
     for name, wrong in (("b-lite0-fine", (0, 2)), ("b-lite0-frozen", (3,)), ("b-lite0-fine", (0, 1))):
         runs = [fake_run(seed, misses) for seed, misses in enumerate(wrong)]
         records.record_seeds(known[name], photos(), runs, tmp_path)
     lines = records.read("seeds", tmp_path)["metrics"]["seeds"]
-    assert sorted((line["row"], line["seed"], line["accuracy"]) for line in lines) == [
-        ("b-lite0-fine", 0, 1), ("b-lite0-fine", 1, 0.75), ("b-lite0-frozen", 0, 0.25)
+    assert sorted((line["row"], line["seed"], line["accuracy"], line["n"]) for line in lines) == [
+        ("b-lite0-fine", 0, 1, 4), ("b-lite0-fine", 1, 0.75, 4), ("b-lite0-frozen", 0, 0.25, 4)
     ]  # fmt: skip
-    assert {line["n"] for line in lines} == {4}
-
-
-def test_splits_recorded_again_replace_themselves_in_the_order_of_the_study(tmp_path):
-    known = recipes.rows()
     for name, split, wrong in (
         ("a-lite0-fine", "grouped", 0), ("a-lite0-fine", "random", 1), ("a-lite0-fine", "grouped", 2),
         ("a-baseline", "random", 3),
     ):  # fmt: skip
         records.record_split(known[name], photos(split, "clothing-17"), fake_run(0, wrong), tmp_path)
     lines = records.read("splits", tmp_path)["metrics"]["splits"]
-    assert [(line["row"], line["split"], line["accuracy"]) for line in lines] == [
-        ("a-baseline", "random", 0.25), ("a-lite0-fine", "grouped", 0.5), ("a-lite0-fine", "random", 0.75)
+    assert [(line["row"], line["split"], line["accuracy"], line["from_known_senders"]) for line in lines] == [
+        ("a-baseline", "random", 0.25, 2), ("a-lite0-fine", "grouped", 0.5, 2), ("a-lite0-fine", "random", 0.75, 2)
     ]  # fmt: skip
-    assert {line["from_known_senders"] for line in lines} == {2}
 
 
 def test_a_trial_that_is_not_here_keeps_its_line(tmp_path):
