@@ -38,18 +38,6 @@ def test_bad_options_are_named(tmp_path, options):
     with pytest.raises(ValueError, match=f"{name} must be .*, got {value}"):
         sketches.build(tmp_path, **options)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match=r"label must be one of dress, .*, got 'sock'"):
-        sketches.draw("sock", "style-1", 32)
-
-
-def test_a_lost_drawing_is_named(tmp_path):
-    folder = sketches.build(tmp_path, per_class=1, size=32)
-    next(folder.glob("hat/*.png")).unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 drawings are gone .*delete .* and draw again"):
-        sketches.index(folder)
-    (folder / "drawings.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"there is no drawings.csv in"):
-        sketches.index(folder)
 
 
 def test_drawings_are_neither_trivial_nor_hopeless(tmp_path):
