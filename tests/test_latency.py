@@ -77,10 +77,7 @@ def test_a_slow_moment_of_the_machine_cancels_in_the_ratio():
     ratios = timings({"base": list(weather), "twice": list(2 * weather)}).ratios()
     assert ratios.loc["twice"].tolist() == [2.0, 2.0, 2.0, 6]  # unpaired resampling would give an interval around 2
     assert ratios.loc["base"].tolist() == [1.0, 1.0, 1.0, 6]
-
-
-def test_only_shared_rounds_are_compared():
-    # the baseline was slow in the rounds that the other one skipped
+    # the baseline was slow in the rounds that the other one skipped: only shared rounds are compared
     result = timings({"base": [1.0, 9.0, 1.0, 9.0, 1.0, 9.0], "other": [3.0, None, 3.0, None, 3.0, None]})
     assert result.ratios().loc["other"].tolist() == [3.0, 3.0, 3.0, 3]
 

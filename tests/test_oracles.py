@@ -3,7 +3,7 @@
     python -m pytest -m oracle                                          # the same examples every time, as in CI
     ORACLES=50 HYPOTHESIS_PROFILE=long python -m pytest -m oracle       # fifty times as many, new ones each time
 
-Other oracle tests stand beside what they judge: the TensorFlow profiler and counting in numpy in test_flops.py,
+Other oracle tests stand beside what they judge: the TensorFlow profiler and counting in numpy in test_by_hand.py,
 recorded calls in test_layer_calls.py, gradients in test_receptive_field.py. A failure that is found becomes a named
 case there or here.
 """
@@ -11,6 +11,7 @@ case there or here.
 import keras
 import numpy as np
 import pytest
+import random_networks
 from conftest import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,73 +94,30 @@ def test_receptive_fields_of_chains_against_sets_of_pixels(steps, side):
 # --- multiply-accumulates: from the sizes of kernels and outputs ------------------------------------------------------
 
 
-@st.composite
-def networks(draw, quantizable=False):
-    """Convolutions, depthwise ones, gates and skips on a small grid."""
-    side, channels = draw(st.integers(8, 16)), 3 if quantizable else draw(st.integers(1, 4))
-    image = x = keras.Input((side, side + draw(st.integers(0, 3)), channels))
-    for _ in range(draw(st.integers(1, 4))):
-        kind = draw(
-            st.sampled_from(["conv", "depthwise", "residual", "gate", "norm", *([] if quantizable else ["group"])])
-        )
-        kernel, strides = draw(st.integers(1, 3)), draw(st.integers(1, 2)) if min(x.shape[1:3]) > 4 else 1
-        filters = draw(st.integers(1, 6))
-        if kind == "conv":
-            x = L.Conv2D(filters, kernel, strides=strides, padding="same", activation="relu")(x)
-        elif kind == "depthwise":
-            x = L.DepthwiseConv2D(3, strides=strides, padding="same")(x)
-        elif kind == "residual":
-            x = L.Add()([x, L.Conv2D(x.shape[-1], kernel, padding="same")(x)])
-        elif kind == "group":
-            x = L.Conv2D(2 * x.shape[-1], kernel, groups=x.shape[-1], padding="same")(x)
-        elif kind == "norm":
-            x = L.ReLU(6.0)(L.BatchNormalization()(x))
-        else:
-            pooled = L.GlobalAveragePooling2D(keepdims=True)(x)
-            x = L.Multiply()([x, L.Conv2D(x.shape[-1], 1, activation="sigmoid")(pooled)])
-    x = L.GlobalAveragePooling2D()(x)
-    model = keras.Model(image, L.Dense(draw(st.integers(2, 6)), activation="softmax")(x))
-    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
-    model.set_weights([rng.uniform(0.1, 0.6, w.shape) * rng.choice([1, 1, -1], w.shape) if w.ndim > 1 else
-                       rng.uniform(0.2, 1, w.shape) for w in model.get_weights()])  # fmt: skip
-    return model, rng
-
-
-def macs_by_size(model):
-    """Every kernel is used once a position of the layer's output (a depthwise one has no second axis to sum over)."""
-    total = 0
-    for layer in model.layers:
-        if isinstance(layer, L.DepthwiseConv2D | L.Conv2D):
-            total += int(np.prod(layer.output.shape[1:3])) * int(np.prod(layer.kernel.shape))
-        elif isinstance(layer, L.Dense):
-            total += int(np.prod(layer.kernel.shape))
-    return total
-
-
 @examples(1000)
-@given(networks(), st.integers(1, 3))
+@given(random_networks.networks(), st.integers(1, 3))
 def test_macs_against_sizes_of_kernels_and_outputs(network, batch):
     model, _ = network
     report = flops.count(model, batch_size=batch, unsupported="raise")
-    assert report.total_macs == batch * macs_by_size(model)
+    assert report.total_macs == batch * random_networks.macs_by_size(model)
     assert report.total_params == model.count_params()
     assert report.by_resolution()["macs"].sum() <= report.total_macs
 
 
 @examples(12)
-@given(networks(quantizable=True))
+@given(random_networks.networks(quantizable=True))
 def test_files_have_the_macs_of_their_network(network):
     model, rng = network
     photos = rng.integers(0, 256, (8, *model.input_shape[1:])).astype(np.uint8)
     made = quantization.convert_all(model, ("float32", "int8"), photos)
-    wanted = macs_by_size(model)
+    wanted = random_networks.macs_by_size(model)
     assert {scheme: flops.count_tflite(data, unsupported="raise").total_macs for scheme, data in made.items()} == {
         "float32": wanted, "int8": wanted,
     }  # fmt: skip
 
 
 @examples(12)
-@given(networks(quantizable=True))
+@given(random_networks.networks(quantizable=True))
 def test_float_files_compute_the_same_and_int8_files_nearly(network):
     model, rng = network
     photos = rng.integers(0, 256, (16, *model.input_shape[1:])).astype(np.uint8)

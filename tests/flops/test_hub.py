@@ -2,10 +2,9 @@
 
 import keras
 import pytest
-import test_flops
+import random_networks
 from conftest import examples
 from hypothesis import given
-from hypothesis import strategies as st
 
 from study import records
 from utils import flops
@@ -40,8 +39,8 @@ def test_random_networks_against_the_jaxpr(tmp_path):
     macs = {}
 
     @examples(8)
-    @given(test_flops.networks(), st.just(None))
-    def save(network, _):
+    @given(random_networks.networks())
+    def save(network):
         model, _ = network
         path = str(tmp_path / f"{len(macs)}.keras")
         model.save(path)

@@ -69,11 +69,13 @@ def test_sequential():
     assert repr(conv) == "1: conv (Conv2D) (None, 8, 8, 3) -> (None, 6, 6, 4)"
 
 
-def test_unbuilt_sequential_is_built_for_the_given_shape():
-    model = keras.Sequential([L.Conv2D(4, 3, name="conv"), L.GlobalMaxPooling2D()])
+def test_another_input_size_than_the_model_was_built_with_or_none():
+    model = keras.Sequential([L.Conv2D(4, 3, name="conv"), L.GlobalAveragePooling2D(name="gap")])
     with pytest.raises(ValueError, match="input_shape"):
         layer_calls(model)
-    assert shapes(layer_calls(model, (9, 9, 1), batch_size=2))["conv"] == ((2, 7, 7, 4),)
+    assert shapes(layer_calls(model, (32, 32, 3), batch_size=2))["conv"] == ((2, 30, 30, 4),)  # built for it
+    assert shapes(layer_calls(model, (64, 48, 3)))["conv"] == ((None, 62, 46, 4),)
+    assert shapes(layer_calls(model, (7, 64, 48, 3)))["gap"] == ((7, 4),)
 
 
 def test_nested_models_take_the_outer_shape_and_path():
@@ -99,12 +101,8 @@ def test_a_shared_layer_and_a_shared_model_are_called_twice():
     assert {call.path for call in calls} == {"a", "b", "tower/dense", "tower:1/dense", "head", "head:1"}
     by_path = {call.path: call for call in calls}
     assert by_path["head"].layer is by_path["head:1"].layer
-    assert {shape for call in calls if call.type == "Dense" for shape in call.output_shapes} == {
-        (None, 5, 4),
-        (None, 7, 4),
-        (None, 5, 3),
-        (None, 7, 3),
-    }
+    found = {shape for call in calls if call.type == "Dense" for shape in call.output_shapes}
+    assert found == {(None, steps, units) for steps in (5, 7) for units in (4, 3)}
 
 
 def test_several_inputs_by_list_and_by_name():
@@ -143,14 +141,6 @@ def test_masks_are_inputs_but_no_operands_and_operands_follow_the_signature():
     assert sorted(mha.input_shapes) == [(1, 4, 6), (1, 4, 9), (1, 9, 6), (1, 9, 7)]
 
 
-def test_another_input_size_than_the_model_was_built_with():
-    model = keras.Sequential(
-        [keras.Input((32, 32, 3)), L.Conv2D(4, 3, name="conv"), L.GlobalAveragePooling2D(name="gap")]
-    )
-    assert shapes(layer_calls(model, (64, 48, 3)))["conv"] == ((None, 62, 46, 4),)
-    assert shapes(layer_calls(model, (7, 64, 48, 3)))["gap"] == ((7, 4),)
-
-
 def test_a_batch_that_is_folded_is_counted_whole():
     """Windowed attention folds windows into the batch: (None, …) is not the batch then."""
     x = keras.Input((8, 8, 4))
@@ -158,6 +148,14 @@ def test_a_batch_that_is_folded_is_counted_whole():
     model = keras.Model(x, L.Dense(6, name="dense")(windows))
     assert shapes(layer_calls(model))["dense"] == ((None, 16, 6),)
     assert shapes(layer_calls(model, batch_size=3))["dense"] == ((12, 16, 6),)
+
+
+def test_positional_arguments_and_the_models_outputs_are_kept():
+    image = keras.Input((8, 8, 3))
+    left, right = keras.ops.split(image[:, 2:], 2, axis=2)
+    calls = layer_calls(keras.Model(image, [right, left]))
+    assert calls[1].call_args[1] == (slice(None), slice(2, None))
+    assert calls.outputs == calls[2].outputs[::-1]
 
 
 # --- operations, wrappers, layers of one's own ------------------------------------------------------------------------
@@ -173,30 +171,31 @@ def test_operations_are_calls_with_their_constants_as_operands():
     assert calls[1].operand_shapes == ((2, 5, 8), (8, 3)) and calls[1].input_shapes == ((2, 5, 8),)
 
 
-def test_time_distributed_is_opened_with_time_in_the_batch():
-    x = keras.Input((5, 16, 12, 3))
-    inner = keras.Sequential([keras.Input((16, 12, 3)), L.Conv2D(4, 3, name="conv")], name="net")
-    calls = layer_calls(keras.Model(x, L.TimeDistributed(inner, name="time")(x)), batch_size=2)
+NET = keras.Sequential([keras.Input((16, 12, 3)), L.Conv2D(4, 3, name="conv")], name="net")
+WRAPPERS = {  # layer, shape, paths of the calls inside, their input, what it gives
+    "time": (lambda: L.TimeDistributed(NET), (5, 16, 12, 3), ["/net/conv"], (10, 16, 12, 3), [(2, 5, 14, 10, 4)]),
+    "norm": (
+        lambda: L.SpectralNormalization(L.Conv2D(4, 3, name="c")), (8, 8, 3), ["/c"], (2, 8, 8, 3), [(2, 6, 6, 4)]),
+    **{
+        f"both {mode}": (
+            lambda mode=mode: L.Bidirectional(L.LSTM(7, name="lstm"), merge_mode=mode), (5, 3),
+            ["/forward_lstm", "/backward_lstm"], (2, 5, 3), gives)
+        for mode, gives in (("concat", [(2, 14)]), ("sum", [(2, 7)]), (None, [(2, 7), (2, 7)]))
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_wrappers_are_opened(name):
+    make, shape, paths, inner, gives = WRAPPERS[name]
+    x, layer = keras.Input(shape), make()
+    _, *inside, closing = calls = layer_calls(keras.Model(x, layer(x)), batch_size=2)
     check_flow(calls)
-    assert [(call.path, call.opened) for call in calls[1:]] == [("time/net/conv", False), ("time", True)]
-    assert calls[1].input_shapes == ((10, 16, 12, 3),) and calls[2].output_shapes == ((2, 5, 14, 10, 4),)
-    assert calls[1].inputs == calls[0].outputs and calls[2].inputs == calls[1].outputs
-
-
-@pytest.mark.parametrize("merge_mode, gives", [("concat", ((2, 14),)), ("sum", ((2, 7),)), (None, ((2, 7), (2, 7)))])
-def test_bidirectional_is_opened(merge_mode, gives):
-    x = keras.Input((5, 3))
-    calls = layer_calls(keras.Model(x, L.Bidirectional(L.LSTM(7), merge_mode=merge_mode, name="both")(x)), batch_size=2)
-    check_flow(calls)
-    assert [call.path.split("/")[0] for call in calls[1:]] == ["both", "both", "both"]
-    assert [call.type for call in calls[1:]] == ["LSTM", "LSTM", "Bidirectional"]
-    assert calls[3].inputs == calls[1].outputs + calls[2].outputs and calls[3].output_shapes == gives
-
-
-def test_spectral_normalization_is_opened():
-    x = keras.Input((8, 8, 3))
-    calls = layer_calls(keras.Model(x, L.SpectralNormalization(L.Conv2D(4, 3, name="conv"), name="sn")(x)))
-    assert [(call.path, call.opened) for call in calls[1:]] == [("sn/conv", False), ("sn", True)]
+    assert [call.path.removeprefix(layer.name) for call in inside] == paths and closing.path == layer.name
+    assert [call.opened for call in inside] == [False] * len(paths) and closing.opened
+    assert {call.input_shapes for call in inside} == {(inner,)}
+    assert all(call.inputs == calls[0].outputs for call in inside)
+    assert closing.inputs == sum((call.outputs for call in inside), ()) and list(closing.output_shapes) == gives
 
 
 class Block(keras.Layer):
@@ -368,22 +367,17 @@ def networks(draw):
     tensors, shared = [x], L.Conv2D(2, 3, padding="same")
 
     def layer():
-        kind = draw(st.sampled_from(["conv", "depthwise", "pool", "up", "pad", "shared", "nested", "bn"]))
-        strides = draw(st.integers(1, 2))
-        if kind == "conv":
-            return L.Conv2D(2, draw(st.integers(1, 3)), strides=strides, padding="same")
-        if kind == "depthwise":
-            return L.DepthwiseConv2D((1, 3), padding="same", data_format="channels_last")
-        if kind == "nested":
-            inner = keras.Input((None, None, 2))
-            return keras.Model(inner, L.ReLU()(L.Conv2D(2, 3, padding="same", strides=strides)(inner)))
-        return {
-            "pool": L.MaxPooling2D(2, strides=strides, padding="same"),
-            "up": L.UpSampling2D(2),
-            "pad": L.ZeroPadding2D(((1, 0), (0, 1))),
-            "shared": shared,
-            "bn": L.BatchNormalization(),
-        }[kind]
+        strides, kernel, inner = draw(st.integers(1, 2)), draw(st.integers(1, 3)), keras.Input((None, None, 2))
+        return draw(st.sampled_from([
+            lambda: L.Conv2D(2, kernel, strides=strides, padding="same"),
+            lambda: L.DepthwiseConv2D((1, 3), padding="same"),
+            lambda: keras.Model(inner, L.ReLU()(L.Conv2D(2, 3, padding="same", strides=strides)(inner))),
+            lambda: L.MaxPooling2D(2, strides=strides, padding="same"),
+            lambda: L.UpSampling2D(2),
+            lambda: L.ZeroPadding2D(((1, 0), (0, 1))),
+            lambda: shared,
+            L.BatchNormalization,
+        ]))()  # fmt: skip
 
     for _ in range(draw(st.integers(1, 6))):
         y = layer()(tensors[draw(st.integers(0, len(tensors) - 1))])
@@ -404,11 +398,3 @@ def test_random_networks_as_keras_runs_them(network):
     listed = [(id(call.layer), call.input_shapes, call.output_shapes) for call in calls if call.type != "InputLayer"]
     assert sorted(listed) == sorted(run_recorded(model, np.zeros(shape, "float32")))
     assert math.prod(calls[-1].output_shapes[0]) > 0
-
-
-def test_positional_arguments_and_the_models_outputs_are_kept():
-    image = keras.Input((8, 8, 3))
-    left, right = keras.ops.split(image[:, 2:], 2, axis=2)
-    calls = layer_calls(keras.Model(image, [right, left]))
-    assert calls[1].call_args[1] == (slice(None), slice(2, None))
-    assert calls.outputs == calls[2].outputs[::-1]
