@@ -2,7 +2,7 @@
 
 import keras
 import pytest
-from test_wild import functional, macs
+from test_wild import Own, functional, macs
 
 L, ops = keras.layers, keras.ops
 
@@ -82,6 +82,18 @@ class Attended(L.MultiHeadAttention):
         return super()._compute_attention(*arguments, **more)
 
 
+class Widened(L.Dense):
+    """Only its weights are of its own making: twice as many units as it says."""
+
+    def build(self, shape):
+        self.units *= 2
+        super().build(shape)
+        self.units //= 2
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 2 * self.units)
+
+
 class Renamed(L.Conv2D):
     """Changes nothing that computes: it stays a convolution."""
 
@@ -103,6 +115,7 @@ SUBCLASSES = {
     "cells in a stack": (
         lambda: L.RNN([L.GRUCell(5), DoubleCell(4)]), (10, 3), 10 * (3 * 5 * (3 + 5) + 2 * 16 * (5 + 4))),
     "two directions": (lambda: L.Bidirectional(L.RNN(OwnCell(4))), (10, 3), 2 * 10 * 4 * (3 + 4)),
+    "weights of another shape": (lambda: Widened(5), (6,), 2 * 6 * 5),
     "wrapper": (lambda: Folded(L.Dense(5)), (10, 3), 2 * 10 * 3 * 5),
     "nothing that matters": (lambda: Renamed(8, 3, padding="same"), (16, 16, 3), CONV),
 }  # fmt: skip
@@ -131,11 +144,26 @@ def test_a_method_inside_that_is_replaced():
     once = lambda x, kernel: ops.conv(x, kernel, padding="same")  # noqa: E731
     conv.convolution_op = lambda x, kernel: once(x, kernel) + once(x + 1.0, kernel)
     assert macs(model) == 2 * CONV
+    # and on a class that was counted before
+    kind = type("Changed", (L.Dense,), {})
+    model = functional(kind(5), (6,))
+    assert macs(model) == 6 * 5
+    kind.call = lambda self, x, training=None: L.Dense.call(self, x) + L.Dense.call(self, 2.0 * x)
+    assert macs(model) == 2 * 6 * 5
 
 
-def test_lora_inside_of_attention_is_counted():
-    attention = L.MultiHeadAttention(2, 3)
+@pytest.mark.parametrize("kind", [L.MultiHeadAttention, L.GroupQueryAttention])
+def test_parts_of_attention_that_are_exchanged(kind):
+    attention = kind(2, 3) if kind is L.MultiHeadAttention else kind(3, 2, 2)
     model = functional(lambda x: attention(x, x), (5, 6))
-    before = macs(model)
-    attention._query_dense.enable_lora(4)
+    before, plain = macs(model), attention._query_dense
+    low_rank = Own(lambda layer, x: plain(x) + ops.reshape(x @ layer.u @ layer.v, (-1, 5, 2, 3)), u=(6, 4), v=(4, 6))
+    attention._tracker.unlock()  # as the tutorials on LoRA do
+    attention._query_dense = low_rank
+    assert macs(model) == before + 5 * (6 * 4 + 4 * 6)
+    attention._query_dense = plain
+    attention._output_dense.activation = lambda y: y @ ops.ones((6, 6))
+    assert macs(model) == before + 5 * 6 * 6
+    attention._output_dense.activation = None
+    plain.enable_lora(4)
     assert macs(model) == before + 6 * 4 * 6

@@ -135,21 +135,29 @@ class _Rules:
 
 
 def _as_ruled(layer):
-    """Whether a layer computes what its rule says: no LoRA added, activations and cells that are Keras' own."""
+    """Whether a layer computes what its rule says: weights, activations, cells, parts are Keras' own, without LoRA."""
     own = vars(layer)
-    if own.get("lora_enabled") or {id(own.get("activation")), id(own.get("recurrent_activation"))} - KNOWN_ACTIVATIONS:
+    if (
+        keras_graph.builds_otherwise(type(layer))
+        or own.get("lora_enabled")
+        or {id(own.get("activation")), id(own.get("recurrent_activation"))} - KNOWN_ACTIVATIONS
+    ):
         return False
     if isinstance(layer, keras.layers.RNN):
         return _known_cell(layer.cell)
     if isinstance(layer, (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)):
-        return not any(getattr(part, "lora_enabled", False) for part in keras_graph.parts(layer))
+        return all(_plain(part) and _as_ruled(part) for part in keras_graph.parts(layer) if part is not layer)
     return True
+
+
+def _plain(layer):
+    return keras_graph.kind(type(layer)) == "layer" and not keras_graph.replaced_call(layer)
 
 
 def _known_cell(cell):
     if isinstance(cell, keras.layers.StackedRNNCells):
-        return keras_graph.kind(type(cell)) == "layer" and all(map(_known_cell, cell.cells))
-    if keras_graph.kind(type(cell)) != "layer" or keras_graph.replaced_call(cell) or not _as_ruled(cell):
+        return _plain(cell) and all(map(_known_cell, cell.cells))
+    if not _plain(cell) or not _as_ruled(cell):
         return False
     return "Conv" in type(cell).__name__ or isinstance(
         cell, (keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)

@@ -33,18 +33,26 @@ HARMLESS = _words("""
 """)
 
 
-@functools.cache
 def kind(layer_type):
     """How a class is walked: "model", "wrapper", "custom", "layer" or "operation".
 
     "custom" is what only its own code can tell about: a layer or operation that is not Keras' own, unless it inherits
     everything that computes something from a layer of Keras.
     """
+    return _kind(layer_type, layer_type.call)  # `call` may be replaced on the class later
+
+
+@functools.cache
+def _kind(layer_type, call):
     if not issubclass(layer_type, keras.Layer):
         return "operation" if _keras_own(layer_type) else "custom"
-    if issubclass(layer_type, keras.Model) and _keras_own(layer_type.call) and _keras_own(layer_type.__call__):
+    if issubclass(layer_type, keras.Model) and _keras_own(call) and _keras_own(layer_type.__call__):
         return "model"
-    if _computes_otherwise(layer_type) or issubclass(layer_type, (keras.layers.Lambda, keras.layers.Pipeline)):
+    if (
+        not _keras_own(call)
+        or _computes_otherwise(layer_type)
+        or issubclass(layer_type, (keras.layers.Lambda, keras.layers.Pipeline))
+    ):
         return "custom"
     wrappers = keras.layers.TimeDistributed, keras.layers.SpectralNormalization, keras.layers.Bidirectional
     return "wrapper" if issubclass(layer_type, wrappers) else "layer"
@@ -67,6 +75,12 @@ def _computes_otherwise(layer_type):
         if base not in theirs[0].__mro__
         for name, value in vars(base).items()
     )
+
+
+@functools.cache
+def builds_otherwise(layer_type):
+    """Whether a class makes its weights by code of its own, which may be of other shapes than Keras' layer says."""
+    return not _keras_own(layer_type.build)
 
 
 @functools.cache
