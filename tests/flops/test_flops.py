@@ -156,7 +156,9 @@ def test_layer_zoo(name):
         (lambda *x: L.Attention()([*x]), [(4, 6), (9, 5), (9, 6)], 4 * 9 * (6 + 5)),
         (lambda *x: L.AdditiveAttention()([*x]), [(4, 6), (9, 5), (9, 6)], 4 * 9 * (6 + 5)),
         (lambda *x: L.AdditiveAttention(use_scale=False)([*x]), [(4, 6), (9, 5), (9, 6)], 4 * 9 * 5),
+        (lambda *x: L.AdditiveAttention(use_scale=False)([*x]), [(2, 4, 6), (2, 9, 5), (2, 9, 6)], 2 * 4 * 9 * 5),
         (lambda *x: L.Attention(score_mode="concat")([*x]), [(4, 6), (9, 5), (9, 6)], 4 * 9 * 5),
+        (lambda *x: L.Attention(score_mode="concat")([*x]), [(2, 4, 6), (2, 9, 5), (2, 9, 6)], 2 * 4 * 9 * 5),
         (lambda *x: L.Dot(axes=(2, 2))([*x]), [(4, 6), (9, 6)], 4 * 9 * 6),
         (lambda *x: L.Dot(axes=1)([*x]), [(6,), (6,)], 6),
         # projections of the query, of keys and values with fewer heads, scores and sum, output

@@ -78,6 +78,18 @@ WEIGHTS_ONLY = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("traced", [False, True], ids=["inside", "graph"])
+def test_products_of_weights_are_repeated_at_every_time_step(traced):
+    product = tf.matmul if traced else ops.matmul
+    layer = Own(lambda layer, x: product(x, product(layer.u, layer.v)), u=(6, 2), v=(2, 5))
+    layer.compute_output_shape = lambda shape: (*shape[:-1], 5)
+    assert macs(functional(L.TimeDistributed(layer), (4, 6)), batch_size=3) == 4 * (6 * 2 * 5 + 3 * 6 * 5)
+    dense = L.Dense(5)
+    model = functional(L.TimeDistributed(dense), (4, 6))
+    dense.enable_lora(4)
+    assert macs(model, batch_size=3) == 4 * (6 * 4 * 5 + 3 * 6 * 5)
+
+
 @pytest.mark.parametrize("quantized", [False, True], ids=["float", "int8"])
 def test_lora_is_counted(quantized):
     for layer, shape, plain, in_float, in_int8 in (
@@ -267,9 +279,13 @@ def test_masks_and_states_of_both_directions():
     assert macs(functional(other, (7, 3))) == lstm * 7 // 4
 
 
-def test_pytorch_tells_a_sum_only_which_is_unsupported():
+def test_pytorch_tells_a_sum_only_and_has_no_graph_which_is_said(monkeypatch):
     cost = graph.operations_cost([30])
     assert cost.macs == 0 and "30 MACs" in cost.unknown
+    model = own(lambda layer, x: tf.nn.relu(x @ layer.w), (6,), w=(6, 5))
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    (one,) = flops.count(model, unsupported="ignore").unsupported
+    assert one.type == "Own" and "graph of the torch backend is not read; count it on TensorFlow or JAX" in one.reason
 
 
 def test_an_outer_product_is_elementwise_as_in_jax():
@@ -291,11 +307,13 @@ def test_rows_name_the_way_in_which_they_were_counted():
 def test_what_depends_on_the_data_is_unsupported_with_its_cause():
     endless = lambda s, x: tf.while_loop(lambda h: tf.reduce_sum(h) < 9, lambda h: [h @ s.w], [x])[0]  # noqa: E731
     uneven = lambda s, x: ops.cond(ops.sum(x) > 0, lambda: x @ s.w @ s.w, lambda: x @ s.w)  # noqa: E731
+    hidden = lambda s, x: ops.cond(ops.sum(x) > 0, lambda: tf.linalg.inv(s.w)[:1] + x, lambda: x + x + x)  # noqa: E731
     masked = lambda s, x: tf.boolean_mask(x, x[:, 0] > 0) @ s.w  # noqa: E731
     for function, cause in (
         (endless, "how often its loop runs depends on the data (36 MACs each time)"),
         (uneven, "which branch runs depends on the data (72 or 36 MACs)"),
         (masked, "depends on the data"),
+        (hidden, "'MatrixInverse' of TensorFlow has no rule"),
         (lambda s, x: tf.linalg.inv(x[:, None] * s.w) @ x[..., None], "'MatrixInverse' of TensorFlow has no rule"),
         (lambda s, x: x.no_such_method(), "no_such_method"),
     ):

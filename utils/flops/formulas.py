@@ -12,6 +12,7 @@ The convention, which every report states:
 import dataclasses
 import math
 
+import keras
 import numpy as np
 
 CONVENTIONS = {
@@ -105,8 +106,8 @@ def einsum_macs(equation, *shapes):
     """Multiply-accumulates of an einsum: the product of the sizes of all indices, for two operands.
 
     One operand multiplies nothing (0). An index that only one operand has, and the result has not, is summed first, as
-    the backends do. Three operands and more are contracted pairwise in the order that `numpy.einsum_path` finds
-    cheapest ("greedy").
+    the backends do. Three operands and more are contracted pairwise in the order that the backend takes: the cheapest
+    one on JAX, the one that greedy search finds on TensorFlow.
 
     Args:
         equation: such as "abc,cd->abd"; an ellipsis stands for any number of dimensions.
@@ -127,7 +128,8 @@ def einsum_macs(equation, *shapes):
     order = [tuple(range(len(operands)))]
     if len(operands) > 2:
         stand_ins = [np.broadcast_to(np.float32(0), shape) for shape in shapes]
-        order = np.einsum_path(equation, *stand_ins, optimize="greedy")[0][1:]
+        search = "optimal" if keras.backend.backend() == "jax" else "greedy"
+        order = np.einsum_path(equation, *stand_ins, optimize=search)[0][1:]
     total = 0
     for step in order if len(operands) > 1 else ():
         taken = [operands.pop(at) for at in sorted(step, reverse=True)]

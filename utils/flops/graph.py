@@ -32,7 +32,7 @@ FREE = _words("""
     bitcast_convert_type
     random_bits random_seed random_wrap random_unwrap random_fold_in random_split threefry2x32 split device_put real
     imag complex optimization_barrier top_k sort sharding_constraint layout_constraint split_p empty full
-    name pvary reduce_precision
+    name pvary reduce_precision platform_index
 """)
 EACH = _words("""
     Add AddV2 Sub Mul Div RealDiv DivNoNan FloorDiv FloorMod Mod TruncateDiv TruncateMod Maximum Minimum Pow Atan2
@@ -84,10 +84,10 @@ def _tensorflow(operation):
         return _loop(operation)
     if kind in ("If", "StatelessIf"):
         branches = [_function(operation, name) for name in ("then_branch", "else_branch")]
-        return _either([operations_cost(branch.get_operations()) for branch in branches])
+        return either([operations_cost(branch.get_operations()) for branch in branches])
     if kind in ("Case", "StatelessCase"):
         graphs = [_graph(operation.graph, function.name) for function in operation.get_attr("branches")]
-        return _either([operations_cost(graph.get_operations()) for graph in graphs])
+        return either([operations_cost(graph.get_operations()) for graph in graphs])
     given, gives = _shapes(operation.inputs), _shapes(operation.outputs)
     if (
         kind in REDUCE
@@ -135,10 +135,11 @@ PRODUCTS = {
 }
 
 
-def _either(costs):
+def either(costs):
     """A branch that the data choose: known where all cost the same."""
     if len({cost.macs for cost in costs}) == 1:
-        return max(costs, key=lambda cost: cost.elementwise)
+        unknown = "; ".join(dict.fromkeys(cost.unknown for cost in costs if cost.unknown))
+        return Cost(costs[0].macs, max(cost.elementwise for cost in costs), unknown or None)
     macs = " or ".join(f"{cost.macs:,}" for cost in costs)
     return Cost(unknown=f"which branch runs depends on the data ({macs} MACs)")
 
@@ -228,7 +229,7 @@ def _equation(equation):
         return Cost(unknown="its solution of linear equations has no rule")
     inner = [operations_cost(jaxpr.eqns) for jaxpr in backend_graph.inner_jaxprs(equation)]
     if kind == "cond":
-        return _either(inner)
+        return either(inner)
     once = sum(inner, Cost())
     if kind == "scan":
         return Cost(equation.params["length"] * once.macs, equation.params["length"] * once.elementwise, once.unknown)

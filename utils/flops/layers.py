@@ -229,7 +229,7 @@ def group_query_attention(layer, input_shapes, output_shapes):
 def attention(layer, input_shapes, output_shapes):
     """Attention: scores by product, or by tanh of a sum ("concat"), then the weighted sum. arXiv:1508.04025."""
     query, value, _ = _query_value_key(input_shapes)
-    pairs = query[0] * query[1] * value[1]
+    pairs = product(query[:-1]) * value[-2]
     macs = pairs * value[-1]
     scaled = bool(layer.use_scale)
     if layer.score_mode == "dot":
@@ -241,7 +241,7 @@ def attention(layer, input_shapes, output_shapes):
 def additive_attention(layer, input_shapes, output_shapes):
     """AdditiveAttention: a learned vector times tanh(q + k), then the weighted sum. Bahdanau 2014, arXiv:1409.0473."""
     query, value, _ = _query_value_key(input_shapes)
-    pairs = query[0] * query[1] * value[1]
+    pairs = product(query[:-1]) * value[-2]
     learned = pairs * query[-1] if layer.use_scale else 0
     summed = 0 if layer.use_scale else pairs * query[-1]
     return Cost(pairs * value[-1] + learned, pairs * (2 * query[-1] + 5) + summed)

@@ -142,6 +142,7 @@ class _Walk:
         self.closed, self.opened, self.graphs = closed, opened or (lambda layer: False), graphs
         self.calls = Calls()
         self.times_seen = {}
+        self.steps = 1  # how often Keras calls what is walked once, with all time steps in the batch
         self.keys = itertools.count()
 
     # --- whole models -------------------------------------------------------------------------------------------------
@@ -271,6 +272,7 @@ class _Walk:
     # --- layers that hold layers --------------------------------------------------------------------------------------
 
     def _open_wrapper(self, layer, args, kwargs, references, given, known, path):
+        mark, seen, steps = len(self.calls), dict(self.times_seen), self.steps
         scope, outer = self._path(path), given[0]
         if isinstance(layer, keras.layers.Bidirectional):
             states = tree.flatten(kwargs.get("initial_state", args[1] if len(args) > 1 else None))
@@ -279,8 +281,9 @@ class _Walk:
             half = len(states) // 2
             parts = [(layer.forward_layer, [outer, *states[:half]]), (layer.backward_layer, [outer, *states[half:]])]
         elif isinstance(layer, keras.layers.TimeDistributed):  # every time step is one more row of the batch
-            batch, steps = outer.shape[:2]
-            folded = None if batch is None or steps is None else batch * steps
+            batch, times = outer.shape[:2]
+            folded = None if batch is None or times is None else batch * times
+            self.steps *= times or 1
             parts = [(layer.layer, [outer._replace(shape=(folded, *outer.shape[2:]))])]
         else:
             parts = [(layer.layer, [outer])]
@@ -289,6 +292,11 @@ class _Walk:
             own = [keras.KerasTensor(tensor.shape, tensor.dtype) for tensor in tensors]
             more = {"initial_state": own[1:]} if len(own) > 1 else {}
             outputs += self._visit(part, (own[0],), more, own, tensors, None, f"{scope}/{part.name}")
+        self.steps, together = steps, self.steps > steps
+        if together and any(call.problem and call.operations for call in self.calls[mark:]):
+            del self.calls[mark:]  # the backend's graph does not tell what each step repeats: look at every step
+            self.times_seen = seen
+            return self._open_custom(layer, args, kwargs, references, given, known, path)
         shapes = self._outputs(layer, (references[0],), {}, references[:1], [outer], known, path)
         return self._close(layer, scope, outputs, shapes)
 
@@ -301,7 +309,7 @@ class _Walk:
             try:
                 outputs, operations = self._trace(layer, args, kwargs, given, prefix, references)
                 if not (self.graphs and any(call.problem and call.operations is None for call in self.calls[mark:])):
-                    return self._close(layer, scope, outputs, operations=operations)
+                    return self._close(layer, scope, outputs, operations=operations * self.steps)
                 problem = "a call inside it cannot be looked into"
             except _CannotTrace as error:
                 problem = first_line(error.__cause__ or error)
