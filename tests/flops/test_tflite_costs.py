@@ -166,17 +166,78 @@ def test_an_output_without_a_rank_is_named_and_never_one(block):
     assert one.type == "FULLY_CONNECTED" and "not in the file" in one.reason
 
 
-def test_a_loop_is_named_and_never_zero():
-    x = keras.Input((5, 3), batch_size=1)
-    data = convert(keras.Model(x, L.Dense(2)(L.SimpleRNN(4)(x))))
-    with pytest.warns(UserWarning, match="lower bounds"):
-        report = flops.count_tflite(data)
-    assert [one.type for one in report.unsupported] == ["WHILE"]
-    assert next(row for row in report.rows if row.type == "WHILE").macs is None
-    with pytest.raises(ValueError, match="WHILE"):
-        flops.count_tflite(data, unsupported="raise")
-    with pytest.raises(ValueError, match="got 'zero'"):
-        flops.count_tflite(data, unsupported="zero")
+class Flow(tf.Module):
+    """Loops and branches as people write them in TensorFlow."""
+
+    def __init__(self):
+        self.w = tf.Variable(tf.random.normal((6, 6)))
+
+    def counted(self, x):
+        return tf.while_loop(lambda i, h: i < 7, lambda i, h: (i + 2, tf.nn.relu(h @ self.w)), (0, x))[1]
+
+    def nested(self, x):
+        return tf.while_loop(lambda i, h: i < 3, lambda i, h: (i + 1, self.counted(h) @ self.w), (0, x))[1]
+
+    def endless(self, x):
+        return tf.while_loop(lambda h: tf.reduce_sum(h) < 9, lambda h: [h @ self.w], [x])[0]
+
+    def even(self, x):
+        return tf.cond(tf.reduce_sum(x) > 0, lambda: x @ self.w, lambda: (x + 1.0) @ self.w)
+
+    def uneven(self, x):
+        return tf.cond(tf.reduce_sum(x) > 0, lambda: x @ self.w, lambda: x @ self.w @ self.w)
+
+
+@pytest.mark.parametrize(
+    "name, macs, cause",
+    [
+        ("counted", 4 * 36, None),
+        ("nested", 3 * (4 * 36 + 36), None),
+        ("endless", 0, "how often its loop runs depends on the data (36 MACs each time)"),
+        ("even", 36, None),
+        ("uneven", 0, "which branch runs depends on the data (36 or 72 MACs)"),
+    ],
+)
+def test_loops_and_branches_are_counted_where_the_file_says_how_often(name, macs, cause):
+    flow = Flow()
+    concrete = tf.function(getattr(flow, name)).get_concrete_function(tf.TensorSpec((1, 6)))
+    data = tf.lite.TFLiteConverter.from_concrete_functions([concrete], flow).convert()
+    assert len(flops.tflite.File(data).model.subgraphs) > 1
+    report = flops.count_tflite(data, unsupported="ignore")
+    assert report.total_macs == macs
+    assert [one.reason for one in report.unsupported] == ([cause] if cause else [])
+    assert report.total_params >= 36
+    if cause:
+        assert next(row for row in report.rows if row.type in ("WHILE", "IF")).macs is None
+        with pytest.raises(ValueError, match="depends on the data"):
+            flops.count_tflite(data, unsupported="raise")
+        with pytest.raises(ValueError, match="got 'zero'"):
+            flops.count_tflite(data, unsupported="zero")
+
+
+@pytest.mark.parametrize("layer", [L.SimpleRNN, L.GRU])
+def test_recurrent_layers_are_loops_with_the_macs_of_the_keras_model(layer):
+    x = keras.Input((5, 3), batch_size=2)
+    model = keras.Model(x, layer(4)(x))
+    report = flops.count_tflite(convert(model), unsupported="raise")
+    assert report.total_macs == report.by_type().loc["WHILE", "macs"] == flops.count(model).total_macs > 0
+
+
+def test_a_graph_that_runs_once_costs_nothing_and_holds_its_weights():
+    class Counts(tf.Module):
+        def __init__(self):
+            self.w, self.sum = tf.Variable(tf.ones((6, 6))), tf.Variable(tf.zeros((1, 6)))
+
+        @tf.function(input_signature=[tf.TensorSpec((1, 6))])
+        def add(self, x):
+            return self.sum.assign_add(x @ self.w)
+
+    module = Counts()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([module.add.get_concrete_function()], module)
+    converter.experimental_enable_resource_variables = True
+    report = flops.count_tflite(converter.convert(), unsupported="raise")
+    assert report.total_macs == 36 and "CALL_ONCE" in report.by_type().index
+    assert report.total_params >= 36
 
 
 def macs_by_interpreter(content):

@@ -1,24 +1,24 @@
 """MACs, FLOPs, parameters and bytes of a `.tflite` file, read from its operators and tensor shapes.
 
-:class:`File` reads the flatbuffer, for counting and for `utils.quantization`, which mends and cuts files. Nothing is
-run, so that float32, float16, dynamic range, int8, int16x8 and weight-only files give the same MACs and differ in
-bytes. The convention is that of :mod:`utils.flops.layers`. An operator without a rule is named in `report.unsupported`,
-never counted as zero: EfficientNetB0's MEAN operators alone come to 2.37 M operations, which a profiler that knows no
-quantized convolution reports for the whole network.
+Nothing is run, so that float32, float16, dynamic range, int8, int16x8 and weight-only files give the same MACs and
+differ in bytes. The convention is that of :mod:`utils.flops.layers`. An operator without a rule is named in
+`report.unsupported`, never counted as zero: EfficientNetB0's MEAN operators alone come to 2.37 M operations, which a
+profiler that knows no quantized convolution reports for the whole network.
 """
 
-import collections
+import dataclasses
 import json
 import pathlib
-import struct
 import subprocess
 import sys
 
 import numpy as np
 
 from .formulas import Cost, elements, product
+from .graph import either
 from .layers import CONVENTIONS
 from .report import CostReport, CostRow, Unsupported, check_choice, tell
+from .tflite_file import DAMAGED, File, unreadable
 
 
 def _words(text):
@@ -30,6 +30,7 @@ FREE = _words("""
     UNPACK GATHER GATHER_ND EMBEDDING_LOOKUP SHAPE RANK FILL RANGE TILE CAST BITCAST BROADCAST_TO BROADCAST_ARGS
     REVERSE_V2 DEPTH_TO_SPACE SPACE_TO_DEPTH BATCH_TO_SPACE_ND SPACE_TO_BATCH_ND RESIZE_NEAREST_NEIGHBOR ZEROS_LIKE
     ONE_HOT SPARSE_TO_DENSE SCATTER_ND DYNAMIC_UPDATE_SLICE DENSIFY REVERSE_SEQUENCE MATRIX_DIAG MATRIX_SET_DIAG
+    VAR_HANDLE READ_VARIABLE ASSIGN_VARIABLE CALL_ONCE
 """)
 EACH = {
     **dict.fromkeys(
@@ -59,6 +60,7 @@ ARGUMENTS = {
     "TRANSPOSE_CONV": (0,),
     "CONV_3D_TRANSPOSE": (0,),
     "SPLIT": (0,),
+    "ASSIGN_VARIABLE": (0,),
     "EMBEDDING_LOOKUP": (0,),
 }
 BITS = {
@@ -72,13 +74,13 @@ WITH_BIAS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D", "CONV_
 
 PRODUCTS = (*WITH_BIAS, "BATCH_MATMUL", "UNIDIRECTIONAL_SEQUENCE_LSTM", "UNIDIRECTIONAL_SEQUENCE_RNN")
 
-_Tensor = collections.namedtuple("_Tensor", "name shape dtype buffer")
-_Operator = collections.namedtuple("_Operator", "type inputs outputs options")
-DAMAGED = (struct.error, LookupError, ValueError, TypeError, AttributeError, OverflowError)
-
 
 def count_tflite(path_or_bytes, unsupported="warn"):
     """Count a `.tflite` file.
+
+    A loop costs its body as often as it runs, where that follows from constants of the file; a branch what both ways
+    cost alike; a graph that runs once, when the file is loaded, nothing. Loops and branches of which the data decide
+    are named.
 
     Args:
         path_or_bytes: a path, or the file's contents as bytes.
@@ -98,9 +100,10 @@ def count_tflite(path_or_bytes, unsupported="warn"):
     check_choice(unsupported)
     name, data = _contents(path_or_bytes)
     graph = File(data, name)
-    if any(None in tensor.shape for tensor in graph.tensors):
-        graph.tensors = _resolved(graph)
     try:
+        parts = [graph.inner(number) for number in range(len(graph.model.subgraphs))]
+        if any(None in tensor.shape for part in parts for tensor in part.tensors):
+            _resolve(graph)
         rows, problems = _rows(graph)
         problems += _other_signatures(graph)
     except DAMAGED as error:
@@ -136,27 +139,27 @@ for high in (0, 2):
         values = np.random.default_rng(0).uniform(0, high, detail["shape"]).astype(detail["dtype"])
         interpreter.set_tensor(detail["index"], values)
     interpreter.invoke()
-    found.append({detail["index"]: detail["shape"].tolist() for detail in interpreter.get_tensor_details()})
-print(json.dumps({at: shape for at, shape in found[0].items() if shape == found[1][at]}))
+    found.append([
+        [(detail["index"], detail["shape"].tolist()) for detail in interpreter.get_tensor_details(graph)]
+        for graph in range(interpreter.num_subgraphs())
+    ])
+print(json.dumps([[one for one in graph if one in again] for graph, again in zip(*found)]))
 """
 
 
-def _resolved(graph):
-    """The tensors with their open dimensions as they are at a batch of 1; what LiteRT cannot tell stays open."""
+def _resolve(graph):
+    """Fill open dimensions as they are at a batch of 1, in all graphs of the file; what LiteRT cannot tell stays."""
     given = [graph.tensors[at].shape for at in graph.inputs]
     if any(None in shape[1:] for shape in given):
-        return graph.tensors
+        return
     sides = json.dumps([[dim or 1 for dim in shape] for shape in given])
     asked = subprocess.run(
         [sys.executable, "-c", _ASK, sides], input=bytes(graph.content), capture_output=True, check=False
     )
-    if asked.returncode:
-        return graph.tensors
-    shapes = json.loads(asked.stdout)
-    return [
-        tensor._replace(shape=tuple(shapes.get(str(at), tensor.shape))) if None in tensor.shape else tensor
-        for at, tensor in enumerate(graph.tensors)
-    ]
+    for number, shapes in enumerate(json.loads(asked.stdout) if not asked.returncode else ()):
+        for at, shape in shapes:
+            graph.known[number, at] = tuple(shape)
+    graph.enter(0)
 
 
 def _other_signatures(graph):
@@ -173,119 +176,11 @@ def _batch(graph):
     return (shape[0] if shape else None) or 1
 
 
-class File:
-    """A `.tflite` file taken apart; every index is checked.
-
-    Args:
-        content: bytes, or a bytearray whose weights may then be changed in place.
-
-    Attributes:
-        model: the schema's object (`ModelT`); graph: its main graph.
-        tensors: of the main graph: name, shape (None where a dimension is open), dtype ("INT8"), buffer.
-        operators: of the main graph, in order: type ("CONV_2D"), inputs and outputs (positions of tensors, None for an
-            input that is left out), options (the schema's object, or None).
-        inputs, outputs: positions of the main graph's tensors.
-
-    Raises:
-        ValueError: not a TensorFlow Lite model, or damaged.
-
-    Source of the format: tensorflow/compiler/mlir/lite/schema/schema.fbs, read with `ai_edge_litert`'s classes.
-    """
-
-    def __init__(self, content, name="the model"):
-        try:
-            self._read(content)
-        except DAMAGED as error:
-            raise unreadable(name, error) from error
-
-    def _read(self, content):
-        from ai_edge_litert import schema_py_generated as schema
-
-        if content[4:8] != b"TFL3":
-            raise ValueError("it does not begin as one: the mark TFL3 is missing")
-        self.content = content
-        self.model = schema.ModelT.InitFromPackedBuf(content, 0)
-        if self.model.version != 3 or not self.model.subgraphs:
-            raise ValueError(f"version {self.model.version} with {len(self.model.subgraphs or ())} graphs")
-        self.graph = self.model.subgraphs[0]
-        self._names, types = _names(schema.BuiltinOperator), _names(schema.TensorType)
-        self.buffers = [self._contents(buffer) for buffer in self.model.buffers]
-        self.tensors = [self._tensor(tensor, types) for tensor in self.graph.tensors]
-        self.operators = [self._operator(operator) for operator in self.graph.operators]
-        self.inputs, self.outputs = self._indices(self.graph.inputs), self._indices(self.graph.outputs)
-        if not (self.operators and self.inputs):
-            raise ValueError("it has no operators")
-
-    def _contents(self, buffer):
-        if buffer.offset > 1:  # behind the flatbuffer: large files, and all of ai-edge-quantizer's
-            if buffer.offset + buffer.size > len(self.content):
-                raise ValueError("it is cut short: a buffer ends after the file")
-            return np.frombuffer(self.content, np.uint8, buffer.size, buffer.offset)
-        return np.empty(0, np.uint8) if buffer.data is None else buffer.data
-
-    def _tensor(self, tensor, types):
-        shape = tuple(dim if dim >= 0 else None for dim in _list(tensor.shapeSignature) or _list(tensor.shape))
-        _within(tensor.buffer, self.buffers, "buffer")
-        return _Tensor((tensor.name or b"").decode("utf-8", "replace"), shape, types[tensor.type], tensor.buffer)
-
-    def _operator(self, operator):
-        code = self.model.operatorCodes[_within(operator.opcodeIndex, self.model.operatorCodes, "operator code")]
-        kind = self._names[max(code.builtinCode, code.deprecatedBuiltinCode)]
-        if kind == "CUSTOM":
-            kind = f"CUSTOM {(code.customCode or b'').decode('utf-8', 'replace')}".strip()
-        inputs = [None if at < 0 else at for at in _list(operator.inputs)]
-        self._indices(at for at in inputs if at is not None)
-        return _Operator(kind, tuple(inputs), self._indices(_list(operator.outputs)), operator.builtinOptions)
-
-    def _indices(self, positions):
-        return tuple(_within(int(at), self.tensors, "tensor") for at in positions)
-
-    def data(self, at):
-        """Stored bytes of a tensor (uint8, in the file's own memory); of size 0 where the file holds none."""
-        return self.buffers[self.tensors[at].buffer]
-
-    def floats(self, at):
-        """A stored float32 tensor as an array in the file's own memory, or None."""
-        if self.tensors[at].dtype != "FLOAT32" or not self.data(at).size:
-            return None
-        return self.data(at).view(np.float32).reshape(self.tensors[at].shape)
-
-    @property
-    def stored_bytes(self):
-        """Bytes of the constant tensors (weights, biases, small constants), without names and structure."""
-        return sum(self.buffers[at].size for at in {t.buffer for graph in self.model.subgraphs for t in graph.tensors})
-
-
-def unreadable(name, error):
-    """The one sentence for a file that cannot be read."""
-    return ValueError(
-        f"{name} is not a TensorFlow Lite model that can be read ({error}); convert it again, or fetch it again"
-    )
-
-
-def _names(enumeration):
-    return {value: name for name, value in vars(enumeration).items() if not name.startswith("_")}
-
-
-def _list(values):
-    return [] if values is None else values.tolist()
-
-
-def _within(at, of, what):
-    if not 0 <= at < len(of):
-        raise ValueError(f"{what} {at} of {len(of)} is named")
-    return at
-
-
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
 def _rows(graph):
-    expanded = {  # tensors that are weights of the file in another dtype or layout, made once when it is loaded
-        operator.outputs[0]: operator.inputs[0]
-        for operator in graph.operators
-        if operator.type in ("DEQUANTIZE", "DENSIFY") and operator.inputs and graph.data(operator.inputs[0]).size
-    }
+    expanded = _expanded(graph)
     rows, problems, seen = [], [], set()
     for index, operator in enumerate(graph.operators):
         at_load = operator.outputs and operator.outputs[0] in expanded
@@ -295,8 +190,10 @@ def _rows(graph):
         if problem:
             problems.append(Unsupported(path, operator.type, problem))
         weights = [] if at_load else [expanded.get(at, at) for at in _parameters(graph, operator, expanded)]
-        fresh = [at for at in dict.fromkeys(weights) if graph.tensors[at].buffer not in seen]
-        seen.update(graph.tensors[at].buffer for at in fresh)
+        weights = [(graph, at) for at in weights] + _inner_weights(graph, operator)
+        fresh = {of.tensors[at].buffer: (elements(of.tensors[at].shape), of.data(at).size) for of, at in weights}
+        fresh = {buffer: sizes for buffer, sizes in fresh.items() if buffer not in seen}
+        seen.update(fresh)
         kernel, strides, filters = _geometry(graph, operator)
         read = [at for at in operator.inputs if at is not None and not graph.data(at).size and at not in expanded]
         rows.append(
@@ -309,19 +206,42 @@ def _rows(graph):
                 kernel=kernel,
                 strides=strides,
                 filters=filters,
-                params=sum(elements(graph.tensors[at].shape) for at in fresh),
+                params=sum(size for size, _ in fresh.values()),
                 macs=cost.macs if cost else None,
                 elementwise_ops=cost.elementwise if cost else None,
                 activation_bytes=0 if at_load else _bytes(graph, operator.outputs),
-                weight_bytes=sum(graph.data(at).size for at in fresh),
+                weight_bytes=sum(stored for _, stored in fresh.values()),
             )
         )
     return rows, problems
 
 
+def _expanded(graph):
+    """{tensor: the constant behind it}: weights of the file in another dtype or layout, made once when it is loaded."""
+    return {
+        operator.outputs[0]: operator.inputs[0]
+        for operator in graph.operators
+        if operator.type in ("DEQUANTIZE", "DENSIFY") and operator.inputs and graph.data(operator.inputs[0]).size
+    }
+
+
+def _inner_weights(graph, operator):
+    """(graph, tensor) of the constants in the graphs that an operator runs."""
+    found = []
+    for part in _inner_graphs(graph, operator):
+        expanded = _expanded(part)
+        for one in part.operators:
+            found += [(part, expanded.get(at, at)) for at in _parameters(part, one, expanded)]
+            found += _inner_weights(part, one)
+    return found
+
+
 def _parameters(graph, operator, expanded):
-    """Tensors of an operator that are weights: constants, but for those that only say how."""
+    """Tensors of an operator that are weights: constants, but for those that only say how, or begin a loop."""
     positions = ARGUMENTS.get(operator.type, ())
+    if operator.type == "WHILE":
+        body = graph.inner(operator.options.bodySubgraphIndex)
+        positions = [at for at, pair in enumerate(zip(body.inputs, body.outputs, strict=True)) if len(set(pair)) > 1]
     inputs = list(enumerate(operator.inputs))
     kept = inputs[:1] if positions is None else [(at, tensor) for at, tensor in inputs if at not in positions]
     stored = [tensor for _, tensor in kept if tensor is not None and (graph.data(tensor).size or tensor in expanded)]
@@ -362,6 +282,11 @@ def _geometry(graph, operator):
 def _cost(graph, operator):
     """(Cost or None, what is not known or None) of an operator."""
     kind, options = operator.type, operator.options
+    if kind in INNER:
+        cost = _inner_cost(graph, operator)
+        if cost.unknown and not (cost.macs or cost.elementwise):
+            return None, cost.unknown
+        return cost, cost.unknown and f"{cost.unknown}; the rest of it is counted"
     if kind not in RULES:
         return None, "there is no rule for this operator"
     if kind in FREE:
@@ -377,6 +302,90 @@ def _cost(graph, operator):
     if hasattr(options, "fusedActivationFunction"):
         cost += Cost(0, FUSED[options.fusedActivationFunction] * elements(gives[0]))
     return cost, None
+
+
+# Operators that run other graphs of the file: the fields of their options that name them.
+INNER = {
+    "WHILE": ("condSubgraphIndex", "bodySubgraphIndex"),
+    "IF": ("thenSubgraphIndex", "elseSubgraphIndex"),
+    "CALL": ("subgraph",),
+    "STABLEHLO_COMPOSITE": ("decompositionSubgraphIndex",),
+}
+
+
+def _inner_graphs(graph, operator):
+    fields = ("initSubgraphIndex",) if operator.type == "CALL_ONCE" else INNER.get(operator.type, ())
+    return [graph.inner(getattr(operator.options, field)) for field in fields]
+
+
+def _inner_cost(graph, operator):
+    """Cost of an operator that runs other graphs."""
+    parts = _inner_graphs(graph, operator)
+    costs = [_graph_cost(part) for part in parts]
+    if operator.type == "IF":
+        chosen = _number(graph, operator.inputs[0])
+        return either(costs) if chosen is None else costs[0 if chosen else 1]
+    if operator.type != "WHILE":
+        return costs[0]
+    condition, body = costs
+    times = _times(graph, operator, *parts)
+    if times is None:
+        return Cost(unknown=f"how often its loop runs depends on the data ({body.macs:,} MACs each time)")
+    elementwise = times * body.elementwise + (times + 1) * condition.elementwise
+    return Cost(times * body.macs + (times + 1) * condition.macs, elementwise, (condition + body).unknown)
+
+
+def _graph_cost(graph):
+    """Cost of all operators of a graph, without those that are done when the file is loaded."""
+    total, expanded = Cost(), _expanded(graph)
+    for operator in graph.operators:
+        if not operator.outputs or operator.outputs[0] not in expanded:
+            cost, problem = _cost(graph, operator)
+            unknown = problem and f"{operator.type} inside it: {problem}"
+            total += dataclasses.replace(cost or Cost(), unknown=unknown)
+    return total
+
+
+NUMBERS = {
+    "ADD": np.add, "SUB": np.subtract, "MUL": np.multiply, "MINIMUM": np.minimum, "MAXIMUM": np.maximum,
+    "FLOOR_DIV": np.floor_divide, "FLOOR_MOD": np.mod, "LESS": np.less, "LESS_EQUAL": np.less_equal,
+    "GREATER": np.greater, "GREATER_EQUAL": np.greater_equal, "EQUAL": np.equal, "NOT_EQUAL": np.not_equal,
+    "LOGICAL_AND": np.logical_and, "LOGICAL_OR": np.logical_or, "LOGICAL_NOT": np.logical_not,
+    **dict.fromkeys(("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "CAST"), lambda value, *how: value),
+}  # fmt: skip
+DTYPES = {"INT32": "<i4", "INT64": "<i8", "BOOL": "?"}
+
+
+def _number(graph, at, known=None):
+    """The one whole number or truth value that a tensor holds whatever the input is, or None."""
+    if known and at in known:
+        return known[at]
+    tensor = graph.tensors[at]
+    if tensor.dtype not in DTYPES or None in tensor.shape or elements(tensor.shape) != 1:
+        return None
+    if graph.data(at).size:
+        return graph.data(at).view(DTYPES[tensor.dtype])[0]
+    operator = next((one for one in graph.operators if at in one.outputs), None)
+    if operator is None or operator.type not in NUMBERS or getattr(operator.options, "fusedActivationFunction", 0):
+        return None
+    read = operator.inputs[:1] if operator.type in ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "CAST") else operator.inputs
+    values = [_number(graph, one, known) for one in read]
+    if any(value is None for value in values):
+        return None
+    with np.errstate(all="ignore"):
+        return np.asarray(NUMBERS[operator.type](*values)).astype(DTYPES[tensor.dtype])[()]
+
+
+def _times(graph, operator, condition, body, most=100_000):
+    """How often a WHILE runs, by running its counters alone; None where they depend on the data."""
+    values = [None if at is None else _number(graph, at) for at in operator.inputs]
+    for count in range(most):
+        going = _number(condition, condition.outputs[0], dict(zip(condition.inputs, values, strict=True)))
+        if going is None or not going:
+            return None if going is None else count
+        known = dict(zip(body.inputs, values, strict=True))
+        values = [_number(body, at, known) for at in body.outputs]
+    return None
 
 
 def _with_bias(macs, given, gives, at=2):
