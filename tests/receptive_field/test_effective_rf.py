@@ -69,7 +69,15 @@ def test_the_answer_repeats_and_does_not_hang_on_the_batches():
         ),
         (lambda m: effective(m, np.zeros((1, 16, 16, 3)), "pooled"), "'pooled' has no grid of features"),
         (lambda m: effective(m, np.zeros((1, 16, 16, 3)), "conv", feature=(20, 0)), r"features and none at \(20, 0\)"),
+        (lambda m: effective(m, np.zeros((1, 16, 16, 3)), "conv", feature=3), "features and none at 3; count from 0"),
+        (lambda m: effective(m, np.zeros((1, 16, 16, 3)), "conv", feature=(1.5, 0)), r"none at \(1.5, 0\)"),
+        (
+            lambda m: effective(m, np.zeros((1, 16, 16, 3)), batch_size=0),
+            "batch_size must be a positive integer, got 0",
+        ),
+        (lambda m: effective(m, np.full((1, 16, 16, 3), "a")), "images must hold numbers, got <U1"),
         (lambda m: effective(m, np.zeros((1, 16, 16, 3)), "dead"), "no image moves feature"),
+        (lambda m: effective(m, np.zeros((1, 16, 16, 3)), "steps"), "no image moves feature"),
         (lambda m: effective(m, np.zeros((1, 18, 16, 3))), r"images must have the shape \(None, 16, 16, 3\)"),
         (lambda m: effective(m, np.zeros((1, 16, 16, 3)), "cnv"), "no layer 'cnv'; near it are 'conv'"),
     ],
@@ -78,6 +86,7 @@ def test_what_cannot_be_measured_is_refused_by_name(ask, error):
     image = keras.Input((16, 16, 3))
     x = layers.Conv2D(2, 3, name="conv")(image)
     x = layers.Conv2D(2, 3, activation="relu", bias_initializer=keras.initializers.Constant(-1), name="dead")(x)
+    x = layers.Lambda(keras.ops.round, name="steps")(x)
     with pytest.raises(ValueError, match=error):
         ask(keras.Model(image, layers.GlobalAveragePooling2D(name="pooled")(x)))
 
@@ -91,6 +100,24 @@ class Own(keras.Model):
 
     def call(self, x):
         return keras.ops.relu(self.inner(x[:, 2:]))
+
+
+class Named(keras.Model):
+    """A subclassed model that takes its image by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = layers.Conv2D(2, 3)
+
+    def call(self, images):
+        return self.conv(images["photo"])
+
+
+def test_a_model_that_wants_more_than_the_images_is_refused_in_one_sentence():
+    model = Named()
+    model({"photo": np.zeros((1, 16, 16, 3))})
+    with pytest.raises(ValueError, match=r"'named.*cannot be called with the images alone: .*; pass a model with"):
+        effective(model, np.zeros((1, 16, 16, 3)))
 
 
 def test_what_people_bring_is_measured_like_a_functional_model():

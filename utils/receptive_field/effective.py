@@ -118,12 +118,17 @@ def effective(model, images, layer=None, *, feature=None, batch_size=8, seed=0):
     images = np.asarray(images)
     if images.ndim != 4 or not len(images):
         raise ValueError(f"images must be (n, height, width, channels) with n at least 1, got {images.shape}")
+    if images.dtype.kind not in "buif":
+        raise ValueError(f"images must hold numbers, got {images.dtype}")
+    if not hasattr(batch_size, "__index__") or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
     walk, call, theoretical = _theoretical(model, layer, images)
     grid = theoretical.grid
-    feature = tuple(count // 2 for count in grid) if feature is None else tuple(feature)
-    if len(feature) != 2 or any(not 0 <= u < count for u, count in zip(feature, grid, strict=True)):
+    feature = tuple(count // 2 for count in grid) if feature is None else feature
+    whole = np.ndim(feature) == 1 and len(feature) == 2 and all(hasattr(u, "__index__") for u in feature)
+    if not whole or any(not 0 <= u < count for u, count in zip(feature, grid, strict=True)):
         raise ValueError(f"layer {theoretical.layer!r} has {grid} features and none at {feature}; count from 0")
-    forward = _forward(walk, call)
+    feature, forward = tuple(feature), _forward(walk, call, images)
     energy = _gradient_energy(forward, images, walk.channels, theoretical.places, feature, batch_size, seed)
     if not energy.max() > 0:
         raise ValueError(
@@ -177,12 +182,20 @@ def _theoretical(model, layer, images):
     raise ValueError(f"{model.name!r} has no layer with a grid of features")
 
 
-def _forward(walk, call):
+def _forward(walk, call, images):
     """A function from a batch to what one call of a layer gives for it."""
     model = walk.model
     graph = model.inputs if getattr(model, "inputs", None) else None
     # A bare Function does not convert its inputs: a model of uint8 images is differentiable like any other.
     run = keras.Function(graph[0], model.outputs) if graph else lambda batch: model(batch, training=False)
+    if not graph:
+        try:
+            run(images[:1].astype("float32"))
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"{model.name!r} cannot be called with the images alone: {reason}; pass a model with that one input"
+            ) from error
     turn = [one.index for one in walk.calls if one.layer is call.layer].index(call.index)
     number = walk.shown(call)
 
@@ -227,7 +240,7 @@ def _gradient_energy(forward, images, channels, places, feature, batch_size, see
                 output = tf.gather(output, u, axis=place)
             output = tf.reshape(tf.cast(output, "float32"), (tf.shape(batch)[0], -1))
             moved = tf.reduce_sum(output * seeds)
-        return tf.reduce_sum(tf.square(tape.gradient(moved, batch)), axis=(0, channels))
+        return tf.reduce_sum(tf.square(tape.gradient(moved, batch, unconnected_gradients="zero")), axis=(0, channels))
 
     sides = [side for at, side in enumerate(images.shape) if at not in (0, channels)]
     energy = np.zeros(sides)
