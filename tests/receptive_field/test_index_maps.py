@@ -103,6 +103,7 @@ LAYERS = {
     "transposed with output padding": lambda x: layers.Conv2DTranspose(
         2, (3, 4), strides=(2, 3), padding="same", output_padding=(1, 1), use_bias=False
     )(conv(3, 2)(x)),
+    "bicubic on a pixel": lambda x: layers.UpSampling2D((3, 1), interpolation="bicubic")(x),
     "bicubic": lambda x: conv()(layers.UpSampling2D(2, interpolation="bicubic")(conv(3, 2)(x))),
     "functions": lambda x: ops.depthwise_conv(
         ops.average_pool(ops.conv(x, np.ones((3, 2, 2, 2)), 2, "same"), 2, 1, "same"), np.ones((2, 3, 2, 1)), 1, "same"
@@ -252,6 +253,23 @@ def test_a_reshape_that_cuts_across_rows_is_a_bound_and_says_so(in_float64):
     assert table(model, macs=False)["note"].iloc[-1] == "sizes are at most these"
     region, seen = found.region(14, 20, clip=True), support(model, (14, 20))
     assert region.start[0] <= seen[0][0] and region.stop[0] >= seen[1][0] and region.stop[1] >= seen[1][1]
+
+
+@pytest.mark.parametrize("settings", [{"interpolation": "area"}, {"antialias": True}, {"interpolation": "lanczos3"}])
+def test_no_box_of_a_resize_is_too_small_where_rounding_decides(settings):
+    image = keras.Input((13, 15, 1))
+    found = receptive_field(keras.Model(image, ops.image.resize(image, (9, 32), **settings)))
+    assert not found.exact
+    photos = np.random.default_rng(0).uniform(0.2, 0.8, (13 * 15 + 1, 13, 15, 1)).astype("float32")
+    photos[:] = photos[0]
+    photos[1:].reshape(13 * 15, -1)[np.diag_indices(13 * 15)] += 1000
+    resized = np.asarray(ops.image.resize(photos, (9, 32), **settings))[..., 0]
+    seen = np.abs(resized[1:] - resized[0]) > 1e-5
+    for feature in np.ndindex(9, 32):
+        outside = seen[(slice(None), *feature)].reshape(13, 15).copy()
+        outside[found.region(*feature, clip=True).slices] = False
+        assert not outside.any(), feature
+    assert ask(lambda x: ops.image.resize(x, (20, 12), interpolation="area")).size == (2, 4)
 
 
 def test_where_rounding_decides_which_pixel_is_nearest_both_are_seen():

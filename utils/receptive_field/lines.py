@@ -310,24 +310,38 @@ def transposed_window(kernel, stride, dilation, padding, length, out_length, out
     return Step(1, tuple(map(tuple, taps)))
 
 
-RESIZE_RADIUS = {"bilinear": 1, "bicubic": 2, "lanczos3": 3, "lanczos5": 5}
+RESIZE_RADIUS = {"nearest": 0, "area": 0, "bilinear": 1, "bicubic": 2, "lanczos3": 3, "lanczos5": 5}
 
 
 def resize_window(length, out_length, interpolation="bilinear", antialias=False):
     """Step of a resize from `length` to `out_length` pixels with half-pixel centres."""
     ratio = Fraction(length, out_length)
-    radius = RESIZE_RADIUS.get(interpolation, 1) * (max(ratio, 1) if antialias else 1)
+    radius = RESIZE_RADIUS[interpolation] * (max(ratio, 1) if antialias else 1)
+    rounded = ratio.denominator & (ratio.denominator - 1) != 0  # no binary fraction
     taps, exact = [], True
     for o in range(ratio.denominator):
         center = (o + Fraction(1, 2)) * ratio - Fraction(1, 2)
         if interpolation == "nearest":
             nearest = math.floor(center + Fraction(1, 2))
-            # Between two pixels, where the ratio is no binary fraction, the backend's rounding picks either.
-            tie = center + Fraction(1, 2) == nearest and ratio.denominator & (ratio.denominator - 1)
+            tie = rounded and center + Fraction(1, 2) == nearest  # the backend's rounding picks either
             exact = exact and not tie
             taps.append((nearest - 1, nearest) if tie else (nearest,))
-        else:  # a pixel at the very edge of the kernel has weight zero
-            taps.append(range(math.floor(center - radius) + 1, math.ceil(center + radius)))
+            continue
+        if interpolation == "area":
+            low, high = o * ratio, (o + 1) * ratio
+            ties = [rounded and side.denominator == 1 for side in (low, high)]
+            exact = exact and not any(ties)
+            taps.append(range(math.floor(low) - ties[0], math.ceil(high) + ties[1]))
+            continue
+        # Pixels at the edge of a kernel have weight zero, and if it stands on a pixel all others: but for rounding.
+        low, high = center - radius, center + radius
+        alone = center.denominator == 1 and (ratio <= 1 or not antialias)
+        ties = [antialias and rounded and side.denominator == 1 for side in (low, high)]
+        if alone and interpolation in ("bilinear", "bicubic") and not any(ties):
+            taps.append((int(center),))
+        else:
+            exact = exact and not (alone or any(ties))
+            taps.append(range(math.floor(low) + 1 - ties[0], math.ceil(high) + ties[1]))
     return Step(ratio.numerator, tuple(taps), exact=exact)
 
 
