@@ -54,8 +54,12 @@ class Axis(NamedTuple):
         return {position for branch in self.branches for position, _ in branch if position is not None}
 
     @property
+    def lines(self):
+        return [line for branch in self.branches for _, line in branch]
+
+    @property
     def exact(self):
-        return all(line.exact for branch in self.branches for _, line in branch)
+        return all(line.exact for line in self.lines)
 
     @property
     def size(self):
@@ -68,17 +72,21 @@ class Axis(NamedTuple):
 
     def mixed(self, gone, shape, path, keep, stays):
         """All positions of the tensor axes `gone` mixed; `keep`: they stay (attention); `stays`: units replace them."""
-        branches, whole, dead, mixer = [], self.whole, self.dead, self.mixer
+        branches, whole, dead, mixer, hulls = [], self.whole, self.dead, self.mixer, False
         for branch in self.branches:
             inside = [part for part in branch if part[0] in gone]
             rest = [part for part in branch if part[0] not in gone]
             if not inside:
                 branches.append(branch)
-            elif any(position is not None for position, _ in rest):  # a window or a channel: its hull, exactly
+            elif any(at is not None for at, _ in rest) or (rest and all(not line.moves for _, line in inside)):
+                # a window or a channel: its hull, exactly
                 for position, line in inside:
                     low, high = line.hull(shape[position])
-                    rest[0] = (rest[0][0], rest[0][1].plus(low, high))
+                    at, own = rest[0]
+                    known, exact = own.known and line.known, own.exact and line.exact
+                    rest[0] = at, own.plus(low, high)._replace(known=known, exact=exact)
                 branches.append(tuple(rest))
+                hulls = True
             else:
                 many = any(shape[position] != 1 for position, _ in inside)
                 whole, mixer = whole or many, mixer or path
@@ -86,7 +94,8 @@ class Axis(NamedTuple):
                     dead = (inside[0][0], path)
                 branches.append(branch if keep and many else tuple([(None, line) for _, line in branch]))
         live = [branch for branch in branches if any(position is not None for position, _ in branch)]
-        return Axis(tuple(dict.fromkeys(live if live and whole else branches)), whole, dead, mixer)
+        branches = live if live and whole else branches
+        return Axis(_union(branches) if hulls else tuple(dict.fromkeys(branches)), whole, dead, mixer)
 
 
 class Field(NamedTuple):
@@ -106,6 +115,15 @@ class Field(NamedTuple):
     @property
     def positions(self):
         return set().union(*[axis.positions for axis in self.axes])
+
+    def moves_along(self, position):
+        """Whether the place in the image changes along a tensor axis, and not just what is seen there."""
+        return any(
+            at == position and (len(branch) == 1 or line.moves)
+            for axis in self.axes
+            for branch in axis.branches
+            for at, line in branch
+        )
 
     def step(self, steps, lengths):
         """Apply `steps` {tensor axis: Step}; `lengths` {tensor axis: output length}."""
@@ -145,13 +163,15 @@ class Field(NamedTuple):
 
     def move(self, new_position):
         """Rename tensor axes by `new_position(old) -> new` (None: the axis is gone, its feature 0 stays)."""
+        return self.renamed(lambda at: at if at < 0 else new_position(at))  # below 0: it stepped aside
 
+    def renamed(self, name):
         def change(position, line):
-            return (None if position is None else new_position(position)), line
+            return (None if position is None else name(position)), line
 
         axes = []
         for axis in self.axes:
-            place = None if axis.dead is None else new_position(axis.dead[0])
+            place = None if axis.dead is None else name(axis.dead[0])
             dead = None if place is None else (place, axis.dead[1])
             axes.append(axis.map(change)._replace(dead=dead))
         return self._replace(axes=tuple(axes))
@@ -223,8 +243,10 @@ def _together(branch, other, roughly):
     """One branch for two that stand on the same tensor axes and move with the same strides, else None."""
     if [part[0] for part in branch] != [part[0] for part in other]:
         return None
-    if len(branch) > 1 and not roughly and sum(a != b for a, b in zip(branch, other, strict=True)) > 1:
-        return None
+    if len(branch) > 1 and sum(a != b for a, b in zip(branch, other, strict=True)) > 1:
+        branch, other = _shifted(branch, other)
+        if not roughly and sum(a != b for a, b in zip(branch, other, strict=True)) > 1:
+            return None
     lines = [(one[1], two[1]) for one, two in zip(branch, other, strict=True)]
     if any(one.stride != two.stride and not (one.finite or two.finite) for one, two in lines):
         return None
@@ -234,8 +256,22 @@ def _together(branch, other, roughly):
     return tuple(zip((part[0] for part in branch), joined, strict=True))
 
 
+def _shifted(branch, other):
+    """The same two branches, their constants moved to the one finite line that both have: a channel's, say."""
+    at = [line.finite for _, line in branch].index(True) if any(line.finite for _, line in branch) else None
+    lines = [one[at][1] for one in (branch, other)] if at is not None else ()
+    rests = [tuple(part for number, part in enumerate(one) if number != at) for one in (branch, other)]
+    if not lines or not lines[1].finite or len(lines[0].lows) != len(lines[1].lows):
+        return branch, other
+    if not all(one.known and one.rhythm == two.rhythm for (_, one), (_, two) in zip(*rests, strict=True)):
+        return branch, other
+    rest, shifts = _rebased(rests)
+    moved = [(branch[at][0], line.plus(*by)) for line, by in zip(lines, shifts, strict=True)]
+    return [(*rest[:at], one, *rest[at:]) for one in moved]
+
+
 def _disagreement(group, axis, layer):
-    lines = [axis.branches[0][0][1] for axis in group]
+    lines = [_main(axis.branches[0]) for axis in group]
     strides = list(dict.fromkeys(plain(line.stride) for line in lines))
     if len(strides) > 1:
         return Conflict(layer, axis, "stride", tuple(strides))
@@ -243,32 +279,92 @@ def _disagreement(group, axis, layer):
     return Conflict(layer, axis, "center", tuple(centers)) if len(centers) > 1 else None
 
 
+def _main(branch):
+    """The line that a branch moves along; what only tells channels apart is a part of its width."""
+    (_, line), *rest = sorted(branch, key=lambda part: part[1].finite)
+    for _, other in rest:
+        if other.finite:
+            line = line.plus(min(other.lows), max(other.highs))
+    return line
+
+
 def sequence(joined, pieces, lengths, position, apart):
     """The Axis of tensors set one after another along a tensor axis: feature by feature where that is possible.
 
     Args:
-        joined: the union of the pieces, which is the answer where they differ along other tensor axes.
+        joined: the union of the pieces, which is the answer where they cannot be told apart.
         pieces: an Axis for each tensor, or None for one that sees nothing of the image.
         lengths: of the tensors along `position`.
         apart: whether `position` holds an axis of the image; if not, a feature is all that lies along it.
     """
     live = [axis for axis in pieces if axis is not None]
     bound = joined.map(lambda at, line: (at, line._replace(exact=line.exact and not apart)))
-    if any(axis.whole or len(axis.branches) != 1 for axis in live):
+    if any(axis.whole for axis in live) or not all(line.known for axis in live for line in axis.lines):
         return bound
-    rest = [tuple(part for part in axis.branches[0] if part[0] not in (position, None)) for axis in live]
-    if any(other != rest[0] for other in rest):
-        return bound
-    bounds, lines = [], [line for axis in live for _, line in axis.branches[0]]
-    for axis, length in zip(pieces, lengths, strict=True):
-        parts = [(at, line) for at, line in axis.branches[0] if at in (position, None)] if axis is not None else None
-        for u in range(length):
-            found = [line.at(0 if at is None else u) for at, line in parts] if parts is not None else [(FAR, -FAR)]
-            bounds.append((sum(low for low, _ in found), sum(high for _, high in found)))
-    if position not in joined.positions and len(set(bounds) - {(FAR, -FAR)}) < 2:
+    groups, firsts, rests = {}, [sum(lengths[:at]) for at in range(len(lengths))], set()
+    for number, axis in enumerate(pieces):
+        for branch in axis.branches if axis is not None else ():
+            rest = tuple(part for part in branch if part[0] not in (position, None))
+            bounds = _bounds([part for part in branch if part[0] in (position, None)], lengths[number])
+            key = tuple((at, line.rhythm) for at, line in rest)
+            while number in groups.setdefault(key, {}):  # two branches of one tensor
+                key = (*key, None)
+            groups[key][number] = rest, bounds
+            rests.add(rest)
+    exact = all(line.exact for axis in live for line in axis.lines)
+    branches = [_along(group, lengths, firsts, position, exact) for group in groups.values()]
+    if len(rests) == 1 and all(line is None for _, line in branches):
         return joined  # channels that see the same
-    line = tidied(bounds, all(line.exact for line in lines), all(line.known for line in lines))
-    return Axis(((*rest[0], (position, line)),))
+    if len(rests) > 1 and () in rests:
+        return bound
+    branches = [rest if line is None else (*rest, (position, line)) for rest, line in branches]
+    found = joined._replace(branches=_union(branches))
+    if apart or len(rests) == 1 or found.mixed({position}, {position: sum(lengths)}, "", False, False) == joined:
+        return found
+    return bound
+
+
+def _bounds(parts, length):
+    """(lows, highs) of the features along one tensor axis, of which these parts are the sum."""
+    if not parts:
+        return (0,) * length, (0,) * length
+    if len(parts) == 1 and parts[0][1].finite and len(parts[0][1].lows) == length:
+        return parts[0][1].lows, parts[0][1].highs
+    found = [[line.at(0 if at is None else u) for at, line in parts] for u in range(length)]
+    return tuple(sum(low for low, _ in one) for one in found), tuple(sum(high for _, high in one) for one in found)
+
+
+def _along(group, lengths, firsts, position, exact):
+    """(parts, Line along `position` or None) of branches {number of tensor: (parts, bounds)} of one rhythm."""
+    rest, shifts = _rebased([one for one, _ in group.values()])
+    lows, highs = [], []
+    moves = dict(zip(group, shifts, strict=True))
+    for number, length in enumerate(lengths):
+        if number in group:
+            (low, high), (_, (own_lows, own_highs)) = moves[number], group[number]
+            lows += [one + low for one in own_lows] if low else own_lows
+            highs += [one + high for one in own_highs] if high else own_highs
+        else:
+            lows += (FAR,) * length
+            highs += (-FAR,) * length
+    if rest and lows.count(lows[0]) == len(lows) and highs.count(highs[0]) == len(highs):
+        (at, line), *others = rest
+        return ((at, line.plus(lows[0], highs[0])), *others), None
+    return rest, tidied(list(zip(lows, highs, strict=True)), exact)
+
+
+def _rebased(rests):
+    """One tuple of parts for several of one rhythm, and the (low, high) by which each of them reaches beyond it."""
+    base, shifts = [], [(0, 0)] * len(rests)
+    for parts in zip(*rests, strict=True):
+        lines = [line for _, line in parts]
+        narrow = min(lines, key=lambda line: line.highs[0] - line.lows[0])
+        base.append((parts[0][0], narrow))
+        shifts = [
+            (low + line.lows[0] - narrow.lows[0], high + line.highs[0] - narrow.highs[0])
+            for (low, high), line in zip(shifts, lines, strict=True)
+        ]
+    return tuple(base), shifts
 
 
 # Reshapes ------------------------------------------------------------------------------------------------------------
@@ -318,8 +414,8 @@ def _groups(shape, out_shape):
 
 
 def _regrouped(branch, groups, shape, out_shape):
-    parts = [part for part in branch if part[0] is None]
-    lines = dict(part for part in branch if part[0] is not None)
+    parts = [part for part in branch if part[0] is None or part[0] < 0]  # nothing indexes it, or it stepped aside
+    lines = dict(part for part in branch if part[0] is not None and part[0] >= 0)
     for sources, targets in groups:
         if not any(source in lines for source in sources):
             continue

@@ -164,10 +164,9 @@ class ReceptiveField:
     @property
     def places(self):
         """The tensor axes that number a feature: one for each of the image's, or all that hold any of them."""
-        places = sorted(set().union(*(axis.positions for axis in self._axes)))
-        single = [next(iter(axis.positions), None) for axis in self._axes if len(axis.positions) < 2]
-        named = [place for place in single if place is not None]
-        return single if len(single) == len(self._axes) and len(set(named)) == len(named) else places
+        everywhere, places = set().union(*(axis.positions for axis in self._axes)), _places(self._axes)
+        told = all(place is not None or not axis.positions for place, axis in zip(places, self._axes, strict=True))
+        return places if told and everywhere <= set(places) else sorted(everywhere)
 
     def _check(self):
         if self.lost is not None:
@@ -186,6 +185,8 @@ class ReceptiveField:
                 f"a feature of {self.layer or 'the layer'!r} has {len(places)} indices, one for each spatial axis, "
                 f"(y, x) for images; got {len(feature)}"
             )
+        if any(not hasattr(u, "__index__") for u in feature):
+            raise ValueError(f"a feature's indices must be whole numbers, got {feature}")
         for u, count in zip(
             feature, self.grid if len(self.grid) == len(feature) else (None,) * len(feature), strict=True
         ):
@@ -407,27 +408,36 @@ def _summary(walk, key, shape):
 def _summed_up(field, channels, shape):
     if any(channels in axis.positions and len(axis.positions) > 1 for axis in field.axes):
         field = field.mix({channels}, shape)  # a feature is all its channels
-    sizes, strides, paddings, places, known, exact = [], [], [], [], True, True
-    taken = [position for axis in field.axes for position in axis.positions]
-    for axis in field.axes:
-        (place, line), *rest = axis.branches[0]
-        if len(axis.branches) == len(line.lows) == 1 and not rest and taken.count(place) == 1:  # nearly always
+    sizes, strides, paddings, places, known, exact = [], [], [], _places(field.axes), True, True
+    for place, axis in zip(places, field.axes, strict=True):
+        (_, line), *rest = axis.branches[0]
+        if place is not None and len(axis.branches) == len(line.lows) == 1 and not rest:  # nearly always
             sizes.append(max(line.highs[0] - line.lows[0] + 1, 0))
             strides.append(line.pixels)
             paddings.append(-line.lows[0] if line.known else None)
-            places.append(place)
             known, exact = known and line.known, exact and line.exact
             continue
-        positions = axis.positions
-        alone = len(positions) == 1 and taken.count(*positions) == 1
+        (_, line), *rest = sorted(axis.branches[0], key=lambda part: part[0] != place)
         sizes.append(axis.size)
-        strides.append(plain(line.stride if alone or len(line.lows) == 1 else line.next_step))
-        if all(line.known for _, line in axis.branches[0]):
-            first = line.padding if alone or len(line.lows) == 1 else -min(line.lows)
-            paddings.append(plain(first - sum(one.at(0)[0] for _, one in rest)))
+        alone = place is not None or len(line.lows) == 1
+        strides.append(plain(line.stride if alone else line.next_step))
+        if all(one.known for _, one in axis.branches[0]):
+            first = line.padding if alone else -min(line.lows)
+            paddings.append(plain(first - sum(one.at(0)[0] if place is None else min(one.lows) for _, one in rest)))
         else:
             paddings.append(None)
-        places.append(next(iter(positions)) if alone else None)
-        known = known and all(line.known for branch in axis.branches for _, line in branch)
-        exact = exact and axis.exact
+        known, exact = known and all(one.known for one in axis.lines), exact and axis.exact
     return tuple(sizes), tuple(strides), tuple(paddings), places, known, exact, field.whole_image, field.axes
+
+
+def _places(axes):
+    """The tensor axis along which each axis of the image goes on; None where there is none of its own."""
+    places = [axis.branches[0][0][0] if len(axis.branches) == len(axis.branches[0]) == 1 else None for axis in axes]
+    if None not in places and len(set(places)) == len(places):  # nearly always
+        return places
+    left, places = [axis.positions for axis in axes], [None] * len(axes)
+    for _ in axes:
+        own = [next(iter(one)) if len(one) == 1 and left.count(one) == 1 else None for one in left]
+        places = [new if old is None else old for old, new in zip(places, own, strict=True)]
+        left = [one - set(own) for one in left]
+    return places

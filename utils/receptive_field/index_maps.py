@@ -15,11 +15,13 @@ from .windows import channel_axis, mixed_channels, normalized, per_axis, spatial
 
 
 def repeat(call, fields):
-    repeats, axis = call.layer.repeats, call.layer.axis
-    if axis is None or np.ndim(repeats):
+    repeats, axis, shape = call.layer.repeats, call.layer.axis, call.input_shapes[0]
+    if axis is None or (np.ndim(repeats) and shape[axis] is None):
         return None
-    axis %= len(call.input_shapes[0])
-    return fields[0].step({axis: Step(1, ((0,),) * int(repeats))}, {axis: call.output_shapes[0][axis]})
+    axis %= len(shape)
+    if np.ndim(repeats) and axis in fields[0].positions:
+        return fields[0].take(axis, np.repeat(np.arange(shape[axis]), repeats).tolist())
+    return fields[0].step({axis: Step(1, ((0,),) * int(np.max(repeats)))}, {axis: call.output_shapes[0][axis]})
 
 
 def tile(call, fields):
@@ -79,13 +81,14 @@ def patches(call, fields):
     steps = [
         window(k, s, d, layer.padding, shape[axis]) for axis, k, s, d in zip(axes, size, strides, dilation, strict=True)
     ]
+    field = mixed_channels(call, fields[0])
     simple = all(
         len(branch) == 1 and branch[0][0] in axes and len(branch[0][1].lows) == 1 and not branch[0][1].finite
-        for axis in fields[0].axes
+        for axis in field.axes
         for branch in axis.branches
     )
     if not simple or shape[last] is None:
-        return mixed_channels(call, stepped(call, fields, steps))
+        return stepped(call, (field,), steps)
 
     def spread(position, line):
         at = axes.index(position)
@@ -97,10 +100,8 @@ def patches(call, fields):
         corner = steps[at]._replace(taps=((steps[at].taps[0][0],),))
         return (position, line.through(corner, out_shape[position])), (last, inner)
 
-    axes_out = [
-        axis._replace(branches=tuple(spread(*branch[0]) for branch in axis.branches)) for axis in fields[0].axes
-    ]
-    return fields[0]._replace(axes=tuple(axes_out))
+    axes_out = [axis._replace(branches=tuple(spread(*branch[0]) for branch in axis.branches)) for axis in field.axes]
+    return field._replace(axes=tuple(axes_out))
 
 
 def merge(call, fields):
@@ -148,20 +149,22 @@ def stack(call, fields):
 
 
 def _one_after_another(call, fields, lengths, axis):
-    offset, moved = 0, []
-    for field, length in zip(fields, lengths, strict=True):
-        if field is not None:
-            place = {axis: shift(None if offset is None else -offset)} if axis in field.positions else {}
+    starts = None if None in lengths else [sum(lengths[:at]) for at in range(len(lengths))]
+    apart = starts is None or any(field is not None and field.moves_along(axis) for field in fields)
+    moved = []
+    for number, field in enumerate(fields):
+        if field is not None and apart:
+            place = {axis: shift(starts and -starts[number])} if axis in field.positions else {}
             moved.append(field.step(place, {axis: call.output_shapes[0][axis]}))
-        offset = None if offset is None or length is None else offset + length
+        elif field is not None:  # what told its channels apart
+            moved.append(field.mix({axis}, {axis: lengths[number]}))
     joined = join(moved, call.path)
-    alone = len(moved) == len(fields) or axis not in joined.positions  # else a class token, say, lies there too
-    if offset is None or (alone and all(field == moved[0] for field in moved)):
+    if starts is None or (len(moved) == len(fields) and all(one == moved[0] for one in (moved if apart else fields))):
         return joined
-    axes, conflicts, apart = [], joined.conflicts, axis in joined.positions
+    axes, conflicts = [], joined.conflicts
     for number, found in enumerate(joined.axes):
         exact = sequence(found, [field and field.axes[number] for field in fields], lengths, axis, apart)
-        if exact != found:
+        if exact != found and (apart or exact.positions == {axis}):  # other features, not other ways to one
             conflicts = tuple(one for one in conflicts if (one.layer, one.axis) != (call.path, number))
         axes.append(exact)
     return Field(tuple(axes), conflicts, joined.lost)

@@ -91,9 +91,23 @@ class Line(NamedTuple):
         before, after = self._hulls()
         return (after - before) // 2 if (after - before) % 2 == 0 else float(after - before) / 2
 
+    @property
+    def moves(self):
+        """Whether the place in the image goes on along this tensor axis, and not just what is seen from it."""
+        return not self.finite and self.pixels != 0
+
+    @property
+    def rhythm(self):
+        """What two lines have in common of which one is the other, shifted and widened by constants."""
+        low, high = self.lows[0], self.highs[0]
+        lows, highs = tuple([one - low for one in self.lows]), tuple([one - high for one in self.highs])
+        return self.pixels, lows, highs, self.known, self.exact, self.finite
+
     def hull(self, count):
         """First and last pixel of features 0 ... count - 1 together."""
         period = len(self.lows)
+        if self.finite and count == period:
+            return min(self.lows), max(self.highs)
         first = range(min(period, count))
         bounds = [self.at(u) for r in first for u in (r, r + (count - 1 - r) // period * period)]
         return min(low for low, _ in bounds), max(high for _, high in bounds)
@@ -183,10 +197,10 @@ class Line(NamedTuple):
 
 
 def tidied(bounds, exact=True, known=True):
-    """The line of these features: one that repeats as far as they do, else a finite one."""
+    """The line of these features: one that repeats as far as they do, else a finite one (of channels, mostly)."""
     lows, highs = zip(*bounds, strict=True)
     count = len(lows)
-    for period in range(1, max(count // 3, count > 1) + 1):
+    for period in range(1, min(max(count // 3, count > 1), 64) + 1):
         rise = lows[period] - lows[0]
         if all(lows[at + period] - lows[at] == rise == highs[at + period] - highs[at] for at in range(count - period)):
             return Line(rise, lows[:period], highs[:period], known, exact)

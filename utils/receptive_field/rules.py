@@ -40,6 +40,10 @@ def own(call, fields):
     return fields[0]
 
 
+def constant(call, fields):
+    return [None]
+
+
 def dense(call, fields):
     shape = call.input_shapes[0]
     return fields[0].mix({len(shape) - 1}, shape, call.path, stays=True)
@@ -165,25 +169,28 @@ def wrapper(call, fields):
 
 
 def time_distributed(call, fields):
-    """The inner layer's rule on every time step: axis 1 steps aside for the while."""
     rule = lookup(call.layer.layer)
-    if rule is None or len(fields) != 1:
-        return None
+    return None if rule is None or len(fields) != 1 else each_step(call, fields[0], lambda *one: rule(one[0], one[1:]))
+
+
+def each_step(call, field, rule):
+    """`rule(inner call, field)` on every time step: axis 1 steps aside for the while."""
     inner = call._replace(
         layer=call.layer.layer,
         type=type(call.layer.layer).__name__,
         input_shapes=tuple((shape[0], *shape[2:]) for shape in call.input_shapes),
         output_shapes=tuple((shape[0], *shape[2:]) for shape in call.output_shapes),
     )
-    aside = min(0, *fields[0].positions) - 1000  # a position that no inner rule touches
-    field = rule(inner, (fields[0].move(lambda axis: aside if axis == 1 else axis - (axis > 1)),))
-    return None if field is None else field.move(lambda axis: 1 if axis == aside else axis + (axis > 0))
+    aside = min(0, *field.positions) - 1000  # a position that no inner rule touches
+    field = rule(inner, field.renamed(lambda axis: aside if axis == 1 else axis - (axis > 1)))
+    return None if field is None else field.renamed(lambda axis: 1 if axis == aside else axis + (axis > 0))
 
 
 _KINDS = {
     windows.windowed: """
         BaseConv BaseDepthwiseConv BaseSeparableConv BasePooling Conv DepthwiseConv SeparableConv MaxPool
         AveragePool GaussianBlur""",
+    windows.pointwise: "RGBToGrayscale RGBToHSV HSVToRGB",
     windows.transposed: "BaseConvTranspose ConvTranspose",
     windows.global_pool: "BaseGlobalPooling",
     windows.adaptive_pool: "BaseAdaptivePooling AdaptiveAveragePool AdaptiveMaxPool",
@@ -217,6 +224,7 @@ _KINDS = {
     reduction: "Mean Sum Prod Max Min Amax Amin Std Var Any All Argmax Argmin Median Logsumexp CountNonzero",
     average: "Average",
     own: "BatchNormalization",
+    constant: "ZerosLike OnesLike",
     dense: "Dense",
     einsum_dense: "EinsumDense",
     einsum: "Einsum",
@@ -243,7 +251,7 @@ _KINDS = {
         HardSigmoid HardSilu Elu Selu Gelu Celu TanhShrink HardTanh HardShrink Threshold BatchNorm Rsqrt Erf Erfc
         Absolute Arccos Arcsin Arctan Cbrt Ceil Clip Conjugate Copy Cos Cosh Equal Exp Exp2 Expm1 Floor Greater
         GreaterEqual Isfinite Isinf Isnan Less LessEqual Log Log10 Log1p Log2 Logaddexp LogicalAnd LogicalNot LogicalOr
-        Negative NotEqual Reciprocal Round Sign Sin Sinh Sqrt Square Tan Tanh Trunc NanToNum OnesLike ZerosLike
+        Negative NotEqual Reciprocal Round Sign Sin Sinh Sqrt Square Tan Tanh Trunc NanToNum
         StopGradient Cast SaturateCast ConvertToTensor Select BroadcastTo Tril Triu Abs FullLike Real Imag BitwiseAnd
         Sinc Erfinv Heaviside Signbit Deg2rad Rad2deg Log1p LogicalXor Fmin Fmax""",
 }  # fmt: skip

@@ -1,5 +1,7 @@
 """The walk through a model that puts a Field on every tensor; utils.receptive_field turns Fields into answers."""
 
+import contextlib
+import copy
 import difflib
 import functools
 import types
@@ -21,19 +23,19 @@ class Walk:
     def __init__(self, model, input_size, input_name, rules, unsupported, shape=None):
         if unsupported not in ("warn", "ignore", "raise"):
             raise ValueError(f"unsupported must be 'warn', 'ignore' or 'raise', got {unsupported!r}")
-        closed = (keras.layers.TimeDistributed, keras.layers.Bidirectional, keras.layers.SpectralNormalization)
-        closed += tuple(key for key in rules or () if isinstance(key, type))
+        if not (rules is None or (isinstance(rules, dict) and all(map(callable, rules.values())))):
+            raise ValueError(f"rules must be a dict {{layer class or its name: function}}, got {rules!r}")
+        self.closed = (keras.layers.TimeDistributed, keras.layers.Bidirectional, keras.layers.SpectralNormalization)
+        self.closed += tuple(key for key in rules or () if isinstance(key, type))
         self.model, self.rules, self.policy = model, rules, unsupported
         self.batch = next((one.shape[0] for one in getattr(model, "inputs", None) or ()), None)
-        self.asked, self.calls = input_size, None
+        self.asked, self.calls, self.refused = input_size, None, False
         self.shapes = self._input_shapes(input_size) if shape is None else shape
         self.resized = self.shapes is not None
-        self.calls = self._listed(closed)
+        self.calls = self._listed(self.closed)
         self.fields, self.unknown, self.summaries = {}, {}, {}
         self._start(input_name)
-        for call in self.calls:
-            if call.outputs[0] not in self.fields:
-                self._visit(call)
+        self._visit_all()
         self.used = {key for call in self.calls for key in call.inputs} | set(self.calls.outputs)
 
     def _listed(self, closed):
@@ -42,13 +44,20 @@ class Walk:
         try:
             return layer_calls(self.model, shapes, batch_size=1, closed=closed)
         except ValueError as error:
-            if not self.resized:
-                return layer_calls(self.model, closed=closed)
-            try:  # channels first that are permuted before the first convolution, or last ones
+            with contextlib.suppress(ValueError):
+                if not self.resized:
+                    self.refused = True
+                    return layer_calls(self.model, closed=closed)
+                # channels first that are permuted before the first convolution, or last ones
                 self.shapes = self._input_shapes(self.asked, not self._channels_first())
                 return layer_calls(self.model, self.shapes, batch_size=1, closed=closed)
-            except ValueError:
-                raise error from None
+            text = str(error).replace("pass input_shape, for example (224, 224, 3)", "pass input_size, for example 224")
+            if isinstance(self.asked, list | tuple) and len(set(self.asked)) > 1:
+                sides = set(self.model.inputs[0].shape[1:-1]) if getattr(self.model, "inputs", None) else ()
+                if len(sides) == 1 and None not in sides:
+                    text = text.split("; pass an input_shape")[0]
+                    text += f"; {self.model.name!r} was built for a square image: pass a square input_size"
+            raise ValueError(text.replace("pass an input_shape", "pass an input_size")) from None
 
     def _input_shapes(self, input_size, first=None):
         if input_size is None:
@@ -58,7 +67,8 @@ class Walk:
             raise ValueError(f"input_size must be a positive integer or one for each axis, (y, x), got {input_size!r}")
         shapes = [tuple(reference.shape) for reference in getattr(self.model, "inputs", None) or ()]
         if not shapes:
-            shapes = self._shapes_of_subclassed() or [(None, *(given or (input_size,) * 2), 3)]  # not built yet: RGB
+            rank = next((layer.rank for layer in getattr(self.model, "layers", ()) if hasattr(layer, "rank")), 2)
+            shapes = self._shapes_of_subclassed() or [(None, *(given or (input_size,) * rank), 3)]  # not built yet: RGB
         first = self._channels_first() if first is None else first
         resized = []
         for shape in shapes:
@@ -139,6 +149,11 @@ class Walk:
             key = call.outputs[0]
         return 1 if self._channels_first() else len(order) - 1
 
+    def _visit_all(self):
+        for call in self.calls:
+            if call.outputs[0] not in self.fields:
+                self._visit(call)
+
     def _visit(self, call):
         fields = tuple(self.fields.get(key) for key in call.inputs)
         seen = [path for key in call.inputs for path in self.unknown.get(key, ())] if self.unknown else []
@@ -177,6 +192,16 @@ class Walk:
             except Exception:  # arguments that a rule of ours has not met: unknown by name, as without a rule
                 if rule is not _rules.lookup(call.layer):
                     raise
+        parts = answer if isinstance(answer, list) else [answer]
+        if not all(one is None or isinstance(one, Field) for one in parts):
+            raise ValueError(
+                f"the rule for layer {call.path!r} must return a Field, a list with one for each output, or None, "
+                f"got {answer!r}"
+            )
+        if self.refused and isinstance(answer, Field) and (answer.lost or "").endswith("; pass input_size"):
+            answer = answer._replace(lost=answer.lost.removesuffix("; pass input_size") + self._refusal())
+        if answer is None and rule is _rules.time_distributed and len(fields) == 1:
+            answer = _rules.each_step(call, fields[0], functools.partial(self._inside, call, seen))
         if answer is not None:
             return answer
         seen.append(call.path)
@@ -191,6 +216,27 @@ class Walk:
         if self.policy == "warn":
             warnings.warn(f"{lost}; what comes after it is unknown; {advice}", stacklevel=5)
         return _rules.mix_all(call, fields)._replace(lost=f"{lost}; {advice}")
+
+    def _refusal(self):
+        text = f", as {self.model.name!r} does not run on one image of {self.input_size}"
+        if len(set(self.input_size)) == 1:
+            return f"{text}; build it for another size"
+        return f"{text}; if it takes the root of a number of positions for a side, as MiT does, build it for a square"
+
+    def _inside(self, outer, seen, inner, field):
+        """The field behind a model or a layer of your own that a wrapper calls; None where it cannot be walked."""
+        walk = copy.copy(self)
+        try:
+            calls = layer_calls(inner.layer, inner.input_shapes[0][1:], batch_size=1, closed=self.closed)
+        except ValueError:
+            return None
+        if len(calls.outputs) != 1:
+            return None
+        walk.calls = [call._replace(path=f"{outer.path}/{call.path}") for call in calls]
+        walk.fields, walk.unknown = {key: field for call in calls if not call.inputs for key in call.outputs}, {}
+        walk._visit_all()
+        seen += walk.unknown.get(calls.outputs[0], ())
+        return walk.fields[calls.outputs[0]]
 
     def find(self, layer, output=None):
         """(call, number of its output) that `layer` and `output` name; of a layer object, its first call."""
@@ -207,18 +253,12 @@ class Walk:
             raise ValueError(
                 f"{self.model.name!r} has {len(ends)} outputs ({paths}); name one with layer= or number it with output="
             )
-        if output is not None and not 0 <= output < len(self.calls.outputs):
-            raise ValueError(
-                f"output must be from 0 to {len(self.calls.outputs) - 1} in {self.model.name!r}, got {output}"
-            )
-        return made[self.calls.outputs[output or 0]]
+        return made[self.calls.outputs[_checked(output or 0, len(self.calls.outputs), f"in {self.model.name!r}")]]
 
     def _output(self, call, output):
         count = len(call.outputs)
         if output is not None:
-            if not 0 <= output < count:
-                raise ValueError(f"output must be from 0 to {count - 1} for layer {call.path!r}, got {output}")
-            return output
+            return _checked(output, count, f"for layer {call.path!r}")
         used = [at for at, key in enumerate(call.outputs) if key in self.used] or [0]
         if any(self.fields[call.outputs[at]] != self.fields[call.outputs[used[0]]] for at in used):
             raise ValueError(
@@ -253,6 +293,12 @@ class Walk:
             hint = f"; near it are {', '.join(map(repr, near))}" if near else ""
             raise ValueError(f"{self.model.name!r} has no layer {name!r}{hint}")
         return found[0]
+
+
+def _checked(output, count, where):
+    if not hasattr(output, "__index__") or not 0 <= output < count:
+        raise ValueError(f"output must be a whole number from 0 to {count - 1} {where}, got {output!r}")
+    return output
 
 
 def _reads_unseen(call):

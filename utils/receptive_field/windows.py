@@ -53,6 +53,11 @@ def mixed_channels(call, field):
     return field.mix({channel_axis(call.layer, len(shape))}, shape, call.path, stays=True)
 
 
+def pointwise(call, fields):
+    """Colours into colours."""
+    return mixed_channels(call, fields[0])
+
+
 def windowed(call, fields):
     layer, shape = call.layer, call.input_shapes[0]
     axes = spatial_axes(layer, len(shape))
@@ -71,14 +76,20 @@ def windowed(call, fields):
         for axis, k, s, d in zip(axes, per_axis(kernel, count), strides, dilation, strict=True)
     ]
     field = stepped(call, fields, steps)
-    if (
-        "Pool" in call.type
-        or call.type == "GaussianBlur"
-        or (getattr(layer, "depth_multiplier", 0) == 1 and "Separable" not in call.type)
-    ):
+    if "Pool" in call.type or call.type == "GaussianBlur":
         return field
-    # After a Permute the channel axis may be one of the image's: then the layer mixes all of it.
-    return mixed_channels(call, field)
+    # After a join the channels differ, and after a Permute their axis may be one of the image's.
+    last, out_shape = channel_axis(layer, len(shape)), call.output_shapes[0]
+    count, made = shape[last], out_shape[last]
+    if last not in field.positions or count is None or "Separable" in call.type:
+        return mixed_channels(call, field)
+    if "Depthwise" in call.type or hasattr(layer, "depth_multiplier"):
+        groups = count
+    else:
+        groups = getattr(layer, "groups", None) or count // call.operand_shapes[1][-2]
+    if groups == 1:
+        return mixed_channels(call, field)
+    return field.step({last: Step(count // groups, (range(count // groups),) * (made // groups))}, {last: made})
 
 
 def transposed(call, fields):
