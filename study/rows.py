@@ -83,9 +83,10 @@ def _folds(row, dataset, grouped):
         return {"grouped_reason": "its own split is grouped by sender already" if apart else "not measured"}
     if row.run.mode != "frozen":
         run = recipes.folds()[row.id.replace("fine", "folds")].run
-        conditions = f"the same recipe shortened to {run.epochs} epochs per fold, the last one kept"
-        if run.learning_rate != row.run.learning_rate:
-            conditions += f", learning rate {run.learning_rate:g} for {row.run.learning_rate:g}"
+        length = "shortened to" if run.epochs < row.run.epochs else "with"
+        conditions = f"the same recipe {length} {run.epochs} epochs per fold, the last one kept"
+        if run.clip_norm != row.run.clip_norm:
+            conditions += f", gradients at most {run.clip_norm:g} long"
     return {"grouped": found.to_dict() | {"conditions": conditions}}
 
 
