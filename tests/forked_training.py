@@ -17,8 +17,7 @@ import tiny_training
 
 from utils.training import loop, run
 
-folder, flush = pathlib.Path(sys.argv[1]), os.fsync
-photos = tiny_training.squares(folder / "photos", per_class=(8, 5, 0))
+flush = os.fsync
 config = tiny_training.config(
     epochs=8, dropout=0.0, class_weights=True, augment="light", schedule="cosine", seed=3, batch_size=8
 )
@@ -62,18 +61,21 @@ def end(*started):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-os.environ["CLOTHING_CACHE_DIR"] = str(folder / "cache")
-tiny_training.add_backbone(dict.__setitem__, setattr)
-end(start("once"))
-moments, killed, number = random.Random(3), [], 1
-while len(killed) < 3:
-    child, epochs = start(f"killed-{number}")
-    os.read(epochs, 1)
-    time.sleep(moments.uniform(0, 0.4))
-    os.kill(child, signal.SIGKILL)
-    if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
-        killed.append(f"killed-{number}")  # the next one goes on with the same run
-    else:
-        number += 1
-end(*map(start, {*killed, "again", "two"}))
-print(json.dumps({path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}))
+if __name__ == "__main__":  # pytest imports every file in search of examples
+    folder = pathlib.Path(sys.argv[1])
+    photos = tiny_training.squares(folder / "photos", per_class=(8, 5, 0))
+    os.environ["CLOTHING_CACHE_DIR"] = str(folder / "cache")
+    tiny_training.add_backbone(dict.__setitem__, setattr)
+    end(start("once"))
+    moments, killed, number = random.Random(3), [], 1
+    while len(killed) < 3:
+        child, epochs = start(f"killed-{number}")
+        os.read(epochs, 1)
+        time.sleep(moments.uniform(0, 0.4))
+        os.kill(child, signal.SIGKILL)
+        if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+            killed.append(f"killed-{number}")  # the next one goes on with the same run
+        else:
+            number += 1
+    end(*map(start, {*killed, "again", "two"}))
+    print(json.dumps({path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}))

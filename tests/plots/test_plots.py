@@ -202,6 +202,13 @@ def test_words_of_a_sheet_lie_on_no_photo(name, photos):
             assert not text.get_text() or not any(box.shrunk(1, 0.8).overlaps(picture) for picture in pictures)
 
 
+def test_points_of_one_cost_and_nearly_one_accuracy_do_not_cover_each_other():
+    near = PRICES.assign(macs=3e8, accuracy=[0.84, 0.855, 0.92])
+    points = [line for line in plots.accuracy_against_cost(near).axes[0].lines if len(line.get_xdata()) == 1]
+    assert [line.get_xdata()[0] for line in points] == [300, pytest.approx(321), 300]
+    assert [line.get_ydata()[0] for line in points] == [0.84, 0.855, 0.92]
+
+
 def test_photos_keep_their_colours_and_their_middle(tmp_path):
     wide = np.zeros((40, 120, 3), np.uint8)
     wide[:, 40:80] = np.random.default_rng(0).integers(0, 256, (40, 40, 3))
