@@ -21,6 +21,14 @@ settings.register_profile("long", deadline=None, max_examples=2000, suppress_hea
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+# `make test` hands out whole files in this order, then the others: what is left for the end is short.
+LONGEST = ("test_oracles", "test_cluster", "test_training", "test_hub", "test_deployment", "test_own_photos")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 def examples(number):
     """Settings of an oracle test: so many examples, times the environment variable ORACLES for a long run by hand."""
     return settings(max_examples=number * int(os.environ.get("ORACLES", "1")))
