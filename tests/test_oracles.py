@@ -61,7 +61,7 @@ def follow(side, steps):
     return seen
 
 
-@examples(600)
+@examples(300)
 @given(STEPS, st.integers(40, 70))
 def test_receptive_fields_of_chains_against_sets_of_pixels(steps, side):
     wanted = follow(side, steps)
@@ -94,7 +94,7 @@ def test_receptive_fields_of_chains_against_sets_of_pixels(steps, side):
 # --- multiply-accumulates: from the sizes of kernels and outputs ------------------------------------------------------
 
 
-@examples(600)
+@examples(200)
 @given(random_networks.networks(), st.integers(1, 3))
 def test_macs_against_sizes_of_kernels_and_outputs(network, batch):
     model, _ = network

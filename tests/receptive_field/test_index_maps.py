@@ -205,7 +205,7 @@ EXACT = LAYERS | {
     "take": lambda x: conv()(ops.take(x, [3, 4, 9, 1], axis=1)),
     "flip": lambda x: conv((3, 2))(ops.flip(conv((2, 3))(x), axis=2)),
     "joined with its mirror image": lambda x: ops.add(x, ops.flip(conv()(x), axis=1)),
-    "cells of a grid": lambda x: cells(conv()(x)),
+    "cells of a grid": lambda x: cells(conv(3, 3)(x)),
     "dilated by way of the batch": lambda x: batch_to_space(conv()(space_to_batch(x))),
     "hstack": lambda x: conv()(ops.hstack([conv()(x), conv()(x)[:, :4]])),
     "roll": lambda x: conv()(ops.roll(x, (3, 5), axis=(1, 2))),

@@ -34,8 +34,8 @@ def test_a_backbone_without_weights_is_replaced_aloud(monkeypatch, capsys):
 
 
 def test_only_the_wrong_order_shares_photos(tmp_path, monkeypatch):
-    drawn = datasets.load("sketches", root=tmp_path / "drawn", per_class=12, size=48)
+    drawn = datasets.load("sketches", root=tmp_path / "drawn", per_class=6, size=48)
     monkeypatch.setenv("CLOTHING_RUNS_DIR", str(tmp_path))
-    order = experiments.balancing_order(drawn, "efficientnet_lite0", 48, at_most=14).set_index("protocol")
+    order = experiments.balancing_order(drawn, "efficientnet_lite0", 48, at_most=7).set_index("protocol")
     assert (order.loc["split by sender, then balance", ["shared_photos", "shared_senders"]] == 0).all()
     assert order.loc["balance, then split at random", "shared_photos"] > 0

@@ -146,8 +146,8 @@ def test_classify_answers_with_the_model_that_ships(tmp_path):
 
 
 @pytest.mark.photos
-def test_study_finds_the_run_that_ships_and_fetch_what_is_there(photos_dir):
-    assert "a-lite0-fine: a-lite0-fine-" in run("-m", "study", "train", "a-lite0-fine")
+def test_study_finds_the_run_that_ships_and_fetch_what_is_there(photos_dir, capsys):
+    assert main(["train", "a-lite0-fine"]) == 0 and "a-lite0-fine: a-lite0-fine-" in capsys.readouterr().out
     assert "clothing-dataset-small" in run("-m", "utils.datasets", "clothing-10")
 
 
