@@ -29,6 +29,7 @@ def parser():
     )
     folds.add_argument("--k", type=int, default=5, help="folds (default 5)")
     folds.add_argument("--keep", action="store_true", help="ship what the folds predicted -> models/")
+    command("choose", "compare recipes of ten classes on folds of their own, an hour -> results/fold_trials.json")
     seeds = command("seeds", "train rows with several seeds -> results/seeds.json", "+")
     seeds.add_argument("--count", type=int, default=3, help="seeds 0 .. COUNT-1 (default 3)")
     splits = command("splits", "train rows on their own and on a random split -> results/splits.json", "+")
@@ -171,6 +172,16 @@ def _folds(options, known, data):
         print(folds.export(row.run, data(row), k=options.k, tie=row.tie).name)
 
 
+def _choose(options, known, data):
+    from study import folds, recipes, records
+
+    rows, reported = recipes.candidates().values(), (recipes.folds()["b-lite0-folds"], recipes.longer_folds())
+    photos = data(reported[0])
+    metrics = {"trials": folds.compare(rows, photos, verbose=2)}
+    metrics["reported"] = folds.compare(reported, photos, numbers=(0, 1), seed=0, verbose=2)
+    print(records.write("fold_trials", {}, metrics, photos.name, records.RESULTS))
+
+
 def _seeds(options, known, data):
     from study import records
 
@@ -243,8 +254,8 @@ def _pruning(options, known, data):
 
 
 _WORK = {
-    "train": _train, "folds": _folds, "seeds": _seeds, "splits": _splits, "trials": _trials, "keep": _keep,
-    "files": _files, "pruning": _pruning, "elsewhere": _elsewhere,
+    "train": _train, "folds": _folds, "choose": _choose, "seeds": _seeds, "splits": _splits, "trials": _trials,
+    "keep": _keep, "files": _files, "pruning": _pruning, "elsewhere": _elsewhere,
 }  # fmt: skip
 
 

@@ -9,8 +9,9 @@ import io
 import zipfile
 
 import numpy as np
+import pandas as pd
 
-from utils import files, training
+from utils import evaluation, files, training
 from utils.datasets import splits
 from utils.evaluation.grouped_cv import grouped_cv
 from utils.training import SHIPPED, RunConfig
@@ -92,6 +93,41 @@ def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, shipped
     arrays = {kind: np.stack([found[i][place] for i in dataset.frame.index]) for place, kind in enumerate(KINDS)}
     _write(files.runs_dir(folder) / name, arrays, judged.fold, recipe, dataset, k, seed, tie)
     return load(files.runs_dir(folder) / name, dataset)
+
+
+def compare(rows, dataset, numbers=(0,), k=5, seed=1, folder=None, verbose=1):
+    """Lines of `results/fold_trials.json`: what recipes give on the same folds, trained or taken from what ships.
+
+    Args:
+        rows: list of recipes.Row; the others are compared with the first.
+        dataset: datasets.Dataset of all of them.
+        numbers, k, seed: which of the `k` folds of `seed`; those that are reported have seed 0.
+        folder, verbose: as in ``training.train``.
+
+    Returns:
+        list of dictionaries, one per row, in that order; `paired` is of ``evaluation.compare``, None for the first.
+    """
+    first, lines = None, []
+    for row in rows:
+        parts = [fold_of(dataset, number, k, seed, row.tie) for number in numbers]
+        tests = [photos.frame[photos.frame["split"] == "test"] for photos in parts]
+        shipped = SHIPPED / cv_id(row.run, dataset.fingerprint, k, seed, row.tie)
+        if (shipped / RECORD).exists():
+            runs, kept = [], load(shipped, dataset)["plain"].evaluation.probabilities
+            found = kept[dataset.frame.index.get_indexer(pd.concat(tests).index)]
+        else:
+            runs = [training.train(recipe_of(row.run), photos, folder=folder, verbose=verbose) for photos in parts]
+            found = np.concatenate([run.predict(test) for run, test in zip(runs, tests, strict=True)])
+        judged = evaluation.evaluate(found, pd.concat(tests), dataset.classes, name=row.id)
+        lines.append({
+            "recipe": row.id, "note": row.note, "config": row.run.to_dict(), "folds": list(numbers), "seed": seed,
+            "n": judged.n, "n_senders": judged.n_senders, "accuracy": judged.accuracy,
+            "accuracy_low": judged.sender_low, "accuracy_high": judged.sender_high,
+            "macro_recall": judged.macro_recall, "run_ids": [run.run_id for run in runs],
+            "paired": evaluation.compare(first, judged).to_dict() if first else None,
+        })  # fmt: skip
+        first = first or judged
+    return lines
 
 
 def judge(row, dataset, retrain=False):

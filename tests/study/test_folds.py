@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ def photos(tmp_path_factory):
 
 class FakeRun:
     """Knows who trained it; its probabilities tell which senders those were."""
+
+    run_id = "run"
 
     def __init__(self, senders, classes):
         self.senders, self.classes = senders, classes
@@ -72,8 +75,32 @@ def test_the_compact_form_serves_without_the_runs(photos, trained, tmp_path, mon
         fold_runs.export(CONFIG, photos, k=4, folder=tmp_path / "runs")
     fold_runs.export(CONFIG, photos, k=3, folder=tmp_path / "runs")
     assert judge(photos, tmp_path / "empty")["plain"].accuracy == judged["plain"].accuracy and len(trained) == 3
+    row = types.SimpleNamespace(id="whole", note="", run=CONFIG, tie=fold_runs.TIE)
+    (line,) = fold_runs.compare([row], photos, numbers=(1,), k=3, seed=0)
+    assert line["n"] == judged["plain"].folds.loc[2, "n"] and line["accuracy"] == 1 and len(trained) == 3
     judge(photos, tmp_path / "other", shipped=False)
     assert len(trained) == 6  # RETRAIN
+
+
+def test_recipes_are_compared_on_the_same_photos_of_the_folds_that_are_named(photos, trained, monkeypatch):
+    whole, seen = FakeRun.predict, []
+
+    def predict(self, frame, tta=False):
+        seen.append(set(frame["id"]))
+        found = whole(self, frame, tta)
+        return found[:, ::-1] if len(seen) == 3 else found  # the second recipe errs on its first fold, but for green
+
+    monkeypatch.setattr(FakeRun, "predict", predict)
+    rows = [types.SimpleNamespace(id=name, note="", run=dataclasses.replace(CONFIG, name=name), tie=fold_runs.TIE)
+            for name in ("one", "other")]  # fmt: skip
+    one, other = fold_runs.compare(rows, photos, numbers=(2, 0), k=3)
+    assert seen[:2] == seen[2:] and not seen[0] & seen[1]
+    assert one["n"] == other["n"] == len(seen[0] | seen[1]) and one["accuracy"] == 1 and one["paired"] is None
+    assert {config.name for config, _ in trained} == {"one", "other"} and len(trained) == 4
+    wrong = sum(label != "green" for label in photos.frame.loc[photos.frame["id"].isin(seen[0]), "label"])
+    paired = other["paired"]
+    assert (paired["only_a"], paired["only_b"]) == (wrong, 0) and paired["difference"] == -wrong / one["n"]
+    assert {run for line in (one, other) for run in line["run_ids"]} == {"run"}
 
 
 def test_damage_is_named(photos, trained, tmp_path):
