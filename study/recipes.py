@@ -60,8 +60,8 @@ def rows(stand_in=False):
 
 def _drawn():
     # Few drawings: small batches, for batch normalization's averages need some hundred steps to settle.
-    base = {"input_size": 48, "epochs": 10, "batch_size": 8, "learning_rate": 1e-3}
-    said, frozen = "drawings: input 48, 10 epochs", FROZEN | {"input_size": 96, "epochs": 30}
+    base = {"input_size": 48, "epochs": 6, "batch_size": 8, "learning_rate": 1e-3}
+    said, frozen = "drawings: input 48, 6 epochs", FROZEN | {"input_size": 96, "epochs": 30}
     listed = [
         _row("a-baseline", what="", note=said, published=0.46, **SCRATCH | base),
         _row("a-weighted", what="class weights", note=said, published=0.49, class_weights=True, **SCRATCH | base),
@@ -195,7 +195,7 @@ def sizes(stand_in=False):
     small = {
         "balance_to": 60, "folds": 3, "calibration_photos": 20, "error_photos": 8, "blame_layers": 2,
         "mixed_counts": (0, 2), "qat_photos": 20, "qat_epochs": 1,
-        "timing_rounds": 6, "timing_budget_s": 8, "latency_backbones": [], "prune_levels": [0.8],
+        "timing_rounds": 5, "timing_budget_s": 4, "loop_rounds": 1, "latency_backbones": [], "prune_levels": [0.8],
         "channel_levels": [0.25], "prune_kinds": ["weights", "channels"], "prune_photos": 48,
         "prune_learning_rate": 1e-4, "prune_test_photos": 40,
     }  # fmt: skip
