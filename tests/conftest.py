@@ -13,6 +13,7 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # `make test`: the p
 import pytest
 from hypothesis import HealthCheck, settings
 
+collect_ignore = ["flops/hub_models.py"]  # no tests: it needs keras-hub, and test_hub.py skips where that is missing
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # derandomize: CI tries the same examples every time; `HYPOTHESIS_PROFILE=long` looks for new ones by hand.

@@ -44,6 +44,7 @@ RUN_BY = {
     "python -m study train b-lite0-fine a-lite0-fine --cluster tcp://SCHEDULER:8786": (
         "tests/study/test_cluster.py", "def test_two_processes"
     ),
+    "pip install -r tests/requirements.txt": (".ci/run", "pip install --quiet --disable-pip-version-check -r tests/"),
     "pip install distributed==2026.8.0": (".ci/run", "tests/requirements.txt"),
     "python tests/flops/hub_models.py": ("tests/flops/test_hub.py", "hub_models.line("),
     "python -m study choose": ("tests/study/test_folds.py", "def test_recipes_are_compared"),
