@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -158,6 +159,24 @@ def test_the_baseline_trains_from_scratch_on_balanced_photos(photos):
     assert run.weights_source == "random initialization"
     # Batch normalization learns here.
     assert not np.allclose(run.model().get_layer("batch_normalization").get_weights()[2], 0)
+
+
+def test_fused_batch_norm_is_what_keras_computes():
+    images = np.random.default_rng(0).normal(2, 1, (4, 3, 3, 2)).astype("float32")
+    targets, kept = np.eye(3, dtype="float32")[[0, 1, 2, 1]], []
+    for fused in (False, True):
+        keras.utils.set_random_seed(0)
+        norm = keras.layers.BatchNormalization(epsilon=0.3, momentum=0.8)
+        model = keras.Sequential(
+            [keras.Input((3, 3, 2)), norm, keras.layers.Flatten(), keras.layers.Dense(3, "softmax")]
+        )
+        if fused:
+            norm.call = functools.partial(loop._fused_batch_norm, norm)
+        model.compile(keras.optimizers.SGD(0.1), "categorical_crossentropy", jit_compile=False)
+        losses = [float(model.train_on_batch(images, targets)) for _ in range(3)]
+        kept.append([np.array(losses), model.predict(images, verbose=0), *model.get_weights()])
+    for plain, quick in zip(*kept, strict=True):
+        np.testing.assert_allclose(quick, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_the_best_epoch_is_the_first_of_equal_ones_and_patience_counts_from_it(photos, monkeypatch):

@@ -5,6 +5,7 @@ validation set; nothing here looks at the test set.
 """
 
 import contextlib
+import functools
 import hashlib
 import math
 import sys
@@ -245,6 +246,10 @@ class _Trainer:
         if head:
             models.attach_head(model, head.kernel, head.bias)
         models.set_trainable(model, batch_norm=scratch)
+        if scratch:
+            for layer in model.layers:
+                if isinstance(layer, keras.layers.BatchNormalization):
+                    layer.call = functools.partial(_fused_batch_norm, layer)
         stream = batches.photo_batches(self.frame, self.classes, self.weights, config, lambda: self.epoch)
         validation = None
         if len(self.validation):
@@ -332,6 +337,22 @@ class _Keeper(keras.callbacks.Callback):
                 f"{self._learning_rate():.3g}; use a lower learning_rate or a longer warm-up "
                 "(epochs before this one are kept)"
             )
+
+
+def _fused_batch_norm(layer, inputs, training=None, mask=None):
+    """Batch normalization over photos by TensorFlow's one kernel; Keras 3 makes it of sums that each read the input."""
+    import tensorflow as tf
+
+    kernel = tf.compat.v1.nn.fused_batch_norm
+    gamma, beta, mean, variance = (tf.convert_to_tensor(weight.value) for weight in layer.weights)
+    if not training:
+        return kernel(inputs, gamma, beta, mean, variance, layer.epsilon, is_training=False)[0]
+    outputs, batch_mean, batch_variance = kernel(inputs, gamma, beta, epsilon=layer.epsilon)
+    count = tf.cast(tf.size(inputs) / tf.shape(inputs)[-1], tf.float32)
+    batch_variance *= (count - 1) / count  # the kernel's is unbiased, Keras averages the biased one
+    layer.moving_mean.assign(mean * layer.momentum + batch_mean * (1 - layer.momentum))
+    layer.moving_variance.assign(variance * layer.momentum + batch_variance * (1 - layer.momentum))
+    return outputs
 
 
 def _best_epoch(history, monitor):
