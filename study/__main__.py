@@ -29,7 +29,7 @@ def parser():
     )
     folds.add_argument("--k", type=int, default=5, help="folds (default 5)")
     folds.add_argument("--keep", action="store_true", help="ship what the folds predicted -> models/")
-    command("choose", "compare recipes of ten classes on folds of their own, an hour -> results/fold_trials.json")
+    command("choose", "compare recipes of ten classes on folds of their own, two hours -> results/fold_trials.json")
     seeds = command("seeds", "train rows with several seeds -> results/seeds.json", "+")
     seeds.add_argument("--count", type=int, default=3, help="seeds 0 .. COUNT-1 (default 3)")
     splits = command("splits", "train rows on their own and on a random split -> results/splits.json", "+")
@@ -43,6 +43,7 @@ def parser():
     deployed.add_argument("--rounds", type=int, default=20, help="interleaved rounds (default 20)")
     deployed.add_argument("--causes", action="store_true", help="what int8 loses rows by -> results/int8_causes.json")
     command("elsewhere", "what the shipped files say of sample pictures of packages -> results/elsewhere.json")
+    command("further", "judge ten-class rows on a second test set -> results/further.json")
     command("pruning", "run the pruning sweep of notebook 3, hours -> results/pruning.json")
     command("claims", "count what the studies print of costs, half a minute -> results/claims.json")
     tables = command("tables", "fill the tables of README, docs/ and models/README.md from results/")
@@ -178,6 +179,7 @@ def _choose(options, known, data):
     rows, reported = recipes.candidates().values(), (recipes.folds()["b-lite0-folds"], recipes.longer_folds())
     photos = data(reported[0])
     metrics = {"trials": folds.compare(rows, photos, verbose=2)}
+    metrics["trials"] += folds.soup(recipes.candidates()["try-b-clipped"], photos, verbose=2)
     metrics["reported"] = folds.compare(reported, photos, numbers=(0, 1), seed=0, verbose=2)
     print(records.write("fold_trials", {}, metrics, photos.name, records.RESULTS))
 
@@ -245,6 +247,13 @@ def _elsewhere(options, known, data):
     print(elsewhere.record(lambda name: data(next(row for row in known.values() if row.dataset == name))))
 
 
+def _further(options, known, data):
+    from study import further
+
+    found = _finished(further.ROWS, known, data)
+    print(further.record(found, data(known["b-lite0-fine"]), data(known["a-lite0-fine"])))
+
+
 def _pruning(options, known, data):
     from study import pruning, recipes, records
 
@@ -256,6 +265,7 @@ def _pruning(options, known, data):
 _WORK = {
     "train": _train, "folds": _folds, "choose": _choose, "seeds": _seeds, "splits": _splits, "trials": _trials,
     "keep": _keep, "files": _files, "pruning": _pruning, "elsewhere": _elsewhere,
+    "further": _further,
 }  # fmt: skip
 
 

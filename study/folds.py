@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from utils import evaluation, files, training
-from utils.datasets import splits
+from utils.datasets import pipeline, splits
 from utils.evaluation.grouped_cv import grouped_cv
 from utils.training import SHIPPED, RunConfig
 
@@ -119,14 +119,46 @@ def compare(rows, dataset, numbers=(0,), k=5, seed=1, folder=None, verbose=1):
             runs = [training.train(recipe_of(row.run), photos, folder=folder, verbose=verbose) for photos in parts]
             found = np.concatenate([run.predict(test) for run, test in zip(runs, tests, strict=True)])
         judged = evaluation.evaluate(found, pd.concat(tests), dataset.classes, name=row.id)
-        lines.append({
-            "recipe": row.id, "note": row.note, "config": row.run.to_dict(), "folds": list(numbers), "seed": seed,
-            "n": judged.n, "n_senders": judged.n_senders, "accuracy": judged.accuracy,
-            "accuracy_low": judged.sender_low, "accuracy_high": judged.sender_high,
-            "macro_recall": judged.macro_recall, "run_ids": [run.run_id for run in runs],
-            "paired": evaluation.compare(first, judged).to_dict() if first else None,
-        })  # fmt: skip
+        lines.append(_line(row, row.note, judged, first, numbers, seed, runs))
         first = first or judged
+    return lines
+
+
+def _line(row, note, judged, first, numbers, seed, runs):
+    return {
+        "recipe": judged.name, "note": note, "config": row.run.to_dict(), "folds": list(numbers), "seed": seed,
+        "n": judged.n, "n_senders": judged.n_senders, "accuracy": judged.accuracy,
+        "accuracy_low": judged.sender_low, "accuracy_high": judged.sender_high,
+        "macro_recall": judged.macro_recall, "run_ids": [run.run_id for run in runs],
+        "paired": evaluation.compare(first, judged).to_dict() if first else None,
+    }  # fmt: skip
+
+
+def soup(row, dataset, number=0, k=5, seed=1, folder=None, verbose=1):
+    """Lines as of :func:`compare`: two further seeds of a row on one fold, then what the three make together.
+
+    A soup is one network whose weights are the mean of theirs (Wortsman et al. 2022, arXiv:2203.05482). The mean of
+    their answers takes three passes, six with mirror images: a bound for what a soup or a student of them can give.
+    """
+    photos = fold_of(dataset, number, k, seed, row.tie)
+    test = photos.frame[photos.frame["split"] == "test"]
+    configs = [recipe_of(dataclasses.replace(row.run, seed=one)) for one in range(3)]
+    runs = [training.train(config, photos, folder=folder, verbose=verbose) for config in configs]
+    answers = [run.predict(test) for run in runs]
+    together = {"the mean of three seeds' answers, each photo mirrored too: six passes": np.mean(
+        [run.predict(test, tta=True) for run in runs], axis=0
+    )}  # fmt: skip
+    networks = [run.model() for run in runs]
+    weights = zip(*(network.get_weights() for network in networks), strict=True)
+    networks[0].set_weights([np.mean(each, axis=0) for each in weights])
+    images = pipeline.load_images(test, row.run.input_size).astype("float32")
+    together = {"a soup: the mean of three seeds' weights": networks[0].predict(images, verbose=0)} | together
+    seeds = {f"{row.note}, seed {one}": found for one, found in enumerate(answers) if one}
+    first, lines = evaluation.evaluate(answers[0], test, dataset.classes, name=row.id), []
+    for note, found in (seeds | together).items():
+        used = [runs[int(note[-1])]] if note in seeds else runs
+        judged = evaluation.evaluate(found, test, dataset.classes, name=f"{row.id}, {note}")
+        lines.append(_line(row, note, judged, first, [number], seed, used))
     return lines
 
 

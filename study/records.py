@@ -18,7 +18,7 @@ from utils import environment, files
 SCHEMA_VERSION = 1
 NOTEBOOKS = ("01_data_and_training", "02_receptive_field_and_flops", "03_quantization")
 COMMANDS = ("growth", "seeds", "splits", "deployment", "int8_causes", "trials", "pruning", "old_runtimes", "claims",
-            "elsewhere", "cluster", "hub", "fold_rates", "fold_trials")  # fmt: skip
+            "elsewhere", "cluster", "hub", "fold_rates", "fold_trials", "further")  # fmt: skip
 NAMES = (*NOTEBOOKS, *COMMANDS)
 RESULTS = files.PROJECT / "results"
 PHOTOS = "clothing-10, clothing-17"

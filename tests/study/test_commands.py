@@ -49,6 +49,7 @@ RUN_BY = {
     "python tests/flops/hub_models.py": ("tests/flops/test_hub.py", "hub_models.line("),
     "python -m study choose": ("tests/study/test_folds.py", "def test_recipes_are_compared"),
     "python -m study elsewhere": ("tests/study/test_elsewhere.py", "elsewhere.measure("),
+    "python -m study further": ("tests/study/test_further.py", "further.measure("),
     "python -m study notebooks --render": ("tests/study/test_notebooks.py", "render=True"),
     "python -m utils.datasets clothing-10": (STUDY, "def test_study_finds"),
     "python -m utils.datasets clothing-10 ARCHIVE": (

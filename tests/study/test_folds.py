@@ -103,6 +103,48 @@ def test_recipes_are_compared_on_the_same_photos_of_the_folds_that_are_named(pho
     assert {run for line in (one, other) for run in line["run_ids"]} == {"run"}
 
 
+def test_a_soup_is_the_mean_of_the_weights_and_its_bound_the_mean_of_the_answers(photos, monkeypatch):
+    classes = list(photos.classes)
+
+    class Network:
+        """Its only weight says how sure it is of the first class."""
+
+        def __init__(self, weight):
+            self.weight = weight
+
+        def get_weights(self):
+            return [np.array(self.weight)]
+
+        def set_weights(self, weights):
+            self.weight = float(weights[0])
+
+        def predict(self, images, verbose):
+            return answer(self.weight, len(images))
+
+    def answer(weight, count):
+        return np.tile([weight, *[(1 - weight) / (len(classes) - 1)] * (len(classes) - 1)], (count, 1))
+
+    class Run:
+        def __init__(self, seed):
+            self.run_id, self.weight = f"seed-{seed}", (0.9, 0.05, 0.01)[seed]
+
+        def model(self):
+            return Network(self.weight)
+
+        def predict(self, frame, tta=False):
+            # alone, the second and third are for another class; all three mirrored, for the first
+            return answer(0.8 if tta else self.weight if self.weight > 0.5 else 0.0, len(frame))
+
+    monkeypatch.setattr(training, "train", lambda config, *_, **__: Run(config.seed))
+    row = types.SimpleNamespace(id="row", note="", run=dataclasses.replace(CONFIG, input_size=32), tie=fold_runs.TIE)
+    lines = fold_runs.soup(row, photos, k=3)
+    assert [line["run_ids"] for line in lines] == [["seed-1"], ["seed-2"], *[["seed-0", "seed-1", "seed-2"]] * 2]
+    # Only the first run and all answers together are for the first class: the mean weight, 0.32, is less than a third.
+    first = [line["paired"]["both_right"] + line["paired"]["only_a"] for line in lines]
+    assert len(set(first)) == 1 and 0 < first[0] < lines[0]["n"]
+    assert [line["paired"]["only_a"] for line in lines] == [first[0]] * 3 + [0] and lines[3]["accuracy"] < 1
+
+
 def test_damage_is_named(photos, trained, tmp_path):
     judge(photos, tmp_path)
     folder = tmp_path / fold_runs.cv_id(CONFIG, photos.fingerprint, 3)
