@@ -7,7 +7,6 @@ Both networks take turns on the same batch; the ratio of each round has nothing 
 """
 
 import argparse
-import functools
 import os
 import pathlib
 import statistics
@@ -27,9 +26,8 @@ from utils.training import loop
 def network(size, fused):
     """The compiled baseline, its batch normalization as training uses it or as Keras does."""
     model = models.baseline_cnn(17, size)
-    for layer in model.layers if fused else ():
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.call = functools.partial(loop._fused_batch_norm, layer)
+    if fused:
+        loop.fuse_batch_norm(model)
     model.compile(keras.optimizers.Adam(1e-4), "categorical_crossentropy", jit_compile=False)
     return model
 

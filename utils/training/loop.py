@@ -247,9 +247,7 @@ class _Trainer:
             models.attach_head(model, head.kernel, head.bias)
         models.set_trainable(model, batch_norm=scratch)
         if scratch:
-            for layer in model.layers:
-                if isinstance(layer, keras.layers.BatchNormalization):
-                    layer.call = functools.partial(_fused_batch_norm, layer)
+            fuse_batch_norm(model)
         stream = batches.photo_batches(self.frame, self.classes, self.weights, config, lambda: self.epoch)
         validation = None
         if len(self.validation):
@@ -339,8 +337,14 @@ class _Keeper(keras.callbacks.Callback):
             )
 
 
+def fuse_batch_norm(model):
+    """Let TensorFlow's one kernel normalize batches; Keras 3 makes it of sums that each read the input."""
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.call = functools.partial(_fused_batch_norm, layer)
+
+
 def _fused_batch_norm(layer, inputs, training=None, mask=None):
-    """Batch normalization over photos by TensorFlow's one kernel; Keras 3 makes it of sums that each read the input."""
     import tensorflow as tf
 
     kernel = tf.compat.v1.nn.fused_batch_norm
