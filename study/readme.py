@@ -22,7 +22,9 @@ PAGES = tuple(
 )  # fmt: skip
 MARKER = re.compile(r"<!-- (/?)table:([\w-]+) -->")
 # What tells recipes apart in the table of trials; some of these options are gone from RunConfig.
-TOLD_APART_BY = ("learning_rate", "class_weights", "epochs", "progressive", "augment", "clip_norm", "ema", "seed")
+TOLD_APART_BY = (
+    "learning_rate", "class_weights", "epochs", "patience", "progressive", "augment", "clip_norm", "ema", "seed",
+)  # fmt: skip
 
 
 def percent(share, digits=1):

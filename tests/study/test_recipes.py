@@ -20,7 +20,7 @@ def test_rows_are_named_by_their_runs(stand_in):
 def test_ids_of_the_runs_that_ship_stay_as_they_are():
     known = recipes.rows()
     assert known["b-lite0-fine"].run.run_id == "b-lite0-fine-a998c294"
-    assert known["a-baseline"].run.run_id == "a-baseline-27ea73cb"
+    assert recipes.trials()["a-baseline-1e-4"].run.run_id == "a-baseline-27ea73cb"
     assert recipes.trials()["a-weighted-1e-3"].run.run_id == "a-weighted-21cbf7ba"
     row = known["a-baseline"]
     other = recipes.at_random(row)
