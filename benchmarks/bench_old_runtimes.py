@@ -10,8 +10,8 @@ range has one range per channel. That of 2.3.4 is added: one range per tensor, a
 What a runtime cannot run is named; 2.3.4 runs neither kind of dynamic range.
 
 A sitting goes through all runtimes in random order. Each is a process that calls the files in turn, by the plain Python
-interpreter with default settings, which is one thread. Times are CPU milliseconds, because other work on the machine
-changes them least; run it on a quiet machine all the same. Ratios refer to float32 in the same process, and ranges
+interpreter with its own kernels, on one thread. Times are CPU milliseconds, because other work on the machine changes
+them least; run it on a quiet machine all the same. Ratios refer to float32 in the same process, and ranges
 reach over sittings. What was timed is kept: the same command continues where it was interrupted.
 """
 
@@ -86,7 +86,8 @@ def time_files(folder, calls):
     for scheme in SCHEMES:
         content = (folder / f"{scheme}.tflite").read_bytes()
         try:
-            interpreter = Interpreter(model_content=content)
+            # left out, TensorFlow 2.10 to 2.12 compute float32 in part on a second thread
+            interpreter = Interpreter(model_content=content, num_threads=1)
             interpreter.allocate_tensors()
             call(interpreter)  # the first warm-up: an operator that a runtime does not know may fail only here
         except (RuntimeError, ValueError):
@@ -181,10 +182,10 @@ def measure(folder, versions, sittings, calls, python=None):
 
 
 def check_threads(line):
-    """CPU time beyond wall time means several threads, which the default settings do not ask for."""
+    """CPU time beyond wall time means several threads. A busy machine hides them: it lengthens wall time alone."""
     for scheme, times in line["times"].items():
         wall, cpu = (sum(column) for column in zip(*times))  # noqa: B905 - Python 3.8 has no strict
-        if cpu > 1.2 * wall:
+        if cpu > 1.1 * wall:
             raise RuntimeError(f"{line['runtime']} {scheme}: expected one thread, got {cpu / wall:.1f} busy at once")
 
 

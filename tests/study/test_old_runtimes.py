@@ -37,9 +37,25 @@ def test_a_row_is_the_median_sitting_and_a_ratio_refers_to_float32_of_the_same_s
     assert float32["ratio_to_float32"] == float32["ratio_low"] == float32["ratio_high"] == 1
     line = sitting(0, [100], [100], [100])
     bench.check_threads(line)
-    line["times"]["int8"] = [[100, 190]]
-    with pytest.raises(RuntimeError, match=r"2.4.4 int8: expected one thread, got 1.9 busy at once"):
-        bench.check_threads(line)
+    # 35 ms by the clock and 42.5 of CPU: TensorFlow 2.10's float32 with the number of threads left to it
+    for spent, told in (([100, 190], "1.9"), ([35, 42.5], "1.2")):
+        line["times"]["int8"] = [spent]
+        with pytest.raises(RuntimeError, match=f"2.4.4 int8: expected one thread, got {told} busy at once"):
+            bench.check_threads(line)
+
+
+def test_every_runtime_is_asked_for_one_thread(tmp_path, monkeypatch):
+    asked = []
+
+    def interpreter(**options):
+        asked.append(options["num_threads"])
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr("ai_edge_litert.interpreter.Interpreter", interpreter)
+    for scheme in bench.SCHEMES:
+        (tmp_path / f"{scheme}.tflite").write_bytes(b"")
+    assert bench.time_files(tmp_path, 1)["not_run"] == list(bench.SCHEMES)
+    assert asked == [1] * len(bench.SCHEMES)
 
 
 def test_the_record_names_processor_load_pins_what_did_not_run_and_today_s_runtime_last(tmp_path):
@@ -103,5 +119,6 @@ def test_what_is_committed_holds_every_runtime_in_three_sittings():
     assert {row["version"] for row in rows if row["runtime"] == "TensorFlow"} == set(bench.PINS)
     for row in rows:
         assert row["sittings"] >= 3
+        assert row["median_cpu_ms"] <= 1.1 * row["median_wall_ms"], "one thread"
         assert row["cpu_ms_low"] <= row["median_cpu_ms"] <= row["cpu_ms_high"]
         assert row["ratio_low"] <= row["ratio_to_float32"] <= row["ratio_high"]
