@@ -10,9 +10,9 @@ range has one range per channel. That of 2.3.4 is added: one range per tensor, a
 What a runtime cannot run is named; 2.3.4 runs neither kind of dynamic range.
 
 A sitting goes through all runtimes in random order. Each is a process that calls the files in turn, by the plain Python
-interpreter with its own kernels, on one thread. Times are CPU milliseconds, because other work on the machine changes
-them least; run it on a quiet machine all the same. Ratios refer to float32 in the same process, and ranges
-reach over sittings. What was timed is kept: the same command continues where it was interrupted.
+interpreter with the kernels that it chooses, on one thread. Times are CPU milliseconds, because other work on the
+machine changes them least; run it on a quiet machine all the same. Ratios refer to float32 in the same process, and
+ranges reach over sittings. What was timed is kept: the same command continues where it was interrupted.
 """
 
 import argparse
