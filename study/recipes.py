@@ -33,7 +33,10 @@ FINE_TUNE = {
 FROZEN = {"mode": "frozen", "epochs": 60, "learning_rate": 1e-3, "dropout": 0.2, "patience": 15, "monitor": "val_loss"}
 SCRATCH = {"model": "baseline_cnn", "mode": "scratch", "batch_size": 16}
 LEAKS = ("sender",)  # the official validation set of ten classes shares senders with its training set
-BASELINE_NOTE = "Adam 1e-4, until four epochs bring validation nothing, at most 30; best checkpoint on validation"
+BASELINE_NOTE = (
+    "Adam 1e-4, photos as they are, until four epochs bring validation nothing, at most 30; "
+    "best checkpoint on validation"
+)
 TITLES = {
     "baseline_cnn": "Baseline CNN", "mobilenet_v2": "MobileNetV2", "efficientnet_b0": "EfficientNetB0",
     "efficientnet_lite0": "EfficientNet-Lite0",
@@ -190,7 +193,7 @@ def sizes(stand_in=False):
     """How much work each experiment of the notebooks does; 0 photos: all; on drawings the least that runs all of it."""
     full = {
         "balance_to": 500, "folds": 5, "calibration_photos": 200, "calibration_counts": [1, 10],
-        "error_photos": 16, "blame_layers": 8, "mixed_counts": (0, 1, 4), "qat_photos": 400, "qat_epochs": 2,
+        "blame_layers": 8, "mixed_counts": (0, 1, 4), "qat_photos": 400, "qat_epochs": 2,
         "timing_rounds": 20, "timing_budget_s": 15,
         "latency_backbones": ["mobilenet_v2", "efficientnet_b0"],
         "prune_levels": [0.5, 0.8], "channel_levels": [0.25, 0.5],
@@ -198,7 +201,7 @@ def sizes(stand_in=False):
         "prune_learning_rate": 3e-4, "prune_test_photos": 0, "loop_rounds": 2,
     }  # fmt: skip
     small = {
-        "balance_to": 60, "folds": 3, "calibration_photos": 20, "error_photos": 8, "blame_layers": 2,
+        "balance_to": 60, "folds": 3, "calibration_photos": 20, "blame_layers": 2,
         "mixed_counts": (0, 2), "qat_photos": 20, "qat_epochs": 1,
         "timing_rounds": 5, "timing_budget_s": 4, "loop_rounds": 1, "latency_backbones": [], "prune_levels": [0.8],
         "channel_levels": [0.25], "prune_kinds": ["weights", "channels"], "prune_photos": 48,

@@ -1,5 +1,8 @@
 """From runs and their evaluations to the rows of a record, and from records to the tables that notebooks show."""
 
+import collections
+import itertools
+
 import pandas as pd
 
 from study import claims, records
@@ -105,6 +108,32 @@ def _row(row, run, verdict, dataset):
     }  # fmt: skip
 
 
+def neighbours(verdicts, folds, probes):
+    """Each model against the next better one on the same photos: a list of dictionaries fit for JSON.
+
+    Args:
+        verdicts: row id -> Evaluation on the test set.
+        folds: row id -> GroupedCV of a fine-tuned row; other keys are passed over.
+        probes: dataset name -> {"random" or "grouped": GroupedCV} of one frozen probe.
+    """
+    from study import recipes
+    from utils import evaluation
+
+    groups, known = collections.defaultdict(dict), recipes.rows()
+    for judged in verdicts.values():
+        groups[f"{len(judged.classes)} classes, test set"][judged.name] = judged
+    for row in (row for row in known if row in folds):
+        groups[f"{len(folds[row].evaluation.classes)} classes, folds"][known[row].title] = folds[row].evaluation
+    for name, pair in probes.items():
+        groups[f"{name}, one frozen probe"] = {f"{kind} folds": cv.evaluation for kind, cv in pair.items()}
+    lines = []
+    for photos, judged in groups.items():
+        for worse, better in itertools.pairwise(sorted(judged, key=lambda name, of=judged: of[name].accuracy)):
+            pair = evaluation.compare(judged[worse], judged[better]).to_dict()
+            lines.append({"photos": photos} | pair | {"name_a": worse, "name_b": better})
+    return lines
+
+
 def closing_table(closing):
     """The rows of :func:`result_rows` for readers: published and measured accuracy, Wilson interval, n."""
     return pd.DataFrame([
@@ -151,6 +180,7 @@ def dataset_facts(*sets):
             "senders": int(data.frame["sender"].nunique()), "split": data.split,
             "parts": {part: int(n) for part, n in data.frame["split"].value_counts().items()},
             "effective_senders": {part: effective(data.part(part)) for part in data.frame["split"].unique()},
+            "train_per_class": {label: int(n) for label, n in data.part("train")["label"].value_counts().items()},
             "fingerprint": data.fingerprint, "stand_in": data.stand_in,
         }
         for data in {data.name: data for data in sets}.values()
