@@ -264,8 +264,8 @@ def prune_channels(model, fraction, divisor=8, minimum=8):
         True
     """
     check_share(fraction, "fraction")
-    if divisor < 1 or minimum < 1:
-        raise ValueError(f"divisor and minimum must be positive integers, got {divisor} and {minimum}")
+    if not all(isinstance(number, int) and number >= 1 for number in (divisor, minimum)):
+        raise ValueError(f"divisor and minimum must be positive integers, got {divisor!r} and {minimum!r}")
     found, kept = find_blocks(model), {}
     for block in found:
         wanted = round(block.channels * (1 - fraction) / divisor) * divisor if fraction else block.channels

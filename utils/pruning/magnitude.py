@@ -46,19 +46,24 @@ def prunable(model):
     """The layers whose kernels pruning may thin out: convolutions and Dense, without the first and the depthwise ones.
 
     Raises:
-        TypeError, ValueError: not a Keras model; one that is not built, or has no such layer.
+        TypeError, ValueError: not a Keras model; one that is not built, or has no such layer; quantized or LoRA layers.
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"expected a Keras model to prune, got {type(model).__name__}")
-    if not model.built:
-        raise ValueError(f"model {model.name!r} is not built yet; call it on a batch first")
     found = _prunable(model)
     if not found:
         raise ValueError(f"model {model.name!r} has no Dense layer and no convolution after the first to prune")
+    for layer in found:
+        if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
+            raise ValueError(
+                f"layer {layer.name!r} is quantized or has LoRA weights; prune the plain model, before either"
+            )
     return found
 
 
 def _prunable(model):
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"expected a Keras model to prune, got {type(model).__name__}")
+    if not model.built:
+        raise ValueError(f"model {model.name!r} is not built yet; call it on a batch first")
     convolutions = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
     depthwise = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
     found = [layer for layer in _leaves(model) if isinstance(layer, (*convolutions, keras.layers.Dense))]
@@ -67,10 +72,24 @@ def _prunable(model):
     return [layer for layer in found if layer is not first]
 
 
-def _leaves(layer):
-    """The layers of a model that hold no other layer, also those inside nested models and wrappers."""
-    inner = layer.layers if isinstance(layer, keras.Model) else [layer.layer] if hasattr(layer, "layer") else None
-    yield from [layer] if inner is None else (leaf for part in inner for leaf in _leaves(part))
+def _layers(layer, seen=None):
+    """Every layer inside models, wrappers and layers of your own, each once and in order; what holds others last."""
+    seen = set() if seen is None else seen
+    if id(layer) not in seen:
+        seen.add(id(layer))
+        for part in _inner(layer):
+            yield from _layers(part, seen)
+        yield layer
+
+
+def _inner(layer):
+    if isinstance(layer, keras.Model) and layer.layers:
+        return layer.layers
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def _leaves(model):
+    return [layer for layer in _layers(model) if not _inner(layer)]
 
 
 def _keep_largest(magnitudes, sparsity):
@@ -187,7 +206,7 @@ class Pruned:
 
 
 def sparsity_report(model):
-    """Zeros in every kernel of a model, prunable or not, in the model's order.
+    """Zeros in every kernel of a model, prunable or not, in the model's order; those of layers of your own too.
 
     Args:
         model: a built Keras 3 model.
@@ -195,20 +214,24 @@ def sparsity_report(model):
     Returns:
         DataFrame: layer, type, shape, weights, nonzero, sparsity (share of zeros), prunable.
 
+    Raises:
+        TypeError, ValueError: not a Keras model; one that is not built.
+
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="fc")])
         >>> sparsity_report(model)[["layer", "weights", "nonzero"]].values.tolist()
         [['fc', 32, 32]]
     """
     chosen = {id(layer) for layer in _prunable(model)}
-    rows = []
-    for layer in _leaves(model):
-        if getattr(layer, "kernel", None) is None:
-            continue
-        array = keras.ops.convert_to_numpy(layer.kernel)
-        nonzero, shape = int(np.count_nonzero(array)), "x".join(map(str, array.shape))
-        sparsity = 1 - nonzero / array.size
-        rows.append((layer.name, type(layer).__name__, shape, array.size, nonzero, sparsity, id(layer) in chosen))
+    rows, seen = [], set()
+    for layer in _layers(model):
+        kernels = [weight for weight in layer.weights if weight.name.endswith("kernel") and id(weight) not in seen]
+        seen.update(map(id, kernels))
+        for kernel in kernels:
+            array = keras.ops.convert_to_numpy(kernel)
+            nonzero, shape = int(np.count_nonzero(array)), "x".join(map(str, array.shape))
+            sparsity = 1 - nonzero / array.size
+            rows.append((layer.name, type(layer).__name__, shape, array.size, nonzero, sparsity, id(layer) in chosen))
     return pd.DataFrame(rows, columns=["layer", "type", "shape", "weights", "nonzero", "sparsity", "prunable"])
 
 
@@ -223,6 +246,10 @@ def gzip_bytes(model_or_bytes):
         True
     """
     data = model_or_bytes
+    if not isinstance(data, (keras.Model, bytes, bytearray, memoryview)):
+        raise TypeError(
+            f"expected a Keras model or the bytes of a file, got {type(data).__name__}; read the file first"
+        )
     if isinstance(data, keras.Model):
         data = b"".join(np.asarray(array, np.float32).tobytes() for array in data.get_weights())
     return len(gzip.compress(data, compresslevel=9, mtime=0))
@@ -251,8 +278,7 @@ def fine_tune(
     Returns:
         DataFrame, one row per epoch.
     """
-    if epochs < 0:
-        raise ValueError(f"epochs must be 0 or more, got {epochs}")
+    _check_epochs(epochs)
     if not epochs:
         if norm_photos is not None:
             reestimate_batch_norm(model, norm_photos)
@@ -303,12 +329,19 @@ def prune(
     check_share(sparsity, "sparsity")
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be {' or '.join(SCHEDULES)}, got {schedule!r}")
+    _check_epochs(epochs)
     schedule = schedule if epochs else "one_shot"
     total = _steps(train_batches) * epochs if epochs else 1
     end = max(round(RAMP * total), 1) if schedule == "gradual" else 0
     callback = MagnitudePruning(sparsity, end, frequency=max(end // UPDATES, 1))
     prunable(model)
-    pruned = set_weights(keras.models.clone_model(model), model.get_weights())
+    try:
+        pruned = set_weights(keras.models.clone_model(model), model.get_weights())
+    except (ValueError, TypeError, NotImplementedError) as error:  # a subclassed model, a layer in two models
+        raise ValueError(
+            f"model {model.name!r} cannot be copied, which pruning needs; expected a Functional or Sequential model in "
+            "which no layer belongs to two models"
+        ) from error
     if not epochs:
         callback.set_model(pruned)
         callback.on_train_begin()
@@ -316,11 +349,22 @@ def prune(
     return Pruned(pruned, callback.reached(), schedule, sparsity_report(pruned), pd.DataFrame(callback.records))
 
 
+def _check_epochs(epochs):
+    if not isinstance(epochs, int) or epochs < 0:
+        raise ValueError(f"epochs must be a whole number from 0 up, got {epochs!r}")
+
+
 def _steps(train_batches):
     try:
-        return len(train_batches)
+        steps = len(train_batches)
     except TypeError:
         raise ValueError("the number of training batches is unknown; pass a list, or a stream with a length") from None
+    pairs = not isinstance(train_batches, (list, tuple)) or all(
+        isinstance(batch, (list, tuple)) and len(batch) == 2 for batch in train_batches
+    )
+    if not steps or not pairs:
+        raise ValueError("train_batches must hold (images, labels) batches, such as [(images, labels)]")
+    return steps
 
 
 def _normalization_refresh(model, photos, every):
