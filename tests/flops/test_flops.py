@@ -345,6 +345,19 @@ def test_an_activation_that_is_not_of_keras_is_looked_into():
         assert (report.total_macs, report.total_elementwise_ops) == (24, operations)
 
 
+def test_what_a_call_of_your_own_raises_is_the_reason_that_is_named():
+    class Broken(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = L.Dense(3)
+
+        def call(self, inputs):
+            raise RuntimeError("my own reason")
+
+    with pytest.raises(ValueError, match="does not run on symbolic input: my own reason"):
+        flops.count(Broken(), (6,))
+
+
 @pytest.mark.parametrize(
     "arguments, error, words",
     [
@@ -352,7 +365,9 @@ def test_an_activation_that_is_not_of_keras_is_looked_into():
         ({"unsupported": "explode"}, ValueError, '"warn", "raise" or "ignore"'),
         ({"batch_size": 0}, ValueError, "must be a positive integer, got"),
         ({"batch_size": 1.5}, ValueError, "must be a positive integer, got"),
+        ({"convention": ["exact"]}, ValueError, "convention must be one of"),
         ({"rules": {L.Dense: 5}}, TypeError, "rules must be"),
+        ({"rules": [L.Dense]}, TypeError, "rules must be a dict"),
         ({"rules": {L.Dense: lambda *_: -1}}, TypeError, "layer 'dense'.*must return a Cost or an int"),
         ({"rules": {L.Dense: lambda *_: None}}, TypeError, "must return a Cost or an int"),
         ({"rules": {L.Dense: lambda *_: 1 / 0}}, ValueError, "the rule for layer 'dense'.*failed"),

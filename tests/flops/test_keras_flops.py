@@ -76,3 +76,5 @@ def test_models_that_it_cannot_take():
     ):
         with pytest.raises(ValueError, match=words):
             flops.keras_flops_total(model)
+    with pytest.raises(TypeError, match="expected a Keras 3 model, got str"):
+        flops.keras_flops_total("model.keras")

@@ -286,6 +286,8 @@ def test_foreign_files_are_refused_by_name(tmp_path, block):
             flops.count_tflite(path)
     with pytest.raises(FileNotFoundError, match=r"no file .*missing\.tflite"):
         flops.count_tflite(tmp_path / "missing.tflite")
+    with pytest.raises(TypeError, match=r"expected the path of a \.tflite file or its bytes, got NoneType"):
+        flops.count_tflite(None)
     with pytest.raises(FileNotFoundError, match="there is no file"):
         flops.count_tflite(tmp_path)
     with pytest.raises(ValueError, match=r"^the model given as bytes is not"):

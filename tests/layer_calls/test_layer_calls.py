@@ -359,6 +359,26 @@ def run_recorded(model, inputs):
     return seen
 
 
+def test_what_a_layer_keeps_of_its_calls_stays_as_it_was():
+    class Keeps(L.Layer):
+        def __init__(self):
+            super().__init__()
+            self.dense, self.last, self.all = L.Dense(3), None, []
+
+        def call(self, inputs):
+            self.last = self.dense(inputs)
+            self.all.append(self.last)
+            return self.last
+
+    layer, image = Keeps(), keras.Input((6,))
+    model = keras.Model(image, layer(image))
+    layer.all.clear()
+    model(np.ones((1, 6), "float32"))
+    last = layer.last
+    layer_calls(model)
+    assert layer.last is last and len(layer.all) == 1 and layer.all[0] is last
+
+
 @st.composite
 def networks(draw):
     """A random branching network of one input, with joins, shared layers and nested models."""

@@ -315,6 +315,24 @@ def test_shared_and_nested_layers_are_found_by_path():
     assert receptive_field(model, inner.get_layer("conv")).size == (3, 3)
 
 
+def test_a_nested_model_with_two_outputs_is_asked_for_one_of_them_by_name_or_as_an_object():
+    start, image = keras.Input((16, 16, 2)), keras.Input((16, 16, 2))
+    first = conv(3, name="first")(start)
+    pair = keras.Model(start, [first, conv(5, 2, name="second")(first)], name="pair")
+    model = keras.Model(image, pair(image))
+    for asked in ("pair", pair):
+        found = [receptive_field(model, asked, output=at) for at in (0, 1)]
+        assert [one.size for one in found] == [(3, 3), (7, 7)]  # 3, and 3 + (5 - 1) * 1
+        assert [one.stride for one in found] == [(1, 1), (2, 2)]
+        with pytest.raises(ValueError, match=r"'pair' has 2 outputs \('pair/first', 'pair/second'\); name one"):
+            receptive_field(model, asked)
+
+
+def test_equalization_by_tiles_may_see_the_whole_image():
+    layer = keras.layers.ContrastLimitedAdaptiveHistogramEqualization()
+    assert receptive_field(keras.Sequential([keras.Input((16, 16, 3)), layer])).whole_image
+
+
 def test_the_input_size_decides_same_padding():
     model = sequential(conv(3, 2, "same", name="conv"), size=(None, None))
     assert receptive_field(model).padding == (None, None) and receptive_field(model).aligned is None

@@ -88,6 +88,8 @@ class _Rules:
     """The rules of one count: the caller's before those of layers and operations."""
 
     def __init__(self, rules, convention):
+        if not isinstance(rules or {}, dict):
+            raise TypeError(f"rules must be a dict of functions by layer type or operation name, got {rules!r}")
         for key, rule in (rules or {}).items():
             if not (isinstance(key, (type, str)) and callable(rule)):
                 raise TypeError(

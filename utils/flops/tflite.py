@@ -8,6 +8,7 @@ profiler that knows no quantized convolution reports for the whole network.
 
 import dataclasses
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -115,6 +116,11 @@ def count_tflite(path_or_bytes, unsupported="warn"):
 def _contents(path_or_bytes):
     if isinstance(path_or_bytes, (bytes, bytearray, memoryview)):
         return "the model given as bytes", bytes(path_or_bytes)
+    if not isinstance(path_or_bytes, (str, os.PathLike)):
+        raise TypeError(
+            f"expected the path of a .tflite file or its bytes, got {type(path_or_bytes).__name__}; a Keras model is "
+            "counted by flops.count"
+        )
     path = pathlib.Path(path_or_bytes)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; pass the path of a .tflite file, or its bytes")

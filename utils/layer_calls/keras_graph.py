@@ -174,6 +174,8 @@ def no_mark_on(layer):
             del part._inbound_nodes[inbound:]
             del part._outbound_nodes[outbound:]
             for name, value in list(vars(part).items()):
+                if isinstance(value, list) and any(map(_is_symbolic, value)):  # the call appended to it
+                    value[:] = [one for one in value if not _is_symbolic(one)]
                 if value is not attributes.get(name) and any(map(_is_traced, _leaves(value))):
                     if name in attributes:
                         vars(part)[name] = attributes[name]
@@ -181,8 +183,12 @@ def no_mark_on(layer):
                         del vars(part)[name]
 
 
+def _is_symbolic(value):
+    return isinstance(value, keras.KerasTensor)
+
+
 def _is_traced(value):
-    return keras.ops.is_tensor(value) and not isinstance(value, keras.Variable)
+    return _is_symbolic(value) or (keras.ops.is_tensor(value) and not isinstance(value, keras.Variable))
 
 
 def _leaves(value):
@@ -190,16 +196,22 @@ def _leaves(value):
 
 
 @contextlib.contextmanager
-def symbolic_scope():
-    """Where a call may run without computing or changing anything, as Keras runs one to infer shapes."""
+def errors_as_raised():
+    """Where errors inside a call keep their words, without "Exception encountered when ..." around them."""
     filtered = keras.config.is_traceback_filtering_enabled()
-    keras.config.disable_traceback_filtering()  # errors as they were raised, without "Exception encountered when ..."
+    keras.config.disable_traceback_filtering()
     try:
-        with keras.StatelessScope(), keras.SymbolicScope():
-            yield
+        yield
     finally:
         if filtered:
             keras.config.enable_traceback_filtering()
+
+
+@contextlib.contextmanager
+def symbolic_scope():
+    """Where a call may run without computing or changing anything, as Keras runs one to infer shapes."""
+    with errors_as_raised(), keras.StatelessScope(), keras.SymbolicScope():
+        yield
 
 
 ARITHMETIC = {

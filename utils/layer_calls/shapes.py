@@ -7,7 +7,8 @@ from . import keras_graph as internals
 
 def first_line(error):
     """The first line of an error's message, for a sentence of our own."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = str(error).split("Error encountered:")[-1]  # Keras puts the cause behind advice of its own
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".")
 
 

@@ -73,9 +73,15 @@ class LayerCall(NamedTuple):
 
 
 class Calls(list):
-    """The calls of a model in execution order; `outputs` are the keys of the tensors that the model returns."""
+    """The calls of a model in execution order.
 
-    outputs = ()
+    `outputs` are the keys of the tensors that the model returns; `models` says the same of each model inside it:
+    {path: (model, keys)}.
+    """
+
+    def __init__(self, *calls):
+        super().__init__(*calls)
+        self.outputs, self.models = (), {}
 
 
 def layer_calls(model, input_shape=None, *, batch_size=None, closed=(), opened=None, graphs=False):
@@ -160,7 +166,7 @@ class _Walk:
         """A model without a graph, or a bare layer; `shapes` are (args, kwargs) with Dims at their leaves."""
         args, kwargs = tree.map_structure(lambda shape: keras.KerasTensor(shape.dims, dtype), shapes)
         if not internals.all_built(model):
-            with internals.no_mark_on(model):
+            with internals.no_mark_on(model), internals.errors_as_raised():
                 try:
                     model(*args, **kwargs)
                 except Exception as error:
@@ -214,8 +220,10 @@ class _Walk:
         """One call: `args`, `kwargs` hold the `references`, which stand for `given`; `known` are reference outputs."""
         kind = self._kind(layer)
         if kind == "model" and (graph := internals.graph_of(layer)) is not None:
-            inner = in_graph_order(graph, args, kwargs, references, given)
-            return self._graph(graph, inner, self._path(path) + "/")
+            inner, path = in_graph_order(graph, args, kwargs, references, given), self._path(path)
+            outputs = self._graph(graph, inner, path + "/")
+            self.calls.models[path] = layer, tuple(tensor.key for tensor in outputs if tensor)
+            return outputs
         if kind == "wrapper":
             return self._open_wrapper(layer, args, kwargs, references, given, known, path)
         if kind in ("custom", "model"):

@@ -232,7 +232,7 @@ _KINDS = {
     over_axis: """
         LayerNormalization RMSNormalization UnitNormalization Softmax LogSoftmax Sparsemax Normalize LayerNorm RMSNorm
         Cumsum Cumprod Sort Argsort""",
-    over_image: "GroupNormalization AutoContrast Equalization CLAHE",
+    over_image: "GroupNormalization AutoContrast Equalization ContrastLimitedAdaptiveHistogramEqualization",
     attention: "MultiHeadAttention GroupQueryAttention Attention AdditiveAttention DotProductAttention",
     recurrent: "RNN Bidirectional",
     windows.recurrent_convolution: "ConvLSTM ConvLSTM1D ConvLSTM2D ConvLSTM3D",

@@ -241,19 +241,22 @@ class Walk:
     def find(self, layer, output=None):
         """(call, number of its output) that `layer` and `output` name; of a layer object, its first call."""
         if layer is None:
-            return self._returned(output)
+            return self._returned(self.model.name, self.calls.outputs, output)
+        inside = {path: keys for path, (model, keys) in self.calls.models.items() if layer in (path, model)}
+        if inside:
+            return self._returned(*next(iter(inside.items())), output)
         call = self._named(layer)
         return call, self._output(call, output)
 
-    def _returned(self, output):
+    def _returned(self, name, outputs, output):
         made = {key: (call, at) for call in self.calls for at, key in enumerate(call.outputs)}
-        ends = list(dict.fromkeys(self.calls.outputs))
+        ends = list(dict.fromkeys(outputs))
         if output is None and len(ends) > 1:
             paths = ", ".join(repr(made[key][0].path) for key in ends)
             raise ValueError(
-                f"{self.model.name!r} has {len(ends)} outputs ({paths}); name one with layer= or number it with output="
+                f"{name!r} has {len(ends)} outputs ({paths}); name one with layer= or number it with output="
             )
-        return made[self.calls.outputs[_checked(output or 0, len(self.calls.outputs), f"in {self.model.name!r}")]]
+        return made[outputs[_checked(output or 0, len(outputs), f"in {name!r}")]]
 
     def _output(self, call, output):
         count = len(call.outputs)
@@ -284,8 +287,6 @@ class Walk:
                     raise ValueError(
                         f"{self.model.name!r} has several layers {layer!r}: {paths}; name one of these paths"
                     )
-            if not found:  # a nested model by its name: its last call is its output
-                found = [call for call in self.calls if call.path.startswith(layer + "/")][-1:]
             if not found and "/" in layer:  # "conv1/conv" of Keras 2 is "conv1_conv" in Keras 3
                 found = [call for call in self.calls if call.path == layer.replace("/", "_")]
         if not found:
