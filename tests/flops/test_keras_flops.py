@@ -76,5 +76,6 @@ def test_models_that_it_cannot_take():
     ):
         with pytest.raises(ValueError, match=words):
             flops.keras_flops_total(model)
-    with pytest.raises(TypeError, match="expected a Keras 3 model, got str"):
-        flops.keras_flops_total("model.keras")
+    for thing in (None, "model.keras", [own]):
+        with pytest.raises(TypeError, match="expected a Keras 3 model or layer, got builtins"):
+            flops.keras_flops_total(thing)

@@ -44,6 +44,7 @@ def test_what_is_read_of_keras_is_there():
         (node.outputs[0], ("_keras_history",)),
         (node.outputs[0]._keras_history, ("operation", "node_index")),
         (model.weights[0], ("_shape", "_dtype")),
+        (model._layers[0], ("_auto_config",)),
         (node.operation, ("_inbound_nodes", "_outbound_nodes", "_flatten_layers", "_assert_input_compatibility")),
     ):
         for name in names:
@@ -241,6 +242,41 @@ def test_a_layer_of_ones_own_is_opened_and_left_as_it_was():
     assert [call.type for call in closed] == ["InputLayer", "Block", "Softmax"]
 
 
+class Diary(keras.Layer):
+    """Writes down what it is called with."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seen, self.last, self.first, self.all, self.by_rank = 0, None, True, [], {"ranks": [], "last": None}
+
+    def build(self, shape):
+        self.inner = L.Dense(2)
+        self.inner.build(shape)
+
+    def call(self, x):
+        self.seen += 1
+        self.last, self.first, self.by_rank["last"], self.fresh = x, False, x, len(x.shape)
+        self.all.append(x)
+        self.by_rank["ranks"].append(len(x.shape))
+        self.by_rank[len(x.shape)] = x
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("how", [{}, {"graphs": True, "opened": lambda layer: True}, {"closed": (Diary,)}])
+def test_what_a_layer_writes_down_is_what_it_was_before(how):
+    diary = Diary()
+    model = keras.Sequential([diary])
+    model(np.ones((1, 5, 3)))
+    before = dict(vars(diary))
+    last, seen, held, ranks = diary.last, diary.seen, list(diary.all), list(diary.by_rank["ranks"])
+    layer_calls(model, (7, 3), **how)  # another shape, so that Keras has no record of it
+    assert (diary.seen, diary.first, diary.fresh) == (seen, False, 3) and diary.last is last
+    assert diary.all is before["all"] and [*map(id, diary.all)] == [*map(id, held)]
+    assert diary.by_rank is before["by_rank"] and diary.by_rank.keys() == {"ranks", "last", 3}
+    assert diary.by_rank["last"] is last and diary.by_rank["ranks"] == ranks
+    assert vars(diary).keys() == before.keys()
+
+
 class TensorFlowOnly(keras.Layer):
     def call(self, x):
         import tensorflow as tf
@@ -313,6 +349,26 @@ def test_a_model_that_cannot_be_walked_is_refused():
 
 
 @pytest.mark.parametrize(
+    "kind, wrap",
+    [
+        (keras.Model, lambda failing: failing),
+        (keras.Layer, lambda failing: keras.Sequential([failing])),
+        (keras.Layer, lambda failing: keras.Sequential([keras.Sequential([failing])])),
+    ],
+)
+def test_an_error_inside_a_model_that_is_not_built_is_said_as_it_was_raised(kind, wrap):
+    def call(self, x):
+        raise RuntimeError("a reason of one's own")
+
+    failing = type("Failing", (kind,), {"__init__": lambda self: kind.__init__(self), "call": call})()
+    failing.dense = L.Dense(3)
+    with pytest.raises(ValueError, match="a reason of one's own") as error:
+        layer_calls(wrap(failing), (6,))
+    assert "Exception encountered" not in str(error.value)
+    assert keras.config.is_traceback_filtering_enabled()
+
+
+@pytest.mark.parametrize(
     "shape, words",
     [
         ((8, 8), "has 4 dimensions with the batch"),
@@ -357,26 +413,6 @@ def run_recorded(model, inputs):
         for layer in leaves:
             del layer.call
     return seen
-
-
-def test_what_a_layer_keeps_of_its_calls_stays_as_it_was():
-    class Keeps(L.Layer):
-        def __init__(self):
-            super().__init__()
-            self.dense, self.last, self.all = L.Dense(3), None, []
-
-        def call(self, inputs):
-            self.last = self.dense(inputs)
-            self.all.append(self.last)
-            return self.last
-
-    layer, image = Keeps(), keras.Input((6,))
-    model = keras.Model(image, layer(image))
-    layer.all.clear()
-    model(np.ones((1, 6), "float32"))
-    last = layer.last
-    layer_calls(model)
-    assert layer.last is last and len(layer.all) == 1 and layer.all[0] is last
 
 
 @st.composite

@@ -311,26 +311,28 @@ def test_shared_and_nested_layers_are_found_by_path():
     model = keras.Model(image, conv(1, name="conv")(inner(inner(image))), name="outer")
     assert receptive_field(model, "conv").size == (5, 5)
     assert receptive_field(model, "inner/conv").size == (3, 3)
-    assert receptive_field(model, "inner:1/conv").size == (5, 5)
+    assert receptive_field(model, "inner:1/conv").size == receptive_field(model, "inner:1").size == (5, 5)
     assert receptive_field(model, inner.get_layer("conv")).size == (3, 3)
 
 
-def test_a_nested_model_with_two_outputs_is_asked_for_one_of_them_by_name_or_as_an_object():
-    start, image = keras.Input((16, 16, 2)), keras.Input((16, 16, 2))
-    first = conv(3, name="first")(start)
-    pair = keras.Model(start, [first, conv(5, 2, name="second")(first)], name="pair")
-    model = keras.Model(image, pair(image))
-    for asked in ("pair", pair):
-        found = [receptive_field(model, asked, output=at) for at in (0, 1)]
-        assert [one.size for one in found] == [(3, 3), (7, 7)]  # 3, and 3 + (5 - 1) * 1
-        assert [one.stride for one in found] == [(1, 1), (2, 2)]
-        with pytest.raises(ValueError, match=r"'pair' has 2 outputs \('pair/first', 'pair/second'\); name one"):
-            receptive_field(model, asked)
-
-
-def test_equalization_by_tiles_may_see_the_whole_image():
-    layer = keras.layers.ContrastLimitedAdaptiveHistogramEqualization()
-    assert receptive_field(keras.Sequential([keras.Input((16, 16, 3)), layer])).whole_image
+def test_a_nested_model_is_asked_by_name_or_itself_for_each_of_its_outputs():
+    image = keras.Input((16, 16, 3))
+    fine = conv(3, name="a")(image)
+    pyramid = keras.Model(image, [fine, conv(5, 2, name="b")(fine)], name="pyramid")
+    tower = keras.Sequential([keras.Input((14, 14, 2)), conv(3), conv(3)], name="tower")
+    photo = keras.Input((16, 16, 3))
+    first, second = pyramid(photo)
+    model = keras.Model(photo, [tower(first), second])
+    for name in ("pyramid", pyramid):
+        # Output 0 is one 3 x 3; output 1 a 5 x 5 on it, 3 + (5 - 1) * 1 = 7 pixels, every other feature.
+        found = [receptive_field(model, name, output=number) for number in (0, 1)]
+        assert [(one.size, one.stride) for one in found] == [((3, 3), (1, 1)), ((7, 7), (2, 2))]
+        with pytest.raises(ValueError, match="'pyramid' has 2 outputs that see different pixels; choose one with"):
+            receptive_field(model, name)
+        with pytest.raises(ValueError, match="output must be a whole number from 0 to 1 for layer 'pyramid', got 2"):
+            receptive_field(model, name, output=2)
+    for name in ("tower", tower):  # three 3 x 3 one after the other
+        assert receptive_field(model, name).size == (7, 7)
 
 
 def test_the_input_size_decides_same_padding():
@@ -340,6 +342,41 @@ def test_the_input_size_decides_same_padding():
     assert receptive_field(model, input_size=9).padding == (1, 1)
     built = sequential(conv(3, 2, "same"), size=(8, 8))
     assert receptive_field(built).padding == (0, 0) and receptive_field(built, input_size=9).padding == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "make, shape, size",
+    [
+        (lambda: keras.Sequential([conv(3)]), (2, 9, 9, 1), (3, 3)),
+        (lambda: keras.Sequential([keras.Sequential([conv(3)])]), (2, 9, 9, 1), (3, 3)),
+        (lambda: keras.Sequential([keras.Sequential([layers.Conv1D(2, 3)])]), (2, 9, 1), (3,)),
+        (lambda: keras.Sequential([layers.MaxPooling1D(3)]), (2, 9, 1), (3,)),
+        (lambda: keras.Sequential([layers.LSTM(2, return_sequences=True)]), (2, 9, 1), (1,)),  # itself; all are mixed
+        (lambda: layers.LSTM(2, return_sequences=True), (2, 9, 1), (1,)),
+    ],
+)
+def test_a_model_that_is_not_built_is_asked_by_a_size_and_stays_unbuilt(make, shape, size):
+    model = make()
+    for layer in (None, getattr(model, "layers", [None])[0]):
+        assert receptive_field(model, layer, input_size=9).size == size
+    assert len(table(model, input_size=9)) > 1
+    assert not model.built and model(np.zeros(shape)).shape[0] == 2
+
+
+def test_a_model_that_is_not_built_and_takes_no_rgb_images_is_to_be_built():
+    model = keras.Sequential([keras.Sequential([keras.Input((9, 9, 4)), conv(3)])])
+    model = keras.Sequential([layers.Identity(), *model.layers])
+    with pytest.raises(ValueError, match=r"cannot be built for .*; input_size stands for RGB images, so build the"):
+        receptive_field(model, input_size=9)
+
+
+def test_a_model_that_cannot_be_copied_is_never_taken_for_another():
+    class Wide(layers.Conv2D):  # its inherited configuration lacks its own argument
+        def __init__(self, reach=0, filters=2, kernel_size=1, **kwargs):
+            super().__init__(filters, 1 + 2 * reach, **kwargs)
+            self.reach = reach
+
+    assert receptive_field(keras.Sequential([Wide(reach=2)]), input_size=9).size == (5, 5)
 
 
 def test_a_region_can_be_clipped_and_says_how_much_of_it_is_inside():
@@ -360,6 +397,10 @@ def test_a_region_can_be_clipped_and_says_how_much_of_it_is_inside():
         (lambda m: receptive_field(m, input_size=8).region(4, 0), r"has \(4, 4\) features and none at \(4, 0\)"),
         (lambda m: receptive_field(m, input_size=8).region(1), "has 2 indices, one for each spatial axis"),
         (lambda m: receptive_field(m, input_size=8).region(1.0, "a"), r"must be whole numbers, got \(1.0, 'a'\)"),
+        (
+            lambda m: receptive_field(keras.Sequential([m, layers.GlobalMaxPooling2D(name="gone")])).region(),
+            "no grid of features left, as 'gone' mixes all positions",
+        ),
         (lambda m: receptive_field(m, output="a"), "output must be a whole number from 0 to 0 in 'seq.*got 'a'"),
         (lambda m: receptive_field(m, "conv1", output=1), "from 0 to 0 for layer 'conv1', got 1"),
         (lambda m: receptive_field(m, rules={"Conv2D": 3}), "rules must be a dict .*got {'Conv2D': 3}"),
@@ -439,6 +480,37 @@ def test_a_layer_made_of_keras_layers_is_seen_through():
     found = receptive_field(model, unsupported="raise")
     assert found.size == (5, 5) and found.aligned is True
     assert receptive_field(model, "two/" + model.layers[1].conv.name).size == (5, 5)
+
+
+PREPROCESSING = [
+    cls for cls in vars(layers).values() if isinstance(cls, type) and issubclass(cls, layers.RandomFlip.__base__)
+]
+SETTINGS = {
+    (5, 7): "CenterCrop RandomCrop Resizing",
+    (0.1, 0.1): "RandomTranslation",
+    (4,): "MaxNumBoundingBoxes RandomPosterization",
+    (0.1,): """
+        RandomBrightness RandomColorDegeneration RandomContrast RandomHue RandomRotation RandomSaturation
+        RandomSharpness RandomZoom""",
+}
+
+
+@pytest.mark.parametrize("cls", PREPROCESSING, ids=lambda cls: cls.__name__)
+def test_no_feature_of_a_preprocessing_layer_moves_with_a_pixel_that_it_is_said_not_to_see(cls):
+    if cls is layers.Equalization:
+        pytest.skip("at inference it returns its input itself, which Keras does not take into a model")
+    layer = cls(*next((values for values, names in SETTINGS.items() if cls.__name__ in names.split()), ()))
+    before = np.random.default_rng(0).uniform(50, 200, (1, 16, 24, 3)).astype("float32")
+    after = before.copy()
+    after[0, 8, 11] = 255
+    moved = np.not_equal(*(np.asarray(layer(photo, training=False)) for photo in (before, after))).any((0, -1))
+    found = receptive_field(sequential(layer, size=(16, 24)), unsupported="ignore")
+    assert moved.any()
+    assert found.whole_image or all(
+        first <= at < end
+        for feature in np.argwhere(moved)
+        for first, at, end in zip(found.region(*feature).start, (8, 11), found.region(*feature).stop, strict=True)
+    )
 
 
 # Tables ------------------------------------------------------------------------------------------------------------

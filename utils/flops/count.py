@@ -88,15 +88,15 @@ class _Rules:
     """The rules of one count: the caller's before those of layers and operations."""
 
     def __init__(self, rules, convention):
-        if not isinstance(rules or {}, dict):
-            raise TypeError(f"rules must be a dict of functions by layer type or operation name, got {rules!r}")
-        for key, rule in (rules or {}).items():
-            if not (isinstance(key, (type, str)) and callable(rule)):
-                raise TypeError(
-                    "rules must be {layer type or operation name: function of (layer, input_shapes, output_shapes)}, "
-                    f"got {key!r}: {rule!r}"
-                )
-        self.own = dict(rules or {})
+        rules = {} if rules is None else rules
+        if not isinstance(rules, dict) or not all(
+            isinstance(key, (type, str)) and callable(rule) for key, rule in rules.items()
+        ):
+            raise TypeError(
+                "rules must be {layer type or operation name: function of (layer, input_shapes, output_shapes)}, "
+                f"got {rules!r}"
+            )
+        self.own = dict(rules)
         self.found, self.inherited = {}, {}
         self.layers = layers.rules_for(convention)
         self.closed = tuple(key for key in self.own if isinstance(key, type) and key not in (keras.Layer, keras.Model))
@@ -171,6 +171,8 @@ def _batch(model, batch_size):
     if batch_size is not None:
         return int(batch_size)
     graph = keras_graph.graph_of(model) if isinstance(model, keras.Layer) else None
+    if graph and keras_graph.built_by_call(model):
+        return 1
     fixed = {tensor.shape[0] for tensor in graph.inputs if tensor.shape} - {None} if graph else set()
     return fixed.pop() if len(fixed) == 1 else 1
 

@@ -32,6 +32,7 @@ def keras_flops_total(model, batch_size=1):
         int: `total_float_ops` of the TensorFlow profiler over the frozen graph, biases and element-wise operations in.
 
     Raises:
+        TypeError: not a Keras 3 model.
         ValueError: the model has no symbolic inputs, an unknown input dimension, or the backend is not TensorFlow.
         ModuleNotFoundError: keras-flops is not installed.
 
@@ -43,9 +44,8 @@ def keras_flops_total(model, batch_size=1):
     """
     if keras.backend.backend() != "tensorflow":
         raise ValueError(f"keras-flops counts TensorFlow graphs; Keras runs on {keras.backend.backend()!r} here")
-    graph = internals.graph_of(model) if isinstance(model, keras.Layer) else None
-    if graph is None and not isinstance(model, keras.Layer):
-        raise TypeError(f"expected a Keras 3 model, got {type(model).__name__}; load the model first")
+    internals.check_model(model)
+    graph = internals.graph_of(model)
     if graph is None:
         raise ValueError(
             f"{model.name!r} has no symbolic inputs, which keras-flops reads; build it as a Functional model"

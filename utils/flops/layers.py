@@ -404,6 +404,6 @@ OVER_STRIDE_RULES = {
 
 def rules_for(convention):
     """The table of rules of a convention: {layer type: rule}; ValueError where there is no such convention."""
-    if not isinstance(convention, str) or convention not in CONVENTIONS:
+    if convention not in list(CONVENTIONS):  # may not be hashable
         raise ValueError(f"convention must be one of {', '.join(map(repr, CONVENTIONS))}, got {convention!r}")
     return {**RULES, **OVER_STRIDE_RULES} if convention == "input_over_stride" else RULES

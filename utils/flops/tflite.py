@@ -97,6 +97,7 @@ def count_tflite(path_or_bytes, unsupported="warn"):
     Raises:
         ValueError: not a TensorFlow Lite model, damaged, or (with unsupported="raise") an operator without a rule.
         FileNotFoundError: there is no such file.
+        TypeError: neither a path nor bytes.
     """
     check_choice(unsupported)
     name, data = _contents(path_or_bytes)
@@ -118,8 +119,8 @@ def _contents(path_or_bytes):
         return "the model given as bytes", bytes(path_or_bytes)
     if not isinstance(path_or_bytes, (str, os.PathLike)):
         raise TypeError(
-            f"expected the path of a .tflite file or its bytes, got {type(path_or_bytes).__name__}; a Keras model is "
-            "counted by flops.count"
+            f"expected the path or the bytes of a .tflite file, got {type(path_or_bytes).__name__}; "
+            "count a Keras model with count, or convert it first"
         )
     path = pathlib.Path(path_or_bytes)
     if not path.is_file():

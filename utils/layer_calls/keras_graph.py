@@ -4,7 +4,8 @@ Keras publishes a model's layers, not the graph of its calls. The graph is read 
 each of them, so that a Keras release that changes one fails with a message that says which:
 
 `Function._nodes_by_depth`; `Node.operation`, `.arguments.args`, `.arguments.kwargs`, `.input_tensors`, `.outputs`,
-`.is_input`; `KerasTensor._keras_history`; `Operation._inbound_nodes`, `._outbound_nodes`; `Sequential._functional`;
+`.is_input`; `KerasTensor._keras_history`; `Operation._inbound_nodes`, `._outbound_nodes`, `._auto_config`;
+`Sequential._functional`, `._layers`;
 `Layer._flatten_layers`, `._assert_input_compatibility`, `._build_shapes_dict`; `Variable._shape`, `._dtype`; the
 modules `keras.src.layers.layer` (`Node`) and `keras.src.ops.core` (`Cond`), and `keras.src.*` as the home of Keras'
 own classes.
@@ -45,11 +46,11 @@ def kind(layer_type):
 @functools.cache
 def _kind(layer_type, call):
     if not issubclass(layer_type, keras.Layer):
-        return "operation" if _keras_own(layer_type) else "custom"
-    if issubclass(layer_type, keras.Model) and _keras_own(call) and _keras_own(layer_type.__call__):
+        return "operation" if keras_own(layer_type) else "custom"
+    if issubclass(layer_type, keras.Model) and keras_own(call) and keras_own(layer_type.__call__):
         return "model"
     if (
-        not _keras_own(call)
+        not keras_own(call)
         or _computes_otherwise(layer_type)
         or issubclass(layer_type, (keras.layers.Lambda, keras.layers.Pipeline))
     ):
@@ -58,13 +59,13 @@ def _kind(layer_type, call):
     return "wrapper" if issubclass(layer_type, wrappers) else "layer"
 
 
-def _keras_own(thing):
+def keras_own(thing):
     return getattr(thing, "__module__", "").startswith(("keras.src.", "keras.layers.", "keras.ops."))
 
 
 def _computes_otherwise(layer_type):
     """Whether a class replaces something of the layer of Keras that it inherits from, or has none to inherit from."""
-    theirs = [base for base in layer_type.__mro__ if _keras_own(base) or base is keras.Layer]
+    theirs = [base for base in layer_type.__mro__ if keras_own(base) or base is keras.Layer]
     if theirs[0] in (keras.Layer, keras.layers.Wrapper, keras.Model):
         return True
     return any(
@@ -80,7 +81,7 @@ def _computes_otherwise(layer_type):
 @functools.cache
 def builds_otherwise(layer_type):
     """Whether a class makes its weights by code of its own, which may be of other shapes than Keras' layer says."""
-    return not _keras_own(layer_type.build)
+    return not keras_own(layer_type.build)
 
 
 @functools.cache
@@ -100,13 +101,22 @@ def _computing(layer_type):
     if not issubclass(layer_type, keras.Layer) or issubclass(layer_type, keras.Model):
         return frozenset(["call"])
     bases = [base for base in layer_type.__mro__ if issubclass(base, keras.Layer) and base is not keras.Layer]
-    methods = {name for base in bases if _keras_own(base) for name, value in vars(base).items() if callable(value)}
+    methods = {name for base in bases if keras_own(base) for name, value in vars(base).items() if callable(value)}
     return frozenset(methods - HARMLESS - {"quantize"} | {"call"})  # Keras itself wraps `quantize` on each object
 
 
 def runs_call(layer):
     """Whether calling a layer is Keras' own way to its `call`, and not some other code."""
-    return _keras_own(type(layer).__call__)
+    return keras_own(type(layer).__call__)
+
+
+def check_model(model):
+    """Raise TypeError where it is no model or layer of Keras 3."""
+    if not isinstance(model, keras.Layer):
+        raise TypeError(
+            f"expected a Keras 3 model or layer, got {type(model).__module__}.{type(model).__qualname__}; "
+            "load the model first, and rebuild a tf_keras (Keras 2) model in Keras 3"
+        )
 
 
 def parts(layer):
@@ -121,6 +131,14 @@ def graph_of(model):
     if isinstance(model, keras.Sequential):
         return model._functional
     return model if isinstance(model, keras.Function) else None
+
+
+def built_by_call(model):
+    """Whether a Sequential model has its batch from the call that built it, and from no Input or file."""
+    if not isinstance(model, keras.Sequential):
+        return False
+    made = getattr(model._layers[0]._auto_config, "config", {})
+    return None not in (made.get("batch_shape"), made.get("dtype")) and made.get("sparse") is None
 
 
 def nodes(graph):
@@ -164,40 +182,67 @@ def maker(tensor):
 
 @contextlib.contextmanager
 def no_mark_on(layer):
-    """Undo what a trace leaves on the layers inside `layer`: connections, and attributes that hold traced tensors."""
+    """Undo what a trace leaves on the layers inside `layer`: connections, and what its code set, counted or collected.
+
+    What a layer that was built by the trace has got is kept, unless traced tensors are in it.
+    """
     layers = parts(layer)
-    marks = [(len(part._inbound_nodes), len(part._outbound_nodes), dict(vars(part))) for part in layers]
+    marks = [
+        (part.built, len(part._inbound_nodes), len(part._outbound_nodes), {k: _kept(v) for k, v in vars(part).items()})
+        for part in layers
+    ]
     try:
         yield
     finally:
-        for part, (inbound, outbound, attributes) in zip(layers, marks, strict=True):
+        for part, (built, inbound, outbound, attributes) in zip(layers, marks, strict=True):
             del part._inbound_nodes[inbound:]
             del part._outbound_nodes[outbound:]
             for name, value in list(vars(part).items()):
-                if isinstance(value, list) and any(map(_is_symbolic, value)):  # the call appended to it
-                    value[:] = [one for one in value if not _is_symbolic(one)]
-                if value is not attributes.get(name) and any(map(_is_traced, _leaves(value))):
+                old, held = attributes.get(name, (..., None))
+                if value is old and held is None:
+                    continue
+                leaves = _leaves(value)
+                made = any(isinstance(leaf, (keras.Layer, keras.Variable)) for leaf in leaves)
+                if any(map(_is_traced, leaves)) or (built and not made):
                     if name in attributes:
-                        vars(part)[name] = attributes[name]
+                        vars(part)[name] = _put_back(old, held)
                     else:
                         del vars(part)[name]
 
 
-def _is_symbolic(value):
-    return isinstance(value, keras.KerasTensor)
+def _kept(value):
+    """A value and, of a list or dict, what it holds."""
+    if isinstance(value, dict):
+        return value, {key: _kept(part) for key, part in value.items()}
+    return value, [_kept(part) for part in value] if isinstance(value, list) else None
+
+
+def _put_back(value, held):
+    """The same list or dict, and in it what it held."""
+    if isinstance(value, dict):
+        for key in value.keys() - held.keys():
+            del value[key]
+        value.update({key: _put_back(*part) for key, part in held.items()})
+    elif isinstance(value, list):
+        value[:] = [_put_back(*part) for part in held]
+    return value
 
 
 def _is_traced(value):
-    return _is_symbolic(value) or (keras.ops.is_tensor(value) and not isinstance(value, keras.Variable))
+    if isinstance(value, keras.Variable):
+        return False
+    return isinstance(value, keras.KerasTensor) or keras.ops.is_tensor(value)
 
 
 def _leaves(value):
-    return tree.flatten(value) if isinstance(value, (list, tuple, dict)) else [value]
+    if not isinstance(value, (list, tuple, dict)):
+        return [value]
+    return [leaf for part in (value.values() if isinstance(value, dict) else value) for leaf in _leaves(part)]
 
 
 @contextlib.contextmanager
-def errors_as_raised():
-    """Where errors inside a call keep their words, without "Exception encountered when ..." around them."""
+def raw_errors():
+    """Errors inside a call as they were raised, without the line "Exception encountered when ..." before them."""
     filtered = keras.config.is_traceback_filtering_enabled()
     keras.config.disable_traceback_filtering()
     try:
@@ -210,7 +255,7 @@ def errors_as_raised():
 @contextlib.contextmanager
 def symbolic_scope():
     """Where a call may run without computing or changing anything, as Keras runs one to infer shapes."""
-    with errors_as_raised(), keras.StatelessScope(), keras.SymbolicScope():
+    with keras.StatelessScope(), keras.SymbolicScope():
         yield
 
 

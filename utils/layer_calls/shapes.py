@@ -6,9 +6,8 @@ from . import keras_graph as internals
 
 
 def first_line(error):
-    """The first line of an error's message, for a sentence of our own."""
-    text = str(error).split("Error encountered:")[-1]  # Keras puts the cause behind advice of its own
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    """The first line of an error's message, for a sentence of our own; of one that Keras quotes, the quoted one's."""
+    lines = [line.strip() for line in str(error).split("Error encountered:\n")[-1].splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".")
 
 
@@ -34,7 +33,7 @@ def input_shapes(model, inputs, given, batch_size):
                     f"input_shape names {sorted(given)}, but the inputs of {model.name!r} are {sorted(names)}"
                 )
             given = [given[name] for name in names]
-        elif _is_shape(given) or not isinstance(given, (list, tuple)):
+        elif not isinstance(given, (list, tuple)) or not any(isinstance(part, (list, tuple)) for part in given):
             given = [given]
         if len(given) != len(inputs):
             raise ValueError(

@@ -72,18 +72,24 @@ class LayerCall(NamedTuple):
         return f"{self.index}: {self.path} ({self.type}) {f'{given} -> ' if given else ''}{gives}"
 
 
+class Nested(NamedTuple):
+    """One call of a model whose graph is walked: the calls inside it are listed, and its `outputs` are among theirs."""
+
+    path: str
+    layer: Any
+    outputs: tuple
+
+
 class Calls(list):
     """The calls of a model in execution order.
 
-    `outputs` are the keys of the tensors that the model returns; `models` says the same of each model inside it:
-    {path: (model, keys)}.
+    `outputs` are the keys of the tensors that the model returns, `nested` the calls of the models inside it.
     """
 
-    def __init__(self, *calls):
-        super().__init__(*calls)
-        self.outputs, self.models = (), {}
+    outputs = nested = ()
 
 
+@internals.raw_errors()
 def layer_calls(model, input_shape=None, *, batch_size=None, closed=(), opened=None, graphs=False):
     """List every layer call of a model in execution order.
 
@@ -114,11 +120,7 @@ def layer_calls(model, input_shape=None, *, batch_size=None, closed=(), opened=N
         >>> layer_calls(model, (32, 32, 3), batch_size=2)[1].output_shapes
         ((2, 30, 30, 4),)
     """
-    if not isinstance(model, keras.Layer):
-        raise TypeError(
-            f"expected a Keras 3 model or layer, got {type(model).__module__}.{type(model).__qualname__}; "
-            "load the model first, and rebuild a tf_keras (Keras 2) model in Keras 3"
-        )
+    internals.check_model(model)
     walk = _Walk(tuple(closed), opened, graphs)
     if isinstance(model, keras.Sequential):
         if not model.layers:
@@ -166,7 +168,7 @@ class _Walk:
         """A model without a graph, or a bare layer; `shapes` are (args, kwargs) with Dims at their leaves."""
         args, kwargs = tree.map_structure(lambda shape: keras.KerasTensor(shape.dims, dtype), shapes)
         if not internals.all_built(model):
-            with internals.no_mark_on(model), internals.errors_as_raised():
+            with internals.no_mark_on(model):
                 try:
                     model(*args, **kwargs)
                 except Exception as error:
@@ -197,11 +199,13 @@ class _Walk:
         """Walk a graph on the tensors it is given; returns its output tensors."""
         tensors = {id(reference): tensor for reference, tensor in zip(graph.inputs, given, strict=True)}
         for node in internals.nodes(graph):
-            self._node(node, tensors, prefix + node.operation.name)
+            self._node(node, tensors, prefix + node.operation.name, {"training": False})
         return [tensors[id(reference)] for reference in graph.outputs]
 
-    def _node(self, node, tensors, path):
+    def _node(self, node, tensors, path, instead=types.MappingProxyType({})):
+        """One call of a graph; Keras gives it these arguments `instead` of those that it was recorded with."""
         args, kwargs, references = node.arguments.args, node.arguments.kwargs, node.input_tensors
+        kwargs = {name: instead.get(name, value) for name, value in kwargs.items()}
         given = [tensors[id(reference)] for reference in references]
         if None in given:  # a layer announced a tensor, and returns None
             references = [reference for reference in references if tensors[id(reference)] is not None]
@@ -220,9 +224,9 @@ class _Walk:
         """One call: `args`, `kwargs` hold the `references`, which stand for `given`; `known` are reference outputs."""
         kind = self._kind(layer)
         if kind == "model" and (graph := internals.graph_of(layer)) is not None:
-            inner, path = in_graph_order(graph, args, kwargs, references, given), self._path(path)
-            outputs = self._graph(graph, inner, path + "/")
-            self.calls.models[path] = layer, tuple(tensor.key for tensor in outputs if tensor)
+            inner, scope = in_graph_order(graph, args, kwargs, references, given), self._path(path)
+            outputs = self._graph(graph, inner, f"{scope}/")
+            self.calls.nested += (Nested(scope, layer, tuple(tensor.key for tensor in outputs if tensor)),)
             return outputs
         if kind == "wrapper":
             return self._open_wrapper(layer, args, kwargs, references, given, known, path)
@@ -258,7 +262,10 @@ class _Walk:
             try:
                 internals.check_input(layer, args)
                 try:
-                    outputs = described(layer.compute_output_spec(*args, **kwargs))
+                    # Keras' own layers keep nothing, and looking after them made a count three times slower
+                    yours = any(not internals.keras_own(type(part)) for part in internals.parts(layer))
+                    with internals.no_mark_on(layer) if yours else contextlib.nullcontext():
+                        outputs = described(layer.compute_output_spec(*args, **kwargs))
                 except Exception:
                     if isinstance(layer, keras.Layer):
                         raise

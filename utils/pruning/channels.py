@@ -11,10 +11,10 @@ import keras
 import numpy as np
 import pandas as pd
 
-from utils.layer_calls import layer_calls
+from utils.layer_calls import keras_graph, layer_calls
 from utils.models import set_weights
 
-from .magnitude import check_share
+from .magnitude import check_count, check_kernels, check_model, check_share
 
 L = keras.layers
 _KEEPS_CHANNELS = (
@@ -95,15 +95,20 @@ def find_blocks(model):
         list of Block.
 
     Raises:
-        TypeError, ValueError: not a Keras model; there is no such block.
+        TypeError, ValueError: not a Keras model; one that is not built, or subclassed; there is no such block, or one
+            with LoRA or quantized weights.
 
     Example:
         >>> model = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3))
         >>> [(block.name, block.channels) for block in find_blocks(model)][:2]
         [('block_1_expand', 96), ('block_2_expand', 144)]
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"expected a Keras model to prune, got {type(model).__name__}")
+    check_model(model)
+    if keras_graph.graph_of(model) is None:
+        raise ValueError(
+            f"expected a functional or Sequential model, got {model.name!r} ({type(model).__name__}), which has no "
+            "graph that says who reads each channel; build it as keras.Model(inputs, outputs)"
+        )
     graph = _Graph(model)
     blocks, seen = [], set()
     for call in graph.calls:
@@ -118,6 +123,7 @@ def find_blocks(model):
             f"model {model.name!r} has no inverted-residual block (1x1 convolution, depthwise convolution, 1x1 "
             "convolution) in a flat graph, whose channels nothing else sees, so none can be pruned"
         )
+    check_kernels(model.get_layer(name) for block in blocks for name in (*block.producers, *block.consumers))
     return blocks
 
 
@@ -264,8 +270,8 @@ def prune_channels(model, fraction, divisor=8, minimum=8):
         True
     """
     check_share(fraction, "fraction")
-    if not all(isinstance(number, int) and number >= 1 for number in (divisor, minimum)):
-        raise ValueError(f"divisor and minimum must be positive integers, got {divisor!r} and {minimum!r}")
+    check_count(divisor, "divisor", 1)
+    check_count(minimum, "minimum", 1)
     found, kept = find_blocks(model), {}
     for block in found:
         wanted = round(block.channels * (1 - fraction) / divisor) * divisor if fraction else block.channels

@@ -9,11 +9,14 @@ alone as well. Source: Zhu and Gupta 2017, "To prune, or not to prune", arXiv:17
 import contextlib
 import dataclasses
 import gzip
+import numbers
 
 import keras
 import numpy as np
 import pandas as pd
 
+from utils.layer_calls.keras_graph import parts
+from utils.layer_calls.shapes import first_line
 from utils.models import reestimate_batch_norm, set_weights
 
 SCHEDULES = ("gradual", "one_shot")
@@ -46,50 +49,52 @@ def prunable(model):
     """The layers whose kernels pruning may thin out: convolutions and Dense, without the first and the depthwise ones.
 
     Raises:
-        TypeError, ValueError: not a Keras model; one that is not built, or has no such layer; quantized or LoRA layers.
+        TypeError, ValueError: not a Keras model; one that is not built, or has no such layer or a quantized one.
     """
+    check_model(model)
     found = _prunable(model)
     if not found:
         raise ValueError(f"model {model.name!r} has no Dense layer and no convolution after the first to prune")
-    for layer in found:
-        if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
-            raise ValueError(
-                f"layer {layer.name!r} is quantized or has LoRA weights; prune the plain model, before either"
-            )
+    check_kernels(found)
     return found
 
 
-def _prunable(model):
+def check_kernels(layers):
+    """Raise ValueError unless the `kernel` of each layer is one variable of floats, and nothing is added to it."""
+    if odd := [layer.name for layer in layers if not _plain(layer)]:
+        raise ValueError(
+            f"expected plain float kernels to prune, got LoRA or quantized ones in {', '.join(odd)}; "
+            "prune before you quantize or enable LoRA"
+        )
+
+
+def _plain(layer):
+    return isinstance(layer.kernel, keras.Variable) and keras.backend.is_float_dtype(layer.kernel.dtype)
+
+
+def check_model(model, expected="a Keras model"):
+    """Raise TypeError or ValueError unless `model` is a Keras model that has its weights."""
     if not isinstance(model, keras.Model):
-        raise TypeError(f"expected a Keras model to prune, got {type(model).__name__}")
+        raise TypeError(f"expected {expected}, got {type(model).__name__}; load or make one first")
     if not model.built:
         raise ValueError(f"model {model.name!r} is not built yet; call it on a batch first")
+
+
+def _prunable(model):
     convolutions = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
     depthwise = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-    found = [layer for layer in _leaves(model) if isinstance(layer, (*convolutions, keras.layers.Dense))]
+    owners = [layer for layer, weight in _kernels(model) if weight.name == "kernel"]
+    found = [layer for layer in owners if isinstance(layer, (*convolutions, keras.layers.Dense))]
     found = [layer for layer in found if not isinstance(layer, depthwise)]
     first = next((layer for layer in found if isinstance(layer, convolutions)), None)
     return [layer for layer in found if layer is not first]
 
 
-def _layers(layer, seen=None):
-    """Every layer inside models, wrappers and layers of your own, each once and in order; what holds others last."""
-    seen = set() if seen is None else seen
-    if id(layer) not in seen:
-        seen.add(id(layer))
-        for part in _inner(layer):
-            yield from _layers(part, seen)
-        yield layer
-
-
-def _inner(layer):
-    if isinstance(layer, keras.Model) and layer.layers:
-        return layer.layers
-    return list(layer._flatten_layers(include_self=False, recursive=False))
-
-
-def _leaves(model):
-    return [layer for layer in _layers(model) if not _inner(layer)]
+def _kernels(model):
+    """(layer, weight) of each kernel once, in the order of the model's weights; the layer is the innermost one."""
+    outer_first = sorted(parts(model), key=lambda layer: len(parts(layer)), reverse=True)
+    owner = {id(weight): layer for layer in outer_first for weight in layer.weights}
+    return [(owner[id(weight)], weight) for weight in model.weights if weight.name.endswith("kernel")]
 
 
 def _keep_largest(magnitudes, sparsity):
@@ -104,6 +109,12 @@ def check_share(share, name):
     """Raise ValueError unless `share` is a number in [0, 1); `name` is what the message calls it."""
     if isinstance(share, bool) or not isinstance(share, (int, float, np.number)) or not 0 <= share < 1:
         raise ValueError(f"{name} must be a share from 0 up to but excluding 1, got {share!r}")
+
+
+def check_count(count, name, least):
+    """Raise ValueError unless `count` is a whole number of `least` or more; `name` is what the message calls it."""
+    if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < least:
+        raise ValueError(f"{name} must be a whole number, {least} or more, got {count!r}")
 
 
 class MagnitudePruning(keras.callbacks.Callback):
@@ -127,8 +138,8 @@ class MagnitudePruning(keras.callbacks.Callback):
     def __init__(self, sparsity, end=0, frequency=10):
         super().__init__()
         check_share(sparsity, "sparsity")
-        if frequency < 1 or end < 0:
-            raise ValueError(f"expected end of 0 or more steps and frequency of 1 or more, got {end} and {frequency}")
+        check_count(end, "end", 0)
+        check_count(frequency, "frequency", 1)
         self.sparsity, self.end, self.frequency = float(sparsity), end, frequency
         self.step, self.masks, self.records = 0, None, []
 
@@ -206,7 +217,11 @@ class Pruned:
 
 
 def sparsity_report(model):
-    """Zeros in every kernel of a model, prunable or not, in the model's order; those of layers of your own too.
+    """Zeros in every kernel of a model, in the order of its weights, also of layers inside layers.
+
+    A kernel is a weight whose name ends in "kernel". `prunable` is False for those that :func:`prune` leaves alone: of
+    the first convolution, of depthwise, separable, transposed, recurrent and attention layers, and kernels that are
+    quantized or have LoRA.
 
     Args:
         model: a built Keras 3 model.
@@ -222,16 +237,16 @@ def sparsity_report(model):
         >>> sparsity_report(model)[["layer", "weights", "nonzero"]].values.tolist()
         [['fc', 32, 32]]
     """
+    check_model(model)
     chosen = {id(layer) for layer in _prunable(model)}
-    rows, seen = [], set()
-    for layer in _layers(model):
-        kernels = [weight for weight in layer.weights if weight.name.endswith("kernel") and id(weight) not in seen]
-        seen.update(map(id, kernels))
-        for kernel in kernels:
-            array = keras.ops.convert_to_numpy(kernel)
-            nonzero, shape = int(np.count_nonzero(array)), "x".join(map(str, array.shape))
-            sparsity = 1 - nonzero / array.size
-            rows.append((layer.name, type(layer).__name__, shape, array.size, nonzero, sparsity, id(layer) in chosen))
+    rows = []
+    for layer, weight in _kernels(model):
+        # Keras' `kernel` is a property of these classes: it unpacks int4 and adds what LoRA learned
+        array = keras.ops.convert_to_numpy(layer.kernel if hasattr(type(layer), "kernel") else weight)
+        nonzero, shape = int(np.count_nonzero(array)), "x".join(map(str, array.shape))
+        sparsity = 1 - nonzero / array.size
+        thinned = id(layer) in chosen and weight.name == "kernel" and _plain(layer)
+        rows.append((layer.name, type(layer).__name__, shape, array.size, nonzero, sparsity, thinned))
     return pd.DataFrame(rows, columns=["layer", "type", "shape", "weights", "nonzero", "sparsity", "prunable"])
 
 
@@ -239,18 +254,19 @@ def gzip_bytes(model_or_bytes):
     """Size in bytes after gzip (level 9): what a download or an app bundle costs, and where zeros pay.
 
     Args:
-        model_or_bytes: the bytes of a file, or a Keras model, of which the float32 weights are compressed in order.
+        model_or_bytes: the bytes of a file (not its path), or a built Keras model, of which the float32 weights are
+            compressed in order.
+
+    Raises:
+        TypeError, ValueError: neither of them; a model that is not built.
 
     Example:
         >>> gzip_bytes(bytes(1_000_000)) < 2_000
         True
     """
     data = model_or_bytes
-    if not isinstance(data, (keras.Model, bytes, bytearray, memoryview)):
-        raise TypeError(
-            f"expected a Keras model or the bytes of a file, got {type(data).__name__}; read the file first"
-        )
-    if isinstance(data, keras.Model):
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        check_model(data, "a Keras model or the bytes of a file")
         data = b"".join(np.asarray(array, np.float32).tobytes() for array in data.get_weights())
     return len(gzip.compress(data, compresslevel=9, mtime=0))
 
@@ -277,8 +293,11 @@ def fine_tune(
 
     Returns:
         DataFrame, one row per epoch.
+
+    Raises:
+        ValueError: epochs that are no count, no batches, or arrays in their place.
     """
-    _check_epochs(epochs)
+    check_count(epochs, "epochs", 0)
     if not epochs:
         if norm_photos is not None:
             reestimate_batch_norm(model, norm_photos)
@@ -318,7 +337,8 @@ def prune(
         Pruned.
 
     Raises:
-        ValueError: sparsity outside [0, 1), unknown schedule, nothing to prune, negative epochs.
+        TypeError, ValueError: sparsity outside [0, 1), unknown schedule, epochs that are no count; nothing to prune, or
+            a model that Keras cannot copy.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3, activation="softmax")])
@@ -329,19 +349,13 @@ def prune(
     check_share(sparsity, "sparsity")
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be {' or '.join(SCHEDULES)}, got {schedule!r}")
-    _check_epochs(epochs)
     schedule = schedule if epochs else "one_shot"
+    check_count(epochs, "epochs", 0)
     total = _steps(train_batches) * epochs if epochs else 1
     end = max(round(RAMP * total), 1) if schedule == "gradual" else 0
     callback = MagnitudePruning(sparsity, end, frequency=max(end // UPDATES, 1))
     prunable(model)
-    try:
-        pruned = set_weights(keras.models.clone_model(model), model.get_weights())
-    except (ValueError, TypeError, NotImplementedError) as error:  # a subclassed model, a layer in two models
-        raise ValueError(
-            f"model {model.name!r} cannot be copied, which pruning needs; expected a Functional or Sequential model in "
-            "which no layer belongs to two models"
-        ) from error
+    pruned = _copy(model)
     if not epochs:
         callback.set_model(pruned)
         callback.on_train_begin()
@@ -349,21 +363,29 @@ def prune(
     return Pruned(pruned, callback.reached(), schedule, sparsity_report(pruned), pd.DataFrame(callback.records))
 
 
-def _check_epochs(epochs):
-    if not isinstance(epochs, int) or epochs < 0:
-        raise ValueError(f"epochs must be a whole number from 0 up, got {epochs!r}")
+def _copy(model):
+    try:
+        return set_weights(keras.models.clone_model(model), model.get_weights())
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(
+            f"expected a model that Keras can make again from its config, layer by layer, got {model.name!r}, which is "
+            "subclassed, shares a layer with a model inside it, or has a layer without get_config; train the model "
+            f"itself with MagnitudePruning as a callback ({first_line(error)})"
+        ) from error
 
 
 def _steps(train_batches):
+    """The number of batches. A list is looked through, a stream is not: it counts its passes."""
     try:
         steps = len(train_batches)
     except TypeError:
         raise ValueError("the number of training batches is unknown; pass a list, or a stream with a length") from None
-    pairs = not isinstance(train_batches, (list, tuple)) or all(
-        isinstance(batch, (list, tuple)) and len(batch) == 2 for batch in train_batches
-    )
-    if not steps or not pairs:
-        raise ValueError("train_batches must hold (images, labels) batches, such as [(images, labels)]")
+    plain = isinstance(train_batches, (list, tuple, dict, str)) or hasattr(train_batches, "shape")
+    if not steps or (plain and not all(isinstance(one, (list, tuple)) and len(one) > 1 for one in train_batches)):
+        raise ValueError(
+            f"expected at least one batch, each (images, labels), got a {type(train_batches).__name__} of length "
+            f"{steps}; pass a list such as [(images, labels)]"
+        )
     return steps
 
 
@@ -383,7 +405,7 @@ def _normalization_refresh(model, photos, every):
 def _frozen_normalization(model):
     """Batch-normalization layers in inference mode inside the block, as before after it."""
     kind = keras.layers.BatchNormalization
-    layers = [layer for layer in _leaves(model) if isinstance(layer, kind) and layer.trainable]
+    layers = [layer for layer in parts(model) if isinstance(layer, kind) and layer.trainable]
     for layer in layers:
         layer.trainable = False
     try:

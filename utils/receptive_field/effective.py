@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pandas as pd
 
+from ..layer_calls import keras_graph
 from .field import result_of
 from .walk import Walk
 
@@ -190,7 +191,8 @@ def _forward(walk, call, images):
     run = keras.Function(graph[0], model.outputs) if graph else lambda batch: model(batch, training=False)
     if not graph:
         try:
-            run(images[:1].astype("float32"))
+            with keras_graph.raw_errors():
+                run(images[:1].astype("float32"))
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(

@@ -171,6 +171,9 @@ class ReceptiveField:
     def _check(self):
         if self.lost is not None:
             raise ValueError(f"what {self.layer!r} sees is unknown: {self.lost}")
+        for axis in self._axes:
+            if axis.whole and not axis.positions:
+                raise ValueError(f"{self.layer!r} has no grid of features left, as {axis.mixer!r} mixes all positions")
         if any(not line.known for axis in self._axes for branch in axis.branches for _, line in branch):
             raise ValueError(
                 f"the padding of {self.layer!r} is unknown, because SAME padding depends on the input's size; "
@@ -195,8 +198,6 @@ class ReceptiveField:
         at = dict(zip(places, feature, strict=True))
         answer = []
         for axis in self._axes:
-            if axis.whole and not axis.positions:
-                raise ValueError(f"{self.layer!r} has no grid of features left, as {axis.mixer!r} mixes all positions")
             sums = [[line.at(at.get(place, 0)) for place, line in branch] for branch in axis.branches]
             sums = [(sum(low for low, _ in one), sum(high for _, high in one)) for one in sums]
             seen = [(low, high) for low, high in sums if low <= high] or [(0, -1)]
@@ -251,7 +252,8 @@ def receptive_field(
     """The receptive field of one layer's output.
 
     Args:
-        model: a Keras 3 model, built or not.
+        model: a Keras 3 model, built or not. One that is not is built for RGB images of `input_size`; where all its
+            layers are Keras' own or have a `get_config`, that is a copy.
         layer: name or path ("backbone/block1/conv"; the second call of a shared layer is "conv:1"), or the layer
             itself. None: the model's output.
         input_size: side in pixels, or one for each axis: (t,), (y, x), (z, y, x). None: the size that the model was
@@ -337,23 +339,23 @@ def table(model, input_size=None, *, macs=True, input=None, rules=None, unsuppor
     if any(notes):
         frame["note"] = notes
     if macs:
-        frame["macs"] = _macs(model, walk)
+        frame["macs"] = _macs(walk)
     return frame
 
 
-def _macs(model, walk):
+def _macs(walk):
     """MACs of each call of the walk, <NA> where they are unknown."""
     from .. import flops  # not at module level: a receptive field alone needs no cost rules
 
     if None in walk.input_size:
         return pd.array([None] * len(walk.calls), dtype="Int64")
-    report = flops.count(model, input_shape=walk.shapes if walk.resized else None, unsupported="ignore")
-    rows = {call.path: [] for call in walk.calls}
+    report = flops.count(walk.model, input_shape=walk.shapes if walk.resized else None, unsupported="ignore")
+    name, rows = walk.model.name, {call.path: [] for call in walk.calls}
     for row in report.rows:
         # A wrapper is one call here; there its inner calls come first, each with a path behind the wrapper's.
         holder = next((path for path in _holders(row.path) if path in rows), None)
         if holder is None:
-            raise ValueError(f"expected a layer {row.path!r} in {model.name!r} as in its cost report; pass macs=False")
+            raise ValueError(f"expected a layer {row.path!r} in {name!r} as in its cost report; pass macs=False")
         rows[holder].append(row.macs)
     known = [None if None in macs else sum(macs) for macs in rows.values()]
     return pd.array(known, dtype="Int64")

@@ -246,7 +246,11 @@ _KINDS = {
         Add Subtract Multiply Maximum Minimum Divide TrueDivide DivideNoNan FloorDivide Power Mod Where Arctan2 Hypot
         Activation ReLU LeakyReLU ELU PReLU Dropout BaseSpatialDropout GaussianNoise GaussianDropout AlphaDropout
         ActivityRegularization Rescaling Normalization Identity Masking LayerScale StochasticDepth
-        CustomScaleLayer BaseImagePreprocessingLayer Discretization
+        CustomScaleLayer Discretization
+        CutMix MaxNumBoundingBoxes MixUp RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast
+        RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert
+        RandomPerspective RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear
+        RandomTranslation RandomZoom Solarization
         Relu Relu6 Sigmoid SparseSigmoid Softplus Softsign SoftShrink SparsePlus Silu Squareplus LogSigmoid LeakyRelu
         HardSigmoid HardSilu Elu Selu Gelu Celu TanhShrink HardTanh HardShrink Threshold BatchNorm Rsqrt Erf Erfc
         Absolute Arccos Arcsin Arctan Cbrt Ceil Clip Conjugate Copy Cos Cosh Equal Exp Exp2 Expm1 Floor Greater

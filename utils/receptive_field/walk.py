@@ -9,7 +9,7 @@ import warnings
 
 import keras
 
-from ..layer_calls import layer_calls
+from ..layer_calls import keras_graph, layer_calls
 from . import rules as _rules
 from .algebra import Axis, Field
 from .index_maps import permute
@@ -27,7 +27,9 @@ class Walk:
             raise ValueError(f"rules must be a dict {{layer class or its name: function}}, got {rules!r}")
         self.closed = (keras.layers.TimeDistributed, keras.layers.Bidirectional, keras.layers.SpectralNormalization)
         self.closed += tuple(key for key in rules or () if isinstance(key, type))
-        self.model, self.rules, self.policy = model, rules, unsupported
+        self.guessed = shape is None and input_size is not None and not getattr(model, "built", True)
+        self.model, self.rules, self.policy = _copied(model) if self.guessed else model, rules, unsupported
+        self.copies = dict(zip(map(id, keras_graph.parts(model)), keras_graph.parts(self.model), strict=False))
         self.batch = next((one.shape[0] for one in getattr(model, "inputs", None) or ()), None)
         self.asked, self.calls, self.refused = input_size, None, False
         self.shapes = self._input_shapes(input_size) if shape is None else shape
@@ -57,6 +59,8 @@ class Walk:
                 if len(sides) == 1 and None not in sides:
                     text = text.split("; pass an input_shape")[0]
                     text += f"; {self.model.name!r} was built for a square image: pass a square input_size"
+            if self.guessed:
+                text += "; input_size stands for RGB images, so build the model for its own shape first"
             raise ValueError(text.replace("pass an input_shape", "pass an input_size")) from None
 
     def _input_shapes(self, input_size, first=None):
@@ -67,7 +71,9 @@ class Walk:
             raise ValueError(f"input_size must be a positive integer or one for each axis, (y, x), got {input_size!r}")
         shapes = [tuple(reference.shape) for reference in getattr(self.model, "inputs", None) or ()]
         if not shapes:
-            rank = next((layer.rank for layer in getattr(self.model, "layers", ()) if hasattr(layer, "rank")), 2)
+            specs = [part.input_spec for part in keras_graph.parts(self.model)]
+            ranks = [spec.ndim or spec.min_ndim or 0 for spec in specs if isinstance(spec, keras.layers.InputSpec)]
+            rank = next((rank - 2 for rank in ranks if rank > 2), 2)
             shapes = self._shapes_of_subclassed() or [(None, *(given or (input_size,) * rank), 3)]  # not built yet: RGB
         first = self._channels_first() if first is None else first
         resized = []
@@ -87,7 +93,7 @@ class Walk:
 
     def _shapes_of_subclassed(self):
         """The input shapes that a model without a graph was built with."""
-        if not self.model.built:
+        if self.guessed:
             return None
         try:
             calls = layer_calls(self.model, batch_size=1)
@@ -240,23 +246,22 @@ class Walk:
 
     def find(self, layer, output=None):
         """(call, number of its output) that `layer` and `output` name; of a layer object, its first call."""
-        if layer is None:
-            return self._returned(self.model.name, self.calls.outputs, output)
-        inside = {path: keys for path, (model, keys) in self.calls.models.items() if layer in (path, model)}
-        if inside:
-            return self._returned(*next(iter(inside.items())), output)
-        call = self._named(layer)
-        return call, self._output(call, output)
-
-    def _returned(self, name, outputs, output):
         made = {key: (call, at) for call in self.calls for at, key in enumerate(call.outputs)}
-        ends = list(dict.fromkeys(outputs))
+        if layer is None:
+            return self._returned(output, made)
+        layer = self.copies.get(id(layer), layer)
+        # What a failed look inside left is no call; a nested model is none of its own, but gives what calls in it give.
+        found = self._named(layer, [*self.calls, *(one for one in self.calls.nested if made.keys() >= {*one.outputs})])
+        return made[found.outputs[self._output(found, output)]]
+
+    def _returned(self, output, made):
+        ends = list(dict.fromkeys(self.calls.outputs))
         if output is None and len(ends) > 1:
             paths = ", ".join(repr(made[key][0].path) for key in ends)
             raise ValueError(
-                f"{name!r} has {len(ends)} outputs ({paths}); name one with layer= or number it with output="
+                f"{self.model.name!r} has {len(ends)} outputs ({paths}); name one with layer= or number it with output="
             )
-        return made[outputs[_checked(output or 0, len(outputs), f"in {name!r}")]]
+        return made[self.calls.outputs[_checked(output or 0, len(self.calls.outputs), f"in {self.model.name!r}")]]
 
     def _output(self, call, output):
         count = len(call.outputs)
@@ -273,27 +278,44 @@ class Walk:
         """Number of the output that stands for a call in a table: the first that anything reads."""
         return next((at for at, key in enumerate(call.outputs) if key in self.used), 0)
 
-    def _named(self, layer):
+    def _named(self, layer, calls):
         if not isinstance(layer, str):
-            found = [call for call in self.calls if call.layer is layer]
+            found = [call for call in calls if call.layer is layer]
             name = getattr(layer, "name", layer)
         else:
             name = layer
-            found = [call for call in self.calls if call.path == layer]
+            found = [call for call in calls if call.path == layer]
             if not found:
-                found = [call for call in self.calls if call.path.endswith("/" + layer)]
+                found = [call for call in calls if call.path.endswith("/" + layer)]
                 if len(found) > 1:
                     paths = ", ".join(repr(call.path) for call in found)
                     raise ValueError(
                         f"{self.model.name!r} has several layers {layer!r}: {paths}; name one of these paths"
                     )
             if not found and "/" in layer:  # "conv1/conv" of Keras 2 is "conv1_conv" in Keras 3
-                found = [call for call in self.calls if call.path == layer.replace("/", "_")]
+                found = [call for call in calls if call.path == layer.replace("/", "_")]
         if not found:
-            near = difflib.get_close_matches(str(name), [call.path for call in self.calls], 3, 0.4)
+            near = difflib.get_close_matches(str(name), [call.path for call in calls], 3, 0.4)
             hint = f"; near it are {', '.join(map(repr, near))}" if near else ""
             raise ValueError(f"{self.model.name!r} has no layer {name!r}{hint}")
         return found[0]
+
+
+def _copied(model):
+    """The same model for a shape that is a guess, so that the caller's own is not built for it; else the model itself.
+
+    The configuration that a class inherits lacks what the class adds, and a copy from it would be another model.
+    """
+    if all(
+        (type(part).__module__.startswith("keras.src.") or "get_config" in vars(type(part)))
+        and not keras_graph.replaced_call(part)
+        for part in keras_graph.parts(model)
+    ):
+        with contextlib.suppress(Exception):  # a function of one's own cannot be made again from its name
+            if isinstance(model, keras.Sequential):
+                return keras.models.clone_model(model, recursive=True)
+            return type(model).from_config(model.get_config())
+    return model
 
 
 def _checked(output, count, where):
