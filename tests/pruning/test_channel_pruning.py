@@ -149,7 +149,9 @@ def test_channels_that_others_see_are_left_alone(between, expand):
     [
         ({"fraction": 1.0}, "fraction must be a share from 0 up to but excluding 1, got 1.0"),
         ({"fraction": -1}, "got -1"),
-        ({"divisor": 0}, "must be positive integers, got 0 and 8"),
+        ({"divisor": 0}, "divisor must be a whole number, 1 or more, got 0"),
+        ({"divisor": 2.5}, "divisor must be a whole number, 1 or more, got 2.5"),
+        ({"minimum": None}, "minimum must be a whole number, 1 or more, got None"),
         ({"model": "model.keras"}, "got str"),
     ],
 )
@@ -165,3 +167,11 @@ def test_a_layer_that_is_called_twice_is_left_alone():
     y = L.DepthwiseConv2D(3, padding="same")(L.Conv2D(16, 1)(image))
     with pytest.raises(ValueError, match="no inverted-residual block"):
         cp.find_blocks(keras.Model(image, L.Add()([project(x), project(y)])))
+
+
+@pytest.mark.parametrize("name", ["a_expand", "a_project"])
+def test_a_block_with_lora_is_refused_by_name(name):
+    model = inverted_residuals()
+    model.get_layer(name).enable_lora(2)
+    with pytest.raises(ValueError, match=f"got LoRA or quantized ones in {name}; prune before"):
+        cp.prune_channels(model, 0.5)

@@ -17,6 +17,33 @@ from utils.pruning.magnitude import _keep_largest, _ListBatches
 L = keras.layers
 
 
+class TwoDense(L.Layer):
+    """A layer of one's own that holds layers, one of them a batch normalization."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.first, self.norm, self.second = L.Dense(6), L.BatchNormalization(), L.Dense(6)
+
+    def call(self, x):
+        return self.second(self.norm(self.first(x)))
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = L.Dense(3)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def dense_network(*layers):
+    return keras.Sequential([keras.Input((6,)), *layers, L.Dense(3, activation="softmax", name="top")])
+
+
+SIX = [(np.ones((4, 6), "float32"), np.eye(3, dtype="float32")[[0, 1, 2, 0]])]
+
+
 @pytest.fixture(scope="module")
 def batches():
     return batches_of_noise()
@@ -100,18 +127,114 @@ def test_report_and_sizes():
     assert pruning.gzip_bytes(model) < pruning.gzip_bytes(network())
 
 
+def test_kernels_inside_a_layer_are_pruned_and_counted_too_and_its_statistics_stay():
+    model = dense_network(TwoDense())
+    result = prune(model, SIX, 0.5, epochs=1, learning_rate=0.01)
+    # 6 x 6 + 6 x 6 + 6 x 3 = 90 weights in three kernels, and half of each is 18 + 18 + 9 = 45
+    assert result.report[["weights", "nonzero", "prunable"]].values.tolist() == [[36, 18, True]] * 2 + [[18, 9, True]]
+    assert "45 of 90 kernel weights left" in repr(result)
+    norm = result.model.layers[0].norm  # it was trained in inference mode
+    assert norm.trainable and np.array_equal(norm.moving_mean, np.zeros(6))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shapes"),
+    [
+        (lambda: L.LSTM(4), ["5x16", "4x16"]),  # four gates: kernel (5, 4 * 4), recurrent kernel (4, 4 * 4)
+        (lambda: L.Bidirectional(L.GRU(2)), ["5x6", "2x6"] * 2),  # three gates, each way
+        (lambda: L.TimeDistributed(L.Dense(3)), ["5x3"]),
+        (lambda: L.Conv1DTranspose(2, 3), ["3x2x5"]),
+        (lambda: L.SeparableConv1D(4, 3), ["3x5x1", "1x5x4"]),  # depthwise, then pointwise
+    ],
+)
+def test_the_report_lists_every_kernel_and_says_which_are_left_alone(layer, shapes):
+    report = pruning.sparsity_report(keras.Sequential([keras.Input((7, 5)), layer(), L.Dense(2)]))
+    assert report["shape"].tolist()[:-1] == shapes
+    assert report["prunable"].tolist() == [shapes == ["5x3"]] * len(shapes) + [True]
+
+
+def test_the_report_lists_the_projections_of_attention():
+    x = keras.Input((7, 5))
+    report = pruning.sparsity_report(keras.Model(x, L.MultiHeadAttention(2, 3)(x, x)))
+    assert report["shape"].tolist() == ["5x2x3"] * 3 + ["2x3x5"]  # query, key and value of two heads of 3, and back
+    assert not report["prunable"].any()
+
+
+def test_a_layer_that_outer_and_inner_model_share_is_listed_once():
+    assert pruning.sparsity_report(sharing())["weights"].tolist() == [36, 18, 9]  # 6 x 6, inner 6 x 3, outer 3 x 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda layer: layer.enable_lora(2), lambda layer: layer.quantize("int8"), lambda layer: layer.quantize("int4")],
+)
+def test_a_kernel_that_is_not_one_variable_of_floats_is_refused_by_name_and_reported_whole(change):
+    model = dense_network(L.Dense(6, name="changed"))
+    change(model.layers[0])
+    with pytest.raises(ValueError, match="got LoRA or quantized ones in changed; prune before"):
+        prune(model, SIX, 0.5, epochs=0)
+    report = pruning.sparsity_report(model)  # int4 stores 6 x 6 in 6 x 3 bytes
+    assert report[["shape", "weights", "prunable"]].values.tolist() == [["6x6", 36, False], ["6x3", 18, True]]
+
+
+@pytest.mark.parametrize("call", [prunable, pruning.sparsity_report, pruning.gzip_bytes, pruning.find_blocks])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (None, "got NoneType; load or make one first"), ("m.keras", "got str; load"), ([network()], "got list; load"),
+        (L.Dense, "got type; load"), (keras.Sequential([L.Dense(3)]), "not built yet; call it on a batch first"),
+        (Subclassed(), "not built yet; call it on a batch first"),
+    ],
+)  # fmt: skip
+def test_what_is_no_built_model_is_refused_in_one_sentence(call, model, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        call(model)
+
+
+def subclassed():
+    model = Subclassed()
+    model(np.ones((4, 6), "float32"))
+    return model
+
+
+def sharing():
+    shared = L.Dense(6)
+    return dense_network(shared, dense_network(shared))
+
+
+class WithoutConfig(L.Dense):
+    def __init__(self, six):
+        super().__init__(len(six))
+
+    def get_config(self):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("make", [subclassed, sharing, lambda: dense_network(WithoutConfig(range(6)))])
+def test_a_model_that_keras_cannot_copy_is_refused_in_one_sentence_that_helps(make):
+    with pytest.raises(ValueError, match="train the model itself with MagnitudePruning as a callback"):
+        prune(make(), SIX, 0.5, epochs=0)
+    model = make()
+    model.compile("sgd", "mse", jit_compile=False)
+    model.fit(*SIX[0], callbacks=[MagnitudePruning(0.5)], verbose=0)
+    assert pruning.sparsity_report(model)["sparsity"].tolist() == pytest.approx([0.5] * len(prunable(model)), abs=0.06)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         *((lambda share=share: prune(network(), [], share), "sparsity must be a share from 0 up to but excluding 1")
           for share in (-0.1, 1.0, "half", True, float("nan"))),
-        (lambda: prunable(b"TFL3"), "got bytes"),
         (lambda: prune(network(), [], 0.5, schedule="slowly"), "schedule must be gradual or one_shot, got 'slowly'"),
         (lambda: prune(network(), iter([]), 0.5), "pass a list, or a stream with a length"),
-        (lambda: prune(network(), [], 0.5, epochs=-1), "epochs must be 0 or more, got -1"),
+        *((lambda epochs=epochs: prune(network(), [], 0.5, epochs), f"a whole number, 0 or more, got {epochs!r}")
+          for epochs in (-1, 1.5, "one", None, True)),
         (lambda: prunable(keras.Sequential([keras.Input((4,)), L.ReLU()])), "no Dense layer and no convolution"),
-        (lambda: prunable(keras.Sequential([L.Dense(3)])), "not built yet"),
-        (lambda: MagnitudePruning(0.5, frequency=0), "frequency of 1 or more"),
+        *((lambda given=given: prune(dense_network(), given, 0.5), "expected at least one batch, each .images")
+          for given in ([], SIX[0], SIX[0][0], [SIX[0][:1]], {"x": SIX[0][0]}, "photos")),
+        (lambda: pruning.find_blocks(subclassed()), r"a functional or Sequential model, got .* \(Subclassed\)"),
+        (lambda: MagnitudePruning(0.5, frequency=0), "frequency must be a whole number, 1 or more, got 0"),
+        (lambda: MagnitudePruning(0.5, end=2.5), "end must be a whole number, 0 or more, got 2.5"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_sentence(call, message):
