@@ -109,6 +109,21 @@ def test_sender_interval_widens_when_people_differ_and_weighs_them_by_their_phot
             sender_interval([1, 0], senders)
 
 
+def test_interval_of_macro_recall_weighs_classes_equally_and_draws_photographers():
+    # Everyone sent one photo: the mean of two recalls, 0.9 of 400 and 0.5 of 40, has the variance of its two parts.
+    labels = np.repeat(["common", "rare"], [400, 40])
+    correct = np.r_[np.arange(400) % 10 > 0, np.arange(40) % 2 > 0]
+    error = 1.96 * np.sqrt(0.9 * 0.1 / 400 + 0.5 * 0.5 / 40) / 2
+    assert sender_interval(correct, np.arange(440), labels) == pytest.approx((0.7 - error, 0.7 + error), abs=0.006)
+    # One of two people sent the rare class: a draw without it has the other class' recall, never 0 or NaN.
+    assert sender_interval([1, 1, 0], ["a", "b", "b"], ["hat", "hat", "body"]) == (0.5, 1.0)
+    with pytest.raises(ValueError, match="2 answers and 1 labels"):
+        sender_interval([1, 0], "ab", ["hat"])
+    photos = pd.DataFrame({"label": ["hat", "hat", "body"], "sender": ["a", "b", "b"]})
+    judged = evaluation.evaluate([[0.9, 0.1]] * 3, photos, ["hat", "body"])
+    assert (judged.recall_low, judged.macro_recall, judged.recall_high) == (0.5, 0.5, 1.0)
+
+
 def test_calibration_error_by_hand():
     # Four photos at 0.8 (bin 0.7 to 0.8, three right), two at 0.6 (bin 0.5 to 0.6, none right); bins are (low, high].
     judged = evaluation.evaluate([[0.8, 0.2]] * 4 + [[0.6, 0.4]] * 2, photos(list("aaabbb")), ("a", "b"), bins=10)

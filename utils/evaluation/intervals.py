@@ -1,4 +1,4 @@
-"""Intervals for an accuracy: over photos (Wilson) and over the photographers who took them (bootstrap).
+"""Intervals for accuracy and macro recall: over photos (Wilson) and over the photographers who took them (bootstrap).
 
 Photos by one photographer resemble each other, so an interval that counts every photo as independent is too narrow.
 """
@@ -33,7 +33,7 @@ def wilson(successes, n):
     return (float(low), float(high)) if np.ndim(low) == 0 else (low, high)
 
 
-def sender_interval(correct, senders):
+def sender_interval(correct, senders, labels=None):
     """95% percentile interval of the mean of `correct`, by a bootstrap of 10,000 draws of whole photographers.
 
     Each draw takes as many photographers as there are, with replacement, and pools all photos of those drawn. So it
@@ -42,6 +42,8 @@ def sender_interval(correct, senders):
     Args:
         correct: (n,) booleans or numbers, one per photo (correct or not, or a difference of two models).
         senders: (n,) who took each photo; missing names count as one photographer, "unknown".
+        labels: (n,) the class of each photo, for the interval of macro recall: the mean over classes of the mean of
+            each. A class that a draw leaves without a photo does not count in that draw.
 
     Returns:
         (low, high), floats.
@@ -62,12 +64,19 @@ def sender_interval(correct, senders):
         raise ValueError(f"expected one sender per answer, got {correct.size} answers and {codes.size} senders")
     if len(names) < 2:
         raise ValueError("expected photos by at least two photographers, got one; use wilson for a single one")
-    sizes, sums = np.bincount(codes), np.bincount(codes, weights=correct)
+    kinds, kind = np.unique(np.zeros(len(codes)) if labels is None else np.asarray(labels), return_inverse=True)
+    if kind.shape != codes.shape:
+        raise ValueError(f"expected one label per answer, got {codes.size} answers and {kind.size} labels")
+    sizes, sums = np.zeros((2, len(names), len(kinds)))
+    np.add.at(sizes, (codes, kind), 1)
+    np.add.at(sums, (codes, kind), correct)
     rng, means = np.random.default_rng(0), []
-    block = max(1, 2_000_000 // len(names))  # thousands of photographers times ten thousand draws need much memory
+    # thousands of photographers times ten thousand draws need much memory
+    block = max(1, 2_000_000 // (len(names) + len(kinds)))
     for start in range(0, DRAWS, block):
         times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=min(block, DRAWS - start))
-        means.append((times @ sums) / (times @ sizes))
+        with np.errstate(invalid="ignore"):  # 0 of 0 photos of a class
+            means.append(np.nanmean((times @ sums) / (times @ sizes), axis=1))
     low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 

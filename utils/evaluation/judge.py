@@ -24,6 +24,7 @@ class Evaluation:
         sender_low, sender_high: 95% interval over photographers (bootstrap); None with fewer than two.
         cross_entropy: mean negative log-probability of the true class, nats.
         macro_precision, macro_recall, macro_f1: unweighted means over the classes that have photos here.
+        recall_low, recall_high: 95% interval of macro_recall over photographers; None with fewer than two.
         per_class: DataFrame by class: precision, recall, f1, support (photos), predicted (photos called that). A class
             without photos has NaN in the first three; one that is never predicted has precision 0.
         absent: classes without a photo here.
@@ -46,6 +47,8 @@ class Evaluation:
     macro_precision: float
     macro_recall: float
     macro_f1: float
+    recall_low: float | None
+    recall_high: float | None
     per_class: pd.DataFrame
     absent: tuple
     confusion: np.ndarray
@@ -78,7 +81,7 @@ class Evaluation:
         """Everything but the photos' own rows, as plain data fit for results JSON (NaN becomes None)."""
         numbers = (
             "n", "accuracy", "accuracy_low", "accuracy_high", "n_senders", "sender_low", "sender_high",
-            "cross_entropy", "macro_precision", "macro_recall", "macro_f1", "ece",
+            "cross_entropy", "macro_precision", "macro_recall", "macro_f1", "recall_low", "recall_high", "ece",
         )  # fmt: skip
         return {field: _plain(getattr(self, field)) for field in numbers} | {
             "name": self.name,
@@ -159,14 +162,17 @@ def evaluate(predict, frame, classes, name=None, bins=15):
     reliable = reliability(probabilities, labels, bins)
     senders = np.array([sender_name(s) for s in frame["sender"]], dtype=object) if "sender" in frame else None
     per_sender = _per_sender(correct, senders)
-    sender_low, sender_high = sender_interval(correct, senders) if len(per_sender) > 1 else (None, None)
+    several = len(per_sender) > 1
+    sender_low, sender_high = sender_interval(correct, senders) if several else (None, None)
+    recall_low, recall_high = sender_interval(correct, senders, labels) if several else (None, None)
     low, high = wilson(correct.sum(), len(frame))
     return Evaluation(
         name=name, classes=classes, n=len(frame), accuracy=float(correct.mean()), accuracy_low=low, accuracy_high=high,
         n_senders=None if senders is None else len(per_sender), sender_low=sender_low, sender_high=sender_high,
         cross_entropy=float(-np.log(probabilities[np.arange(len(labels)), labels].clip(EPSILON, 1.0)).mean()),
         macro_precision=float(macro["precision"]), macro_recall=float(macro["recall"]), macro_f1=float(macro["f1"]),
-        per_class=per_class, absent=tuple(np.array(classes, dtype=object)[~present]), confusion=confusion,
+        recall_low=recall_low, recall_high=recall_high, per_class=per_class, confusion=confusion,
+        absent=tuple(np.array(classes, dtype=object)[~present]),
         ece=float((reliable["n"] * (reliable["accuracy"] - reliable["confidence"]).abs()).sum() / len(frame)),
         reliability=reliable, per_sender=per_sender, probabilities=probabilities, labels=labels, predicted=predicted,
         ids=photo_ids(frame), senders=senders,
