@@ -42,6 +42,9 @@ def parser():
     deployed = command("files", "convert, judge and time finished rows -> results/deployment.json", "*")
     deployed.add_argument("--rounds", type=int, default=20, help="interleaved rounds (default 20)")
     deployed.add_argument("--causes", action="store_true", help="what int8 loses rows by -> results/int8_causes.json")
+    deployed.add_argument(
+        "--times", action="store_true", help="time the files alone, trained or not, on a quiet machine"
+    )
     command("elsewhere", "what the shipped files say of sample pictures of packages -> results/elsewhere.json")
     command("further", "judge ten-class rows on a second test set -> results/further.json")
     command("pruning", "run the pruning sweep of notebook 3, hours -> results/pruning.json")
@@ -237,7 +240,11 @@ def _keep(options, known, data):
 def _files(options, known, data):
     from study import deployment, recipes
 
-    found = _finished(options.rows or recipes.rows(), known, data, weights=True)
+    wanted = options.rows or list(recipes.rows())
+    if options.times:
+        print(deployment.record_times({name: known[name] for name in wanted}, data, options.rounds))
+        return
+    found = _finished(wanted, known, data, weights=True)
     print(deployment.record_causes(found) if options.causes else deployment.record(found, options.rounds))
 
 

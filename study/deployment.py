@@ -11,11 +11,13 @@ from concurrent.futures import ProcessPoolExecutor
 import pandas as pd
 
 from study import recipes, records
-from utils import environment, evaluation, latency, models, quantization
+from utils import environment, evaluation, files, latency, models, quantization
 from utils.classify import TFLiteModel
 from utils.datasets import pipeline
 from utils.evaluation import wilson
 from utils.quantization import calibration, runtimes
+from utils.training import find_finished
+from utils.training.run import build
 
 SCHEMES = ("float32", "dynamic_range", "int8")
 CALIBRATION_PHOTOS, ROUNDS, SITTINGS = 200, 20, 3
@@ -104,9 +106,10 @@ def causes(row, run, dataset, photos=CALIBRATION_PHOTOS):
 
 def merge(known, lines, times, machine, cpu):
     """The metrics of the record with new lines in place of old ones of the same row (and the same processor)."""
-    fresh, places = {line["row"] for line in lines}, list(recipes.rows())
+    fresh, timed = ({line["row"] for line in found} for found in (lines, times))
+    places = list(recipes.rows())
     kept = [line for line in known.get("models", []) if line["row"] not in fresh]
-    older = [line for line in known.get("times", []) if line["cpu"] != cpu or line["row"] not in fresh]
+    older = [line for line in known.get("times", []) if line["cpu"] != cpu or line["row"] not in timed]
     return {
         "models": sorted(kept + lines, key=lambda line: places.index(line["row"])),
         "times": older + [{**line, "cpu": cpu} for line in times],
@@ -124,6 +127,26 @@ def record(found, rounds=ROUNDS):
         print(f"{name}: int8 agrees with float32 on {line['schemes']['int8']['agreement']:.1%} of {line['n']} photos")
     times, machine = time_files(made, photo, rounds)
     metrics = merge(records.read("deployment")["metrics"], lines, times, machine, environment.describe()["cpu"])
+    return records.write("deployment", {"rounds": rounds}, metrics, records.PHOTOS, records.RESULTS)
+
+
+def record_times(rows, data, rounds=ROUNDS):
+    """Time the files of rows (id -> Row; `data`: Row -> Dataset) on this processor; the record keeps all else.
+
+    A network that is not trained here is timed with a new head, and a baseline with random weights: the same
+    operations in the same order.
+    """
+    made, photo = {}, {}
+    for name, row in rows.items():
+        dataset, side = data(row), row.run.input_size
+        run = find_finished(row.run.run_id_for(dataset.fingerprint), files.runs_dir())
+        network = build(row.run, dataset.classes) if run is None or run.recorded else run.model()
+        ranges = quantization.representative_photos(dataset.frame, CALIBRATION_PHOTOS, side, seed=0)
+        made[name] = quantization.convert_all(network, SCHEMES, ranges)
+        photo[name] = pipeline.load_images(dataset.part("test").head(1), side)
+        print(f"{name} is converted", flush=True)
+    times, machine = time_files(made, photo, rounds)
+    metrics = merge(records.read("deployment")["metrics"], [], times, machine, environment.describe()["cpu"])
     return records.write("deployment", {"rounds": rounds}, metrics, records.PHOTOS, records.RESULTS)
 
 

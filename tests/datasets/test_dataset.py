@@ -1,13 +1,16 @@
 """What is loaded is what was published: right numbers on the real photos, and clear words where something is wrong."""
 
 import functools
+import hashlib
 import pathlib
+import re
 import shutil
 import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from utils import datasets
@@ -258,3 +261,26 @@ def test_clothing_17_is_as_study_a_cleaned_it(photos_dir):
     assert shares["validation"] == pytest.approx(0.14, abs=0.02)
     assert (loaded.distribution() > 0).all(axis=None)
     assert loaded.fingerprint == "31f1f16cbcc0"
+
+
+@pytest.mark.photos
+def test_the_page_about_the_photos_names_their_numbers(photos_dir):
+    ten, wide = (datasets.load(name, photos_dir, download=False).frame for name in ("clothing-10", "clothing-17"))
+    official, shoes = wide["sender"].isin(datasets.OFFICIAL_TEST_SENDERS), wide["label"] == "Shoes"
+    full = {
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in (photos_dir / "clothing-dataset/images").iterdir()
+    }
+    same, test = int(ten["sha256"].isin(full).sum()), wide[wide["split"] == "test"]
+    known = ten.loc[ten["split"] == "train", "sender"]
+    counted = {
+        len(ten), len(wide), *ten["split"].value_counts(), *wide["split"].value_counts(), same, len(ten) - same,
+        int(wide["sender"].value_counts().max()), int(official.sum()), test["sender"].nunique() - 5,
+        int(ten.loc[ten["split"] == "validation", "sender"].isin(known).sum()),
+    }  # fmt: skip
+    shares = {f"{official.mean():.0%}", f"{(official & shoes).sum() / shoes.sum():.0%}"}
+    # labels that differ have a test of their own (above); the rest names the sets, seed 0, one copy, two sides, an angle
+    told = {"26", "23", "3", "10", "17", "0", "90"}
+    page = (ROOT / "data" / "README.md").read_text().partition("## What is in the photos")[2]
+    page = re.sub(r"`[^`]*`|clothing-|[0-9a-f]{8}-…", " ", page)
+    named = set(re.findall(r"\d[\d,]*(?<!,)%?", page))
+    assert named - told <= {f"{number:,}" for number in counted} | shares

@@ -71,6 +71,9 @@ def test_new_lines_replace_those_of_the_same_row_and_processor():
         ("a-lite0-fine", "new", 1), ("b-lite0-fine", "old", 2), ("b-lite0-fine", "new", 4),
     ]  # fmt: skip
     assert merged["machines"] == {"old": "before", "new": "now"}
+    timed_again = deployment.merge(merged, [], [time("b-lite0-fine", "new", 6)], "later", "new")
+    assert timed_again["models"] == merged["models"], "new times leave what was judged"
+    assert [t["median_ms"] for t in timed_again["times"] if t["row"] == "b-lite0-fine"] == [2, 6]
 
 
 def test_causes_compare_four_ways_on_the_validation_part(trained):
