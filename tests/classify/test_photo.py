@@ -133,3 +133,22 @@ def test_what_is_no_photo_is_named(tmp_path, data):
     with pytest.raises(ValueError, match=r"bad\.jpg cannot be decoded as a photo \(.+\); replace it, or leave it out"):
         photo.read_photo(path, 16)
     assert photo.check_photo(path)["problem"]
+
+
+def test_one_transparent_colour_is_white_in_rgb_and_16_bits_too():
+    """Before, only palettes and 8-bit grey were laid over white."""
+    colour = encoded(Image.new("RGB", (9, 9), (1, 2, 3)), "PNG", transparency=(1, 2, 3))
+    assert (photo.read_photo(colour, 8) == 255).all()
+    rows = b"".join(b"\0" + struct.pack(">9H", *[40_000] * 4, *[20_000] * 5) for _ in range(9))
+    head = chunk(b"IHDR", struct.pack(">II5B", 9, 9, 16, 0, 0, 0, 0)) + chunk(b"tRNS", struct.pack(">H", 40_000))
+    data = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    assert photo.read_photo(data, 9)[0, :, 0].tolist() == [255] * 4 + [20_000 >> 8] * 5
+
+
+def test_a_decoders_error_of_several_lines_becomes_one(monkeypatch):
+    def fails(data):
+        raise ValueError("Unexpected end of file\n(position 374)\n")  # as libheif says it
+
+    monkeypatch.setattr(photo, "_open", fails)
+    with pytest.raises(ValueError, match=r"\(Unexpected end of file \(position 374\)\); replace it"):
+        photo.read_photo(b"x", 8)

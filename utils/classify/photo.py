@@ -108,12 +108,15 @@ def check_photo(source):
 
 def to_rgb(image):
     """A Pillow image of any mode as RGB; see :func:`read_photo` for what becomes of unusual ones."""
-    if image.mode == "RGB":
+    clear = image.info.get("transparency")
+    if image.mode == "RGB" and clear is None:
         return image
     if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):
         grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+        if clear is not None:  # the one 16-bit value that stands for "transparent"
+            grey[np.asarray(image) == clear] = 255
         return Image.fromarray(grey).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or clear is not None:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
@@ -181,7 +184,7 @@ def _phrase(error):
         return f"it has more than {MAX_PIXELS // 10**6} megapixels"
     if isinstance(error, UnidentifiedImageError):
         return "expected JPEG, PNG, WebP, GIF, BMP, AVIF or (with pillow-heif) HEIC; this is none that can be read here"
-    return str(error) or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _sentence(name, error):
