@@ -191,3 +191,20 @@ def test_closed_pipe_is_no_traceback(model_path, photo):
     error = process.stderr.read()
     process.stderr.close()
     assert (process.wait(60), error) == (1, b"")
+
+
+def test_json_is_json_in_any_encoding_and_pillow_adds_no_lines_of_its_own(model_path, tmp_path, photo):
+    """Before, the backslashes of names that the pipe's encoding lacks made no JSON; Pillow warned in two more lines."""
+    (name := tmp_path / "\u00e9 \U0001f600.jpg").write_bytes(photo.read_bytes())
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
+    command = [sys.executable, ROOT / "utils" / "classify", "--json", "--model", model_path]
+    environment = {"PYTHONIOENCODING": "cp1252", "PATH": ""}
+    photos = [name, tmp_path / "large.png"]
+    done = subprocess.run([*command, *photos], capture_output=True, cwd=tmp_path, check=False, env=environment)
+    assert json.loads(done.stdout)[0]["photo"] == str(name)
+    assert done.stderr.count(b"\n") == 1 and b"10000 x 10000 pixels" in done.stderr
+
+
+def test_a_very_small_temperature_is_certain_and_never_nan(tmp_path, photo):
+    first, *others = classify.classify(classify.load(saved(tmp_path, temperature=1e-5)), photo)["classes"]
+    assert first["probability"] == 1 and all(entry["probability"] == 0 for entry in others)

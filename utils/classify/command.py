@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import sys
+import warnings
 
 import numpy as np
 
@@ -79,7 +80,9 @@ def classify(model, photo, top=3):
         )
     temperature = _temperature(model)
     if temperature != 1:
-        powers = np.power(np.maximum(probabilities, 0), 1 / temperature, dtype=np.float64)
+        powers = np.maximum(probabilities, np.finfo(np.float32).tiny)
+        powers = powers / powers.max()  # the largest is 1, so that a small T makes no 0 / 0
+        powers = np.power(powers, 1 / temperature, dtype=np.float64)
         probabilities = powers / powers.sum()
     order = np.argsort(-probabilities, kind="stable")[:top]
     return {
@@ -169,7 +172,7 @@ def main(arguments=None):
         if not options.json and "error" not in result:
             print(_line(result))
     if options.json:
-        print(json.dumps(results, indent=1, ensure_ascii=False))
+        print(json.dumps(results, indent=1))  # ASCII, as any terminal or pipe can encode it
     done = sum("error" not in result for result in results)
     return 0 if not failed else 1 if done else 2
 
@@ -188,6 +191,7 @@ def _positive(text):
 def run():
     """Entry point: a closed pipe (`| head`) and Ctrl-C end the command quietly, names of any characters are printed."""
     sys.stdout.reconfigure(errors="backslashreplace")
+    warnings.simplefilter("ignore")  # Pillow's about large photos and damaged EXIF, beside our sentence or none
     try:
         code = main()
         sys.stdout.flush()
