@@ -198,3 +198,42 @@ def test_a_grey_model_classifies_a_colour_photo(tmp_path):
     expected = model(np.asarray(grey)[None, :, :, None])[0]
     assert [answer[label] for label in "abc"] == pytest.approx(list(expected), abs=0.03)
     assert classify(model, tmp_path / "grey.png") == classify(model, tmp_path / "p.png")
+
+
+def test_open_sides_are_refused_and_never_one_pixel():
+    """LiteRT fills them with 1: before, every photo was shrunk to one pixel and classified, in silence."""
+    image = keras.Input((None, None, 3))
+    model = keras.Model(image, keras.layers.Softmax()(keras.layers.GlobalAveragePooling2D()(image)))
+    import tensorflow as tf
+
+    traced = tf.function(model).get_concrete_function(tf.TensorSpec((1, None, None, 3), tf.float32))
+    with pytest.raises(ValueError, match=r"leaves sides of its photos open, got \[1, -1, -1, 3\]; convert"):
+        TFLiteModel(tf.lite.TFLiteConverter.from_concrete_functions([traced]).convert())
+
+
+def test_photos_in_float16_and_inputs_in_float16():
+    """Before, the sum of float16 pixels overflowed ("NaN or infinity"), and a scaled float16 input was not set."""
+    model, images = TFLiteModel(small.files()["int8"]), small.photos(3)
+    assert np.array_equal(model(images.astype(np.float16)), model(images))
+    import tensorflow as tf
+
+    mean = tf.function(lambda x: tf.reduce_mean(tf.cast(x, tf.float32), (1, 2)))
+    traced = mean.get_concrete_function(tf.TensorSpec((1, 4, 4, 3), tf.float16))
+    half = TFLiteModel(tf.lite.TFLiteConverter.from_concrete_functions([traced]).convert(), input_range=(0, 1))
+    assert half(np.full((1, 4, 4, 3), 51, np.uint8)) == pytest.approx(np.full((1, 3), 0.2), abs=1e-3)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8_io"])
+def test_whole_numbers_beyond_a_byte_and_scaled_pixels_are_refused_where_the_file_says_its_range(scheme):
+    """Before, 16-bit pixels saturated in silence, and a file with a float input took pixels in 0..1 for black."""
+    model, images = TFLiteModel(small.files()[scheme]), small.photos(1)
+    for wrong in (images.astype(np.uint16) * 257, images.astype(int) - 128, images / 255):
+        with pytest.raises(ValueError, match=r"photos must be pixels in 0\.\.255, got"):
+            model(wrong)
+    assert np.array_equal(model(images.astype(np.int64)), model(images))
+
+
+def test_threads_beyond_reason_are_refused():
+    for count in (100_000, 10**23):  # before: minutes at full load; a traceback with the whole model in it
+        with pytest.raises(ValueError, match="num_threads must be a positive integer up to 1024"):
+            TFLiteModel(small.files()["float32"], count)

@@ -81,7 +81,9 @@ class TFLiteModel:
         self.input_dtype, self.output_dtype = np.dtype(source["dtype"]), np.dtype(target["dtype"])
         self._input, self._output = source["index"], target["index"]
         self._scale_in, self._scale_out = source["quantization"], target["quantization"]
+        self._wants_pixels = self.input_dtype.kind != "f"  # sure to be wrong with anything but 0..255
         self.input_range = self._range(self.description.get("input_range") if input_range is None else input_range)
+        self._wants_pixels |= self.input_range != PIXELS
         labels = labels if labels is not None else self.description.get("labels")
         self.labels = tuple(labels) if labels is not None else None
         if self.labels is not None and len(self.labels) != self.n_classes:
@@ -140,6 +142,7 @@ class TFLiteModel:
             return PIXELS
         low, high = (np.iinfo(dtype).min - zero) * scale, (np.iinfo(dtype).max - zero) * scale
         if 60 < high < 300 and (abs(low) < 25 or dtype == np.int16):  # also from calibration on dark photos
+            self._wants_pixels |= bool(abs(low) < 25)
             return PIXELS
         for known, tolerance in _SCALINGS.items() if dtype != np.int16 else ():  # which is symmetric whatever the range
             if max(abs(low - known[0]), abs(high - known[1])) < tolerance * (known[1] - known[0]):
@@ -176,14 +179,13 @@ class TFLiteModel:
             )
         if images.dtype.kind not in "iuf":
             raise ValueError(f"photos must be numbers in 0..255, got {images.dtype}; pass uint8 or float32")
-        if images.dtype.kind == "f" and images.size:
-            if not np.isfinite(images.sum()):
-                raise ValueError("photos must be pixels in 0..255, got NaN or infinity; check how they were read")
-            scales_itself = self.input_dtype.kind != "f" or self.input_range != PIXELS
-            if scales_itself and (images.min() < 0 or 0 < images.max() <= 1 or images.max() > 255.5):
+        if images.dtype.kind == "f" and not np.isfinite(images.sum(dtype=np.float64)):
+            raise ValueError("photos must be pixels in 0..255, got NaN or infinity; check how they were read")
+        if self._wants_pixels and images.size and images.dtype != np.uint8:
+            low, high = float(images.min()), float(images.max())
+            if low < 0 or high > 255.5 or (images.dtype.kind == "f" and 0 < high <= 1):
                 raise ValueError(
-                    f"photos must be pixels in 0..255, got {images.min():.3g}..{images.max():.3g}; "
-                    f"{self.name} scales them itself"
+                    f"photos must be pixels in 0..255, got {low:.3g}..{high:.3g}; {self.name} scales them itself"
                 )
         return images
 
@@ -191,8 +193,9 @@ class TFLiteModel:
         """Photos in 0..255 in the type and range of the file's input."""
         low, high = self.input_range
         if self.input_dtype.kind == "f":
-            image = image.astype(self.input_dtype, copy=False)
-            return image if self.input_range == PIXELS else image * np.float32((high - low) / 255) + np.float32(low)
+            if self.input_range != PIXELS:
+                image = image * np.float32((high - low) / 255) + np.float32(low)
+            return image.astype(self.input_dtype, copy=False)
         (scale, zero), limits = self._scale_in, np.iinfo(self.input_dtype)
         if self.input_dtype == np.uint8 and image.dtype == np.uint8 and scale == 1 and zero == 0:
             return image
@@ -307,8 +310,8 @@ def checked_range(said):
 
 def checked_threads(count, name="threads"):
     """A number of threads as int, or ValueError."""
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
-        raise ValueError(f"{name} must be a positive integer, got {count!r}")
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or not 1 <= count <= 1024:
+        raise ValueError(f"{name} must be a positive integer up to 1024, got {count!r}")
     return int(count)
 
 
@@ -353,5 +356,10 @@ def _single(interpreter, name):
         raise ValueError(
             f"expected a photo classifier with one input (1, height, width, channels) and one output (1, classes), "
             f"got {shapes} in {name}; use another model"
+        )
+    if -1 in sources[0]["shape_signature"][1:]:  # which LiteRT fills with 1: a photo of one pixel
+        raise ValueError(
+            f"{name} leaves sides of its photos open, got {sources[0]['shape_signature'].tolist()}; "
+            "convert the model for one input shape"
         )
     return sources, targets
