@@ -205,3 +205,36 @@ def test_a_lower_bound_says_so_and_a_head_without_classes_has_no_accuracy():
     table = quantization.evaluate_schemes(files, COLOUR, [0, 0, 0, 0])
     assert table[["accuracy", "macro_f1", "agreement"]].isna().all(axis=None) and "macs_note" not in table
     assert table.loc["int8", "largest_change"] > 0
+
+
+def test_odd_representative_data_and_statistics_of_others_get_one_sentence(float_file, tmp_path):
+    for wrong in ([[]], [()], [{}]):  # before, a bare StopIteration
+        with pytest.raises(ValueError, match=r"representative photos must have shape \(n, 14, 14, 1\)"):
+            quantization.convert(float_file, "int8", wrong)
+    other = quantization.convert(flat(14, 14, 1), "float32")
+    for statistics in (calibration.measure(other, GREY[..., None]), {"image": (0, 255)}):
+        with pytest.raises(ValueError, match="expected statistics of this model's activations, got"):
+            quantization.convert(float_file, "int8", statistics=statistics)
+    for photos in (GREY[:0], GREY / 255, GREY * np.nan):  # before: raw errors, or ranges of black photos in silence
+        with pytest.raises(ValueError, match="representative photos"):
+            error.alone(float_file, photos, GREY)
+    (tmp_path / "M.TFLITE").write_bytes(float_file)
+    assert quantization.convert(tmp_path / "M.TFLITE", "float32") == float_file
+
+
+def test_answers_that_are_nan_none_or_of_other_classes_are_not_judged():
+    """Before, a model of NaN was right wherever class 0 was, and the rest ended in NumPy's errors."""
+    model = network()
+    good = quantization.convert(model, "float32")
+    model.layers[-2].set_weights([np.full((576, 3), 1e30, np.float32), np.array([np.inf, 0, 0])])
+    with pytest.raises(ValueError, match="'a net' answers a photo with NaN or infinity, before conversion"):
+        quantization.convert(model, "float32")
+    image = keras.Input((14, 14, 1))
+    two = quantization.convert(keras.Model(image, L.Dense(2)(L.Flatten()(image))), "float32")
+    for files, photos, got in (({}, GREY[:0], r"\(0, 3\)"), ({"int8": two}, GREY, r"\(20, 2\) from int8")):
+        with pytest.raises(ValueError, match=f"expected finite answers .* got {got}"):
+            quantization.evaluate_schemes({"float32": good, **files}, photos)
+    chances = [[0.9, 0.1], [0.3, 0.7]]
+    for wrong, labels in ((chances, [0, 7]), (np.multiply(chances, np.nan), [0, 1]), ([0.9, 0.3], [0, 1])):
+        with pytest.raises(ValueError, match=r"labels must be in 0\.\.1|probabilities must be finite"):
+            quantization.confidence_threshold(wrong, labels)

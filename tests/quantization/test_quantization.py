@@ -261,6 +261,13 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert "0..255" in description["preprocessing"]
 
 
+def test_a_file_is_saved_from_its_path_and_a_range_of_any_numbers(tmp_path):
+    """Before, both ended in a TypeError of the library that hashes or writes."""
+    first = quantization.save(tmp_path / "a.tflite", small.files()["float32"])
+    second = quantization.save(tmp_path / "b.tflite", first, input_range=np.array([0, 1], np.float32))
+    assert second.read_bytes() == first.read_bytes() and TFLiteModel(second).description["input_range"] == [0, 1]
+
+
 def test_no_keras_at_the_door_and_no_noise_behind_it():
     code = (
         "import sys, numpy as np; from utils import quantization\n"

@@ -176,6 +176,12 @@ def _quantized(source, scheme, statistics, method="min-max", io="int8", keep_flo
 
     ranges, kept = None, _tensors_of(source, [keep_float] if isinstance(keep_float, str) else keep_float)
     if scheme.calibrated:
+        tensors = {tensor.name for tensor in open_file(source).tensors}
+        if not (isinstance(statistics, calibration.Statistics) and tensors.issuperset(statistics.names)):
+            raise ValueError(
+                f"expected statistics of this model's activations, got {statistics!r:.80}; "
+                "pass calibration.measure(float_tflite(model), photos)"
+            )
         found = statistics.ranges(method)
         if scheme.name == "int16x8":  # whose biases have 64 bits
             # An ADD whose three scales are powers of two (pixels scaled to -1..1 have them) is taken for another
@@ -393,6 +399,8 @@ def _verify(model, content):
     photo = np.random.default_rng(0).integers(0, 256, (1, *model.inputs[0].shape[1:])).astype(np.float32)
     with traceable(model):
         expected = np.asarray(keras.tree.flatten(model(photo, training=False))[0])
+    if not np.isfinite(expected).all():
+        raise ValueError(f"{model.name!r} answers a photo with NaN or infinity, before conversion; train it again")
     difference = float(np.abs(TFLiteModel(content, num_threads=1)(photo) - expected).max())
     if not difference <= MAX_VERIFY_DIFFERENCE * max(1.0, float(np.abs(expected).max())):
         raise RuntimeError(

@@ -12,7 +12,8 @@ from utils.classify import TFLiteModel, open_interpreter
 from utils.environment import default_threads, quiet
 
 from . import calibration
-from .convert import computed, convert, open_file, tensor_layers
+from .convert import SCHEMES, computed, convert, input_shape, open_file, tensor_layers
+from .inputs import as_representative, collect
 from .measure import difference, time_ratios
 
 QUIET_SIGNAL = 1e-12  # mean square below which an activation is called silent
@@ -150,4 +151,7 @@ class _Run:
 
 
 def _statistics(float_content, given):
-    return given if isinstance(given, calibration.Statistics) else calibration.measure(float_content, given)
+    if isinstance(given, calibration.Statistics):
+        return given
+    photos = as_representative(collect(given), SCHEMES["int8"], input_shape(float_content))
+    return calibration.measure(float_content, photos)

@@ -16,7 +16,7 @@ def is_tflite(model):
     """Whether the model is a .tflite, as bytes or path."""
     if isinstance(model, bytes | bytearray | memoryview):
         return True
-    return isinstance(model, str | os.PathLike) and pathlib.Path(model).suffix == ".tflite"
+    return isinstance(model, str | os.PathLike) and pathlib.Path(model).suffix.lower() == ".tflite"
 
 
 def reason(error):
@@ -122,7 +122,7 @@ def collect(photos):
         raise TypeError(f"expected representative photos as an array or a stream of them, got {type(stream).__name__}")
     found = []
     for item in stream:
-        while isinstance(item, tuple | list | dict):
+        while isinstance(item, tuple | list | dict) and len(item):
             item = next(iter(item.values() if isinstance(item, dict) else item))
         item = np.asarray(item)
         found += list(item) if item.ndim == 4 else [item]

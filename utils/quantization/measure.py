@@ -64,6 +64,7 @@ def save(path, data, labels=None, scheme=None, source=None, input_range=None, **
         raise ValueError(f"path must end in .tflite, so that runtimes know the file, got {path}")
     labels = list(map(str, labels)) if labels is not None else None
     model = TFLiteModel(data, num_threads=1, labels=labels, input_range=input_range)
+    input_range = input_range if input_range is None else list(model.input_range)  # plain numbers
     height, width = model.input_size
     description = {
         "labels": labels,
@@ -71,15 +72,15 @@ def save(path, data, labels=None, scheme=None, source=None, input_range=None, **
         "input": str(model.input_dtype),
         "output": str(model.output_dtype),
         "preprocessing": PREPROCESSING if input_range is None else f"pixels 0..255, scaled to {input_range}",
-        **({} if input_range is None else {"input_range": list(input_range)}),
+        **({} if input_range is None else {"input_range": input_range}),
         "scheme": find_scheme(scheme).name if scheme is not None else None,
         "source": source,
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": hashlib.sha256(model.content).hexdigest(),
         **{name: value.item() if isinstance(value, np.generic) else value for name, value in facts.items()},
     }
     # The JSON first: its digest tells if the disk was full, or the process killed, before the new model came.
     files.write_json(description_path(path), description)
-    files.write_bytes(path, data)
+    files.write_bytes(path, model.content)
     return path
 
 
@@ -155,6 +156,13 @@ def evaluate_schemes(models, images, labels=None, reference="float32", num_threa
             )
         probabilities = model(images)
         exact = probabilities if exact is None else exact
+        finite = bool(np.isfinite(probabilities).all())
+        if not len(images) or probabilities.shape != exact.shape or not finite:
+            got = f"{probabilities.shape} from {name}" + " with NaN or infinity" * (not finite)
+            raise ValueError(
+                f"expected finite answers to at least one photo, of as many classes as {reference}, got {got}; "
+                "leave that file out, or convert it again"
+            )
         counted = count_tflite(model.content, unsupported="ignore")
         rows[name] = {
             **_judged(probabilities, labels, name),
@@ -182,10 +190,7 @@ def _judged(probabilities, labels, name):
     classes = probabilities.shape[1]
     if labels is None or classes == 1:
         return dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "macro_f1"), np.nan)
-    labels = _checked_labels(labels, probabilities)
-    if labels.min() < 0 or labels.max() >= classes:
-        got = f"{labels.min()}..{labels.max()}"
-        raise ValueError(f"labels must be in 0..{classes - 1}, the classes of {name}, got {got}")
+    labels = _checked_labels(labels, probabilities, name)
     answers = probabilities.argmax(1)
     right = int(np.sum(answers == labels))
     low, high = wilson(right, len(labels))
@@ -276,8 +281,15 @@ def memory(content):
     return {"arena_bytes": max(ends) - min(starts), "unpacked_bytes": unpacked}
 
 
-def _checked_labels(labels, images):
-    labels = np.asarray(labels)
-    if len(labels) == 0 or labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must hold one class index for each of {len(images)} photos, got shape {labels.shape}")
+def _checked_labels(labels, probabilities, name="the model"):
+    if probabilities.ndim != 2 or not np.isfinite(probabilities).all():
+        got = probabilities.shape if probabilities.ndim != 2 else "NaN or infinity"
+        raise ValueError(f"probabilities must be finite, of shape (n, classes), got {got}; check {name}")
+    labels, (count, classes) = np.asarray(labels), probabilities.shape
+    if count == 0 or labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        got = f"shape {labels.shape} of {labels.dtype}"
+        raise ValueError(f"labels must hold one class index for each of {count} photos, got {got}")
+    if labels.min() < 0 or labels.max() >= classes:
+        got = f"{labels.min()}..{labels.max()}"
+        raise ValueError(f"labels must be in 0..{classes - 1}, the classes of {name}, got {got}")
     return labels
