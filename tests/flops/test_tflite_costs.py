@@ -267,6 +267,23 @@ def test_files_that_others_made_equal_an_independent_count():
         assert all(one.type.startswith("CUSTOM ") for one in report.unsupported), name
 
 
+def test_an_operator_of_a_newer_schema_is_named_and_the_rest_counted(block):
+    """Before, the whole file was "not a TensorFlow Lite model that can be read (900)"."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(block[1]["float32"], 0)
+    model.operatorCodes.append(code := schema.OperatorCodeT())
+    code.builtinCode, code.deprecatedBuiltinCode = 900, 127
+    (graph,) = model.subgraphs
+    graph.operators[-1].opcodeIndex = len(model.operatorCodes) - 1
+    graph.tensors[graph.operators[-1].outputs[0]].type = 77
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    report = flops.count_tflite(bytes(builder.Output()), unsupported="ignore")
+    assert [one.type for one in report.unsupported] == ["OPERATOR 900"] and report.total_macs > 0
+
+
 # --- files that are none ----------------------------------------------------------------------------------------------
 
 

@@ -77,11 +77,13 @@ class File:
         shape = tuple(dim if dim >= 0 else None for dim in _list(tensor.shapeSignature) or _list(tensor.shape))
         shape = self.known.get(place, shape) if None in shape else shape
         _within(tensor.buffer, self.buffers, "buffer")
-        return _Tensor((tensor.name or b"").decode("utf-8", "replace"), shape, self._types[tensor.type], tensor.buffer)
+        dtype = self._types.get(tensor.type, f"TYPE {tensor.type}")
+        return _Tensor((tensor.name or b"").decode("utf-8", "replace"), shape, dtype, tensor.buffer)
 
     def _operator(self, operator):
         code = self.model.operatorCodes[_within(operator.opcodeIndex, self.model.operatorCodes, "operator code")]
-        kind = self._names[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        number = max(code.builtinCode, code.deprecatedBuiltinCode)
+        kind = self._names.get(number, f"OPERATOR {number}")  # of a newer schema than ours
         if kind == "CUSTOM":
             kind = f"CUSTOM {(code.customCode or b'').decode('utf-8', 'replace')}".strip()
         inputs = [None if at < 0 else at for at in _list(operator.inputs)]
