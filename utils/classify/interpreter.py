@@ -311,7 +311,7 @@ def checked_range(said):
 def checked_threads(count, name="threads"):
     """A number of threads as int, or ValueError."""
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or not 1 <= count <= 1024:
-        raise ValueError(f"{name} must be a positive integer up to 1024, got {count!r}")
+        raise ValueError(f"{name} must be a positive integer, got {count!r}; 1 to 1024 work")
     return int(count)
 
 
