@@ -35,6 +35,15 @@ def test_a_full_disk_is_named_and_not_a_number_is_refused(tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+def test_a_lock_makes_its_folder_or_names_what_it_was_for(tmp_path):
+    with files.lock(tmp_path / "new" / "a"):
+        assert (tmp_path / "new").is_dir()
+    (tmp_path / "file").touch()
+    reason = r"cannot write .*file/a: .*; free some space or choose another folder"
+    with pytest.raises(OSError, match=reason), files.lock(tmp_path / "file" / "a"):
+        pass
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
 def test_a_damaged_file_is_named(tmp_path, content):
     path = tmp_path / "broken.json"

@@ -160,7 +160,6 @@ def build_once(folder, make):
     if folder.is_dir():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         with lock(folder):
             if folder.is_dir():
                 return folder
@@ -184,12 +183,15 @@ def build_once(folder, make):
 def lock(target):
     """Hold the lock of `target` (a hidden file beside it); where the system has no file locks, hold nothing."""
     try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with (target.parent / f".{target.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the system lets go of it when the process dies, however it dies
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = (target.parent / f".{target.name}.lock").open("w")
+    except OSError as error:
+        raise _named(error, target) from error
+    with file:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)  # the system lets go of it when the process dies, however it dies
         yield
 
 

@@ -128,7 +128,6 @@ def _read(path):
 
 
 def _add(path, fresh):
-    path.parent.mkdir(parents=True, exist_ok=True)
     with files.lock(path):  # another process may have added to it meanwhile
         known = _read(path) | fresh
         with files.atomic_path(path) as part:
