@@ -233,6 +233,12 @@ def test_what_cannot_be_drawn_is_named(call, message):
         call()
 
 
+def test_a_class_name_is_text_and_no_formula():
+    photos = pd.DataFrame({"label": ["$5_$", "$x$"]})
+    figure = plots.confusion_matrix(evaluation.evaluate(np.eye(2), photos, ["$5_$", "$x$"]))
+    assert figure.encoded("png") and "$5_$ (1)" in words(figure)
+
+
 def test_matrices_hold_every_count_or_large_share_order_classes_and_hatch_absent_ones():
     judged = judge()
     axis = plots.confusion_matrix(judged).axes[0]

@@ -53,10 +53,11 @@ def _matrix(axis, evaluation, order, mark, size):
     for row in np.flatnonzero(np.isnan(shares[:, 0])):
         axis.axhspan(row - 0.5, row + 0.5, facecolor="none", edgecolor=GREY, hatch="///", linewidth=0)
     numbers = range(len(order))
-    axis.set_xticks(numbers, order, rotation=90, fontsize=TEXT)
+    axis.set_xticks(numbers, order, rotation=90, fontsize=TEXT, parse_math=False)  # "$" in a name is no formula
     axis.set_yticks(
-        numbers, [f"{label} ({n})" for label, n in zip(order, counts.sum(axis=1), strict=True)], fontsize=TEXT
-    )
+        numbers, [f"{label} ({n})" for label, n in zip(order, counts.sum(axis=1), strict=True)], fontsize=TEXT,
+        parse_math=False,
+    )  # fmt: skip
     axis.set_xticks(np.arange(len(order) + 1) - 0.5, minor=True)
     axis.set_yticks(np.arange(len(order) + 1) - 0.5, minor=True)
     axis.grid(which="minor", color=LIGHT, linewidth=0.6)
