@@ -48,7 +48,7 @@ def check(frame, allow=()):
             stand = "s stand" if len(leaks) > 1 else " stands"
             raise SplitLeak(
                 f"{len(leaks)} {kind}{stand} on two sides ({column} {value} in {' and '.join(parts)}); "
-                f"split by sender, or allow it by name with allow={{'{kind}'}}"
+                f"split by sender, or allow it by name with allow={{'{kind}'}} (RunConfig: allow_leaks)"
             )
 
 

@@ -91,6 +91,7 @@ def content_of(frame):
 def _check(run, dataset, strategy):
     if run.model != BASELINE and run.model not in models.BACKBONES:
         raise ValueError(f"model must be one of {', '.join([BASELINE, *models.BACKBONES])}, got {run.model!r}")
+    splits.require(dataset.frame, ["path", "label", "split"], "a dataset to train on")
     splits.check(dataset.frame, allow=set(run.allow_leaks))
     parts = dataset.frame["split"].value_counts()
     if not parts.get("train"):
