@@ -1,5 +1,7 @@
 """`python -m utils.training my_photos --out my_model`: from a folder of photos to a model that classifies."""
 
+import errno
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +13,7 @@ from conftest import ROOT
 
 from utils import classify, datasets, training
 from utils.datasets import sketches
+from utils.plots import style
 from utils.training import __main__ as command
 from utils.training import loop
 
@@ -54,6 +57,17 @@ def test_a_folder_becomes_a_model_and_ctrl_c_loses_nothing(folder, tmp_path, cap
     assert "Note: the accuracy may lie anywhere from" in said  # nine test photos
     assert "same answer as the float network" in said
     assert said.splitlines()[-1] == f"python -m utils.classify PHOTO.jpg --model '{out}/model.tflite'"
+    before, real = (out / "confusion_matrix.png").read_bytes(), style.Picture.savefig
+
+    def fill(self, path, **options):
+        real(self, path, **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(style.Picture, "savefig", fill)
+        assert command.main([str(folder), "--out", str(out), *SMALL]) == 2
+    assert re.search(r"cannot write .*confusion_matrix\.png: No space left", capsys.readouterr().err)
+    assert (out / "confusion_matrix.png").read_bytes() == before
     names = {path.name for path in out.iterdir()}
     assert names == {"README.md", "confusion_matrix.png", "model.json", "model.tflite", "training"}
     card = (out / "README.md").read_text()
@@ -81,6 +95,29 @@ def test_what_is_wrong_is_said_before_anything_is_written(folder, tmp_path, caps
         command.main(change(folder, tmp_path))
     assert re.search(says, capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
+
+
+def test_files_of_something_else_are_not_overwritten(folder, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(SystemExit):
+        command.parse([str(folder), "--out", str(tmp_path)])
+    assert "--out must be new, or hold training/ of this command, got" in capsys.readouterr().err
+    (tmp_path / "training").mkdir()
+    assert command.parse([str(folder), "--out", str(tmp_path)]).out == tmp_path
+
+
+def test_names_that_the_terminal_cannot_show_end_nothing(folder, tmp_path):
+    program = (
+        "import runpy, sys; from utils import environment\n"
+        "environment.quiet = lambda: exit('here')\n"  # before TensorFlow
+        f"sys.argv = ['', {str(folder)!r}, '--out', {str(tmp_path)!r}]\n"
+        "runpy.run_module('utils.training', None, '__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.stderr == "here\n" and r"\u5e3d\u5b50" in done.stdout
 
 
 def test_a_folder_that_cannot_be_used_is_one_sentence(folder, tmp_path, capsys):

@@ -72,6 +72,9 @@ def parse(arguments=None):
         parser.error(f"--size must be from 32 to 1024 pixels, got {options.size}")
     if options.photos.resolve() in (options.out.resolve(), *options.out.resolve().parents):
         parser.error(f"--out must lie outside the photos, got {options.out}")
+    theirs = [name for name in ("README.md", "model.json", "model.tflite") if (options.out / name).exists()]
+    if theirs and not (options.out / "training").is_dir():
+        parser.error(f"--out must be new, or hold training/ of this command, got {options.out} with {theirs[0]}")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         if not os.access(options.out, os.W_OK):
@@ -102,7 +105,7 @@ def main(arguments=None):
 
 
 def _make(options, command):
-    from utils import datasets, environment
+    from utils import datasets, environment, files
 
     senders = options.senders
     data = datasets.from_folder(options.photos, senders, options.split, options.seed, options.per_class)
@@ -130,8 +133,6 @@ def _make(options, command):
             f"Note: the accuracy may lie anywhere from {verdict.accuracy_low:.0%} to {verdict.accuracy_high:.0%}: "
             f"{verdict.n} test photos are few. Add photos before you rely on it.\n"
         )
-    plots.confusion_matrix(verdict).savefig(options.out / "confusion_matrix.png", dpi=120, bbox_inches="tight")
-
     model = run.model()
     cost = flops.count(model)
     count = min(200, len(parts["train"]))
@@ -159,6 +160,8 @@ def _make(options, command):
         f"as int8\nint8: {judged.accuracy:.1%} on the test set; the same answer as the float network for {same:.1%} of "
         f"{judged.n} photos"
     )
+    with files.atomic_path(options.out / "confusion_matrix.png") as part:
+        plots.confusion_matrix(verdict).savefig(part, dpi=120, bbox_inches="tight")
     classify = shlex.join(["python", "-m", "utils.classify", "PHOTO.jpg", "--model", str(path)])
     _write_card(options, data, run, verdict, judged, same, cost, len(content), command, classify)
     print(f"\nIn {options.out}: model.tflite, model.json, README.md (model card), confusion_matrix.png, training/")
@@ -205,4 +208,5 @@ def _write_card(options, data, run, verdict, judged, same, cost, size, command, 
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of any characters are printed
     sys.exit(main())
