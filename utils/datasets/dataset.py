@@ -120,7 +120,9 @@ def load(name, root=None, download=True, split=None, seed=0, **options):
         (True, 60, ('dress', 'hat', 'longsleeve'))
     """
     if name not in NAMES:
-        raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
+        raise ValueError(
+            f"name must be one of {', '.join(NAMES)}, got {name!r}; for a folder of your own photos use from_folder"
+        )
     if split not in (None, "official", "grouped", "random"):
         raise ValueError(f"split must be 'official', 'grouped', 'random' or None, got {split!r}")
     if options and name != "sketches":
