@@ -109,6 +109,25 @@ def test_people_come_from_a_column_of_a_csv(mine, tmp_path, below, key):
             datasets.from_folder(mine, senders=senders)
 
 
+def test_a_csv_that_names_two_people_for_a_photo_is_refused_and_commas_at_the_end_are_no_column(mine, tmp_path):
+    photos, table = sorted(mine.rglob("*.*")), tmp_path / "people.csv"
+    table.write_text("file,who\n" + "".join(f"{path.name},{by_name(path)} of {path.parent.name}\n" for path in photos))
+    with pytest.raises(ValueError, match=r"must name one person for hat/anna 0\.jpg, got anna of hat and"):
+        datasets.from_folder(mine, senders=(table, "who"))
+    lines = [f"{path.parent.name}/{path.name},{by_name(path)},\n" for path in photos]
+    table.write_text("file,who\n" + "".join(lines + lines[:3]) + "hat/anna 0.jpg,,\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pd.errors.ParserWarning)
+        loaded = datasets.from_folder(mine, senders=(table, "who"))
+    assert loaded.frame["sender"].tolist() == [by_name(pathlib.Path(path)) for path in loaded.frame["path"]]
+
+
+def test_a_function_that_finds_nobody_may_say_so_as_pandas_does(mine):
+    for nobody in (float("nan"), pd.NA, None, ""):
+        loaded = quiet(mine, senders=lambda path, nobody=nobody: nobody if "anna" in path.name else by_name(path))
+        assert found(loaded, "photos whose sender is unknown")["found"] == 15
+
+
 def test_names_of_another_system_mean_the_same(mine, tmp_path):
     decomposed = unicodedata.normalize("NFD", "Ümlaut")  # as macOS writes it
     for number in range(12):

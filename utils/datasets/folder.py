@@ -172,26 +172,35 @@ def _people(frame, root, senders):
         return pd.Series(pd.NA, index=frame.index, dtype="str"), ""
     if callable(senders):
         found = [senders(pathlib.Path(path)) for path in frame["path"]]
-        return pd.Series([None if one in (None, "") else str(one) for one in found], frame.index, "str"), "the function"
+        found = [None if pd.isna(one) or one == "" else str(one) for one in found]
+        return pd.Series(found, frame.index, "str"), "the function"
     if not isinstance(senders, (tuple, list)) or len(senders) != 2:
         raise ValueError(f"senders must be a function or (CSV file, column), got {senders!r}")
     table, column = pathlib.Path(senders[0]), senders[1]
     try:
-        rows = pd.read_csv(table, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        rows = pd.read_csv(table, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no CSV file {table}; check the path") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{table} cannot be read as CSV ({' '.join(str(error).split())})") from error
     if column not in rows:
         raise ValueError(f"{table} needs the column {column!r}, got {', '.join(map(str, rows.columns))}")
-    rows = rows.apply(lambda values: values.str.normalize("NFC").str.replace("\\", "/").str.strip())
+    rows = rows.fillna("").apply(lambda values: values.str.normalize("NFC").str.replace("\\", "/").str.strip())
     paths = [pathlib.PurePosixPath(unicodedata.normalize("NFC", name)) for name in frame["id"]]
     ways = [list(map(str, paths)), [path.name for path in paths], [path.stem for path in paths]]
-    tables = [dict(zip(rows[other], rows[column], strict=True)) for other in rows.columns.drop(column)]
-    matches = [[people.get(key) or None for key in keys] for people in tables for keys in ways]
-    best = max(matches, key=lambda found: sum(one is not None for one in found), default=[])
-    if not any(best):
+    rows = rows[rows[column].ne("")]
+    tables = [rows.groupby(other)[column].unique().to_dict() for other in rows.columns.drop(column)]
+    matches = [[people.get(key, ()) for key in keys] for people in tables for keys in ways]
+    best = max(matches, key=lambda found: sum(len(people) > 0 for people in found), default=[])
+    if not any(map(len, best)):
         raise ValueError(f"no column of {table} names the photos of {root}, such as {frame['id'].iloc[0]}; add one")
+    for name, people in zip(frame["id"], best, strict=True):
+        if len(people) > 1:
+            raise ValueError(
+                f"{table} must name one person for {name}, got {' and '.join(people)}; "
+                "correct the row, or name the photos as <class>/<photo>"
+            )
+    best = [people[0] if len(people) else None for people in best]
     return pd.Series(best, frame.index, "str"), f"column {column} of {table.name}"
 
 
