@@ -245,6 +245,7 @@ def test_a_read_only_folder_is_only_read(mine):
         ({"split": "grouped"}, "a grouped split needs senders, got None"),
         ({"split": "folders"}, "needs the folders train, validation and test, got none of them"),
         ({"per_class": 0}, "per_class must be a positive integer, got 0"),
+        ({"seed": -1}, "seed must be an integer from 0 to 4294967295, got -1"),
     ],
 )
 def test_options_that_do_not_fit_are_named(drawn, options, reason):
