@@ -147,6 +147,8 @@ def test_what_is_wrong_is_named_by_file_name_and_costs_nothing_else(mine):
     (mine / "__MACOSX" / "hat").mkdir(parents=True)
     (mine / "__MACOSX" / "hat" / "a.jpg").write_bytes(b"x")
     (mine / "gloves").mkdir()
+    (mine / "boots").mkdir()
+    (mine / "boots" / "a.jpg").write_bytes(b"x")
     (mine / "hat" / "broken.jpg").write_bytes((mine / "hat" / "anna 0.jpg").read_bytes()[:500])
     shutil.copyfile(mine / "hat" / "anna 0.jpg", mine / "hat" / "copy of anna.jpg")
     shutil.copyfile(mine / "hat" / "ben 1.JPG", mine / "shoes" / "which.jpg")
@@ -157,7 +159,8 @@ def test_what_is_wrong_is_named_by_file_name_and_costs_nothing_else(mine):
     with pytest.warns(UserWarning) as told:
         loaded = datasets.from_folder(mine)
     said = "\n".join(str(warning.message) for warning in told)
-    assert "1 files cannot be read as photos and are left out (hat/broken.jpg)" in said
+    assert "2 files cannot be read as photos and are left out (boots/a.jpg, hat/broken.jpg)" in said
+    assert "no photo of boots is left, so it is no class any more" in said
     assert "2 copies of a file lie under two labels and are left out (hat/ben 1.JPG, shoes/which.jpg)" in said
     assert "fewer than 10 photos: Ümlaut (5)" in said
     assert found(loaded, "files that are not photos").tolist() == [2, "not used", "hat/readme.md, notes.txt"]

@@ -145,6 +145,7 @@ def _readable(frame, root, steps):
     _tell(steps, "files that cannot be read as photos", bad["id"] + ": " + bad["problem"], "left out")
     if len(bad):
         warnings.warn(f"{len(bad)} files cannot be read as photos and are left out ({_few(bad['id'])})", stacklevel=3)
+    classes = set(frame["label"])
     order = {"test": 0, "validation": 1}  # of copies in two parts the one that is not trained on stays
     frame = frame.drop(index=bad.index)
     frame = frame.sort_values("split", key=lambda parts: parts.map(order).fillna(2), kind="stable")
@@ -157,6 +158,8 @@ def _readable(frame, root, steps):
                       "keep the right one", stacklevel=3)  # fmt: skip
     _tell(steps, "copies of a file", copies["id"], "left out")
     frame = frame.drop(index=torn.index.union(copies.index)).sort_index().reset_index(drop=True)
+    if gone := sorted(classes - set(frame["label"])):
+        warnings.warn(f"no photo of {', '.join(gone)} is left, so it is no class any more", stacklevel=3)
     if frame["label"].nunique() < 2:
         got = _few(frame["label"].unique())
         deeper = (frame["split"].eq("") & frame["id"].str.count("/").gt(1)).any()
