@@ -174,6 +174,43 @@ def test_what_is_wrong_is_named_by_file_name_and_costs_nothing_else(mine):
     assert "hat/copy of anna.jpg" in repr(loaded.report())
 
 
+def test_links_are_followed_and_what_is_no_file_is_passed_over(mine, tmp_path):
+    whole = quiet(mine)
+    shutil.move(mine / "hat", tmp_path / "elsewhere")
+    (mine / "hat").symlink_to(tmp_path / "elsewhere")
+    (mine / "shoes" / "up").symlink_to("..")
+    (mine / "shoes" / "gone.jpg").symlink_to("nowhere.jpg")
+    (mine / "shoes" / "loop.jpg").symlink_to("loop.jpg")
+    os.mkfifo(mine / "shoes" / "pipe.jpg")  # reading it would wait for ever
+    loaded = quiet(mine)
+    assert loaded.fingerprint == whole.fingerprint
+    told = found(loaded, "files that are not photos")
+    assert told["details"] == "shoes/gone.jpg, shoes/loop.jpg, shoes/pipe.jpg"
+
+
+def test_a_folder_that_cannot_be_read_and_a_name_that_is_no_text_are_named(mine, monkeypatch):
+    def scandir(path, real=os.scandir):
+        if str(path).endswith("private"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    (mine / "hat" / "private").mkdir()
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.warns(UserWarning, match=r"hat/private cannot be read \(Permission denied\); it is left out"):
+        assert len(datasets.from_folder(mine).frame) == 60
+    save(mine / "hat" / os.fsdecode(b"caf\xe9.jpg"), 90)
+    with pytest.raises(ValueError, match=r"must be UTF-8, got .*caf\\udce9\.jpg'; rename it"):
+        datasets.from_folder(mine)
+
+
+@pytest.mark.parametrize("names", [("Training", "Testing"), ("training_set", "test_set")])
+def test_parts_under_other_names_are_no_classes(mine, tmp_path, names):
+    for part in names:
+        shutil.copytree(mine, tmp_path / "set" / part)
+    with pytest.raises(ValueError, match=r"no photos in .*validation; add them, or divide anew with split='random'"):
+        datasets.from_folder(tmp_path / "set")
+
+
 def test_train_validation_and_test_stay_as_they_lie(mine, tmp_path):
     for path in sorted(mine.rglob("*.*")):
         part = {0: "Test", 1: "val"}.get(int(path.stem.split()[1]) % 5, "train")

@@ -1,5 +1,6 @@
 """Your own photos: a folder with one folder per class becomes a Dataset."""
 
+import os
 import pathlib
 import unicodedata
 import warnings
@@ -12,7 +13,8 @@ from . import audit, splits
 from .dataset import FRACTIONS, NAMES, finish
 
 _PARTS = {"train": "train", "training": "train", "val": "validation", "valid": "validation"}
-_PARTS |= {"validation": "validation", "test": "test"}
+_PARTS |= {"validation": "validation", "test": "test", "testing": "test"}
+_PARTS |= {"training_set": "train", "validation_set": "validation", "test_set": "test"}
 _FEW = 10  # photos of a class, below which its numbers say next to nothing
 
 
@@ -115,17 +117,19 @@ def _list(root):
     """(frame of photos with id, path, label, split; other files; whether the set comes in parts; empty classes)."""
     tops = {entry.name.lower() for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     known = tops & set(_PARTS)  # a class may be called "train"; beside "test" it is a part
-    in_parts = bool(known & {"train", "training"}) and (len(known) > 1 or tops == known)
+    in_parts = any(_PARTS[name] == "train" for name in known) and (len(known) > 1 or tops == known)
     rows, others, folders = [], [], set()
-    for path in sorted(root.rglob("*")):
+    for path in _below(root):
         names = path.relative_to(root).parts
         if any(name.startswith((".", "__MACOSX")) for name in names):
             continue
+        if str(path) != os.fsencode(path).decode(errors="ignore"):
+            raise ValueError(f"names of photos and folders must be UTF-8, got {str(path)!r}; rename it")
         part = _PARTS.get(names[0].lower()) if in_parts else ""
         inner = names[1:] if in_parts else names
         if path.is_dir():
             folders.update(unicodedata.normalize("NFC", name) for name in inner[:1])
-        elif part is None or len(inner) < 2 or path.suffix.lower() not in photo.ENDINGS:
+        elif part is None or len(inner) < 2 or path.suffix.lower() not in photo.ENDINGS or not path.is_file():
             others.append("/".join(names))
         else:
             rows.append(("/".join(names), str(path), unicodedata.normalize("NFC", inner[0]), part))
@@ -136,6 +140,21 @@ def _list(root):
             f"got {', '.join(others[:3]) or 'nothing'}"
         )
     return frame, others, in_parts, sorted(folders - set(frame["label"]))
+
+
+def _below(root):
+    """Every file and folder below a folder, sorted; links to folders are followed unless they lead back up."""
+    found, unread = [], []
+    for folder, inside, names in os.walk(root, onerror=unread.append, followlinks=True):
+        here = pathlib.Path(folder)
+        inside[:] = [
+            name for name in inside
+            if not name.startswith(".") and not here.resolve().is_relative_to((here / name).resolve())
+        ]  # fmt: skip
+        found += [here / name for name in (*inside, *names)]
+    for error in unread:
+        warnings.warn(f"the folder {error.filename} cannot be read ({error.strerror}); it is left out", stacklevel=4)
+    return sorted(found)
 
 
 def _readable(frame, root, steps):
