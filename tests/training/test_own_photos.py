@@ -84,6 +84,7 @@ def test_a_folder_becomes_a_model_and_ctrl_c_loses_nothing(folder, tmp_path, cap
     ("change", "says"),
     [
         (lambda folder, tmp: ["nowhere", "--out", str(tmp / "x")], "there is no folder nowhere"),
+        (lambda folder, tmp: ["n" * 300, "--out", str(tmp / "x")], "there is no folder nnn"),
         (lambda folder, tmp: [str(folder), "--out", str(tmp / "x"), "--epochs", "0"], "--epochs must be a positive"),
         (lambda folder, tmp: [str(folder), "--out", str(tmp / "x"), "--size", "9"], "--size must be from 32 to 1024"),
         (lambda folder, tmp: [str(folder), "--out", str(folder / "model")], "--out must lie outside the photos"),

@@ -64,7 +64,7 @@ def parse(arguments=None):
     parser.add_argument("--per-class", type=int, help="at most so many photos per class and part")
     parser.add_argument("--seed", type=int, default=0, help="of the split and the training (0)")
     options = parser.parse_args(arguments)
-    if not options.photos.is_dir():
+    if not os.path.isdir(options.photos):  # noqa: PTH112 (pathlib's raises for a name that is too long)
         parser.error(f"there is no folder {options.photos}; expected a folder with one folder of photos per class")
     if options.epochs is not None and options.epochs < 1:
         parser.error(f"--epochs must be a positive integer, got {options.epochs}")
@@ -72,13 +72,13 @@ def parse(arguments=None):
         parser.error(f"--size must be from 32 to 1024 pixels, got {options.size}")
     if options.photos.resolve() in (options.out.resolve(), *options.out.resolve().parents):
         parser.error(f"--out must lie outside the photos, got {options.out}")
-    theirs = [name for name in ("README.md", "model.json", "model.tflite") if (options.out / name).exists()]
-    if theirs and not (options.out / "training").is_dir():
-        parser.error(f"--out must be new, or hold training/ of this command, got {options.out} with {theirs[0]}")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         if not os.access(options.out, os.W_OK):
             raise PermissionError(13, "Permission denied")
+        theirs = [name for name in ("README.md", "model.json", "model.tflite") if (options.out / name).exists()]
+        if theirs and not (options.out / "training").is_dir():
+            parser.error(f"--out must be new, or hold training/ of this command, got {options.out} with {theirs[0]}")
     except OSError as error:
         parser.error(f"cannot write to {options.out}: {error.strerror}; pass another folder with --out")
     return options
@@ -189,7 +189,9 @@ def _write_card(options, data, run, verdict, judged, same, cost, size, command, 
 
     counts = " / ".join(f"{(data.frame['split'] == part).sum():,}" for part in ("train", "validation", "test"))
     split = f"The split is {data.split}: "
-    split += "nobody's photos are on two sides." if data.split == "grouped" else (
+    unknown = data.frame["sender"].str.startswith("unknown-").sum()
+    known = f", as far as is known: nobody said who took {unknown:,} of the photos." if unknown else "."
+    split += f"nobody's photos are on two sides{known}" if data.split == "grouped" else (
         "photos by one person may be on both sides, so expect less from photos by other people."
     )  # fmt: skip
     rows = "\n".join(
