@@ -179,11 +179,15 @@ def test_links_are_followed_and_what_is_no_file_is_passed_over(mine, tmp_path):
     shutil.move(mine / "hat", tmp_path / "elsewhere")
     (mine / "hat").symlink_to(tmp_path / "elsewhere")
     (mine / "shoes" / "up").symlink_to("..")
+    for name, other in ("ab", "ba"):  # each leads into the other
+        (mine / "shoes" / name).mkdir()
+        (mine / "shoes" / name / "on").symlink_to(f"../{other}")
+    shutil.move(mine / "shoes" / "anna 0.jpg", mine / "shoes" / "a")
     (mine / "shoes" / "gone.jpg").symlink_to("nowhere.jpg")
     (mine / "shoes" / "loop.jpg").symlink_to("loop.jpg")
     os.mkfifo(mine / "shoes" / "pipe.jpg")  # reading it would wait for ever
     loaded = quiet(mine)
-    assert loaded.fingerprint == whole.fingerprint
+    assert loaded.fingerprint == whole.fingerprint and found(loaded, "copies of a file")["found"] == 1
     told = found(loaded, "files that are not photos")
     assert told["details"] == "shoes/gone.jpg, shoes/loop.jpg, shoes/pipe.jpg"
 

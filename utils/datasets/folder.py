@@ -147,9 +147,10 @@ def _below(root):
     found, unread = [], []
     for folder, inside, names in os.walk(root, onerror=unread.append, followlinks=True):
         here = pathlib.Path(folder)
+        above = [parent.resolve() for parent in (here, *here.parents)]
         inside[:] = [
             name for name in inside
-            if not name.startswith(".") and not here.resolve().is_relative_to((here / name).resolve())
+            if not name.startswith(".") and not any(one.is_relative_to((here / name).resolve()) for one in above)
         ]  # fmt: skip
         found += [here / name for name in (*inside, *names)]
     for error in unread:
