@@ -56,12 +56,14 @@ def test_order_and_kind_of_a_collection_do_not_enter_the_id():
     a = dataclasses.replace(FROZEN, allow_leaks=("sender", "file"))
     assert a.run_id == dataclasses.replace(FROZEN, allow_leaks={"file", "sender"}).run_id
     assert dataclasses.replace(FROZEN, allow_leaks="sender").allow_leaks == ("sender",)
+    assert dataclasses.replace(FROZEN, allow_leaks=None) == FROZEN
     assert dataclasses.replace(FROZEN, learning_rate=1).run_id == dataclasses.replace(FROZEN, learning_rate=1.0).run_id
 
 
 @pytest.mark.parametrize(
     ("choices", "says"),
     [
+        ({"name": None}, "name must be a text, got None"),
         ({"mode": "thaw"}, "mode must be one of 'scratch', 'frozen', 'fine_tune', got 'thaw'"),
         ({"epochs": 0}, "epochs must be a positive integer, got 0"),
         ({"epochs": 2.5}, "epochs must be a positive integer, got 2.5"),

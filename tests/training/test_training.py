@@ -201,7 +201,7 @@ def test_without_validation_the_last_epoch_is_kept_by_name(photos):
 def test_any_keras_callback_is_called_and_validation_is_printed(photos, capsys):
     seen = []
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append((epoch, logs["val_accuracy"])))
-    run = train(config("frozen", epochs=2), photos, callbacks=[watch], verbose=2)
+    run = train(config("frozen", epochs=2), photos, callbacks=watch, verbose=2)  # alone or in a list, as in Keras' fit
     assert seen == list(enumerate(run.history["val_accuracy"]))
     assert "Epoch 2/2" in (told := capsys.readouterr().out) and told.count("val_accuracy") == 2
 
@@ -221,6 +221,8 @@ def test_photos_may_be_a_path_paths_images_or_a_frame(photos, finished):
         finished.predict(test, tta="rotate")
     with pytest.raises(ValueError, match=r"shape \(n, 32, 32, 3\), got \(24, 24, 3\)"):
         finished.predict(np.zeros((24, 24, 3)))
+    with pytest.raises(ValueError, match="a frame of photos needs the column path, got label, split, sender, id"):
+        finished.predict(test.drop(columns="path"))
 
 
 # --- interruptions ----------------------------------------------------------------------------------------------------
@@ -360,12 +362,23 @@ def test_a_sender_on_two_sides_is_a_leak_unless_it_is_allowed_by_name(photos):
         ({}, lambda frame: frame.drop(columns="path"), "a dataset to train on needs the column path, got label, split"),
         ({}, lambda frame: frame[frame["split"] != "train"], "no training photo; check its split"),
         ({}, lambda f: f[(f["split"] != "train") | (f["label"] != "red")], "no training photo of red"),
+        ({}, lambda f: f.assign(label=[float("nan"), "pink", *f["label"][2:]]), "labels among .* got nan"),
         ({}, lambda f: f.assign(label=f["label"].replace("red", "pink")), "labels among .* got 'pink'"),
     ],
 )
 def test_photos_that_cannot_be_trained_on_are_named(photos, choices, change, says):
     with pytest.raises(ValueError, match=says):
         train(config("frozen", **choices), dataclasses.replace(photos, frame=change(photos.frame)))
+
+
+def test_what_is_no_config_or_no_dataset_is_named(photos):
+    for run, dataset, got in (
+        (photos, config(), "Photos and RunConfig"),
+        (config(), "my_photos", "RunConfig and str"),
+        (config(), photos.frame, "RunConfig and DataFrame"),
+    ):
+        with pytest.raises(TypeError, match=f"needs a RunConfig and a Dataset .*, got {got}"):
+            train(run, dataset)
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(photos, tmp_path):

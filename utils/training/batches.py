@@ -58,7 +58,7 @@ def augmentation(name):
 def label_numbers(labels, classes):
     """int array (n,): the number of each label in `classes`; an unknown one is named."""
     index = {name: number for number, name in enumerate(classes)}
-    if unknown := sorted(set(labels) - set(index)):
+    if unknown := sorted(set(labels) - set(index), key=str):
         raise ValueError(f"expected labels among {tuple(classes)}, got {unknown[0]!r}; load the dataset again")
     return np.array([index[label] for label in labels], int)
 

@@ -85,8 +85,9 @@ class RunConfig:
     allow_leaks: tuple[str, ...] = ()
 
     def __post_init__(self):
-        leaks = (self.allow_leaks,) if isinstance(self.allow_leaks, str) else self.allow_leaks
+        leaks = (self.allow_leaks,) if isinstance(self.allow_leaks, str) else self.allow_leaks or ()
         object.__setattr__(self, "allow_leaks", tuple(sorted(leaks)))  # the id must not depend on an order
+        self._expect("name", isinstance(self.name, str), "a text")
         for field, choices in CHOICES.items():
             self._expect(field, getattr(self, field) in choices, f"one of {', '.join(map(repr, choices))}")
         for field in ("epochs", "input_size", "batch_size", "balance_to", "patience", "views", "seed"):

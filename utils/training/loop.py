@@ -21,7 +21,7 @@ from utils.datasets import pipeline, splits
 
 from . import batches, features
 from . import run as runs
-from .config import BASELINE
+from .config import BASELINE, RunConfig
 
 OTHER_CONTENT = "it was trained on other photos or labels, though the dataset's fingerprint is the same"
 
@@ -89,6 +89,9 @@ def content_of(frame):
 
 
 def _check(run, dataset, strategy):
+    if not isinstance(run, RunConfig) or not hasattr(dataset, "frame"):
+        got = f"{type(run).__name__} and {type(dataset).__name__}"
+        raise TypeError(f"train needs a RunConfig and a Dataset (of datasets.load or from_folder), got {got}")
     if run.model != BASELINE and run.model not in models.BACKBONES:
         raise ValueError(f"model must be one of {', '.join([BASELINE, *models.BACKBONES])}, got {run.model!r}")
     splits.require(dataset.frame, ["path", "label", "split"], "a dataset to train on")
@@ -164,7 +167,7 @@ class _Trainer:
                 network.fit(
                     stream, validation_data=None if self.strategy else validation, initial_epoch=self.epoch,
                     epochs=config.epochs, verbose=0 if bar else self.verbose, shuffle=False,
-                    callbacks=[keeper, *([bar] if bar else []), *self.callbacks],
+                    callbacks=[keeper, *([bar] if bar else []), *keras.tree.flatten(self.callbacks)],
                 )  # fmt: skip
         runs.assign(network.weights, keeper.best, "best weights in the checkpoint")
         state = keeper.state | {"status": "finished", "duration_s": self.duration(keeper.state)}

@@ -152,6 +152,8 @@ class Run:
         if not isinstance(photos, pd.DataFrame):
             paths = [photos] if isinstance(photos, str | os.PathLike) else list(photos)
             photos = pd.DataFrame({"path": list(map(os.fspath, paths))})
+        if "path" not in photos:
+            raise ValueError(f"a frame of photos needs the column path, got {', '.join(map(str, photos.columns))}")
         parts = [np.zeros((0, len(self.classes)), np.float32)]
         for start in range(0, len(photos), 8 * batch_size):
             images = pipeline.load_images(photos.iloc[start : start + 8 * batch_size], self.config.input_size)
