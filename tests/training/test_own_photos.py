@@ -6,12 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
 
-from utils import classify, datasets, training
+from utils import classify, datasets, evaluation, training
 from utils.datasets import sketches
 from utils.plots import style
 from utils.training import __main__ as command
@@ -119,6 +121,17 @@ def test_names_that_the_terminal_cannot_show_end_nothing(folder, tmp_path):
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert done.stderr == "here\n" and r"\u5e3d\u5b50" in done.stdout
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_card_claims_no_more_of_the_split_than_is_known(folder, tmp_path):
+    data = datasets.from_folder(folder, lambda photo: None if photo.stem == "again" else photo.stem.split()[1])
+    verdict = evaluation.evaluate(np.eye(3), pd.DataFrame({"label": data.classes}), data.classes)
+    facts = types.SimpleNamespace(total_macs=1, total_params=1, weights_source="ImageNet")
+    options = command.parse([str(folder), "--out", str(tmp_path)])
+    command._write_card(options, data, facts, verdict, verdict, 1.0, facts, 1, "train", "classify")
+    known = "nobody's photos are on two sides, as far as is known: nobody said who took 1 of the photos."
+    assert known in (tmp_path / "README.md").read_text()
 
 
 def test_a_folder_that_cannot_be_used_is_one_sentence(folder, tmp_path, capsys):
