@@ -152,6 +152,14 @@ def test_the_command_takes_an_archive_from_elsewhere(tmp_path, monkeypatch, caps
         with pytest.raises(SystemExit) as ended:
             command.main(["clothing-10", str(archive)])
         assert ended.value.code == 1 and reason in capsys.readouterr().err
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
+        patch.setattr(published, "unpack", stop)
+        command.main(["clothing-10", str(archive)])
+    assert "Stopped" in capsys.readouterr().err and not list((tmp_path / "data").glob("*.part"))
     assert command.main(["clothing-10", str(zipped(tmp_path / "b", GOOD))]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "data" / "clothing-dataset-small")
 

@@ -16,6 +16,8 @@ def main(arguments=None):
         print(published.fetch(options.name, archive=options.archive))
     except (OSError, ValueError) as error:
         parser.exit(1, f"{error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "\nStopped; nothing was left behind.\n")
     return 0
 
 
