@@ -23,7 +23,8 @@ PAGES = tuple(
 MARKER = re.compile(r"<!-- (/?)table:([\w-]+) -->")
 # What tells recipes apart in the table of trials; some of these options are gone from RunConfig.
 TOLD_APART_BY = (
-    "learning_rate", "class_weights", "epochs", "patience", "progressive", "augment", "clip_norm", "ema", "seed",
+    "learning_rate", "class_weights", "balance_to", "epochs", "warmup_epochs", "patience", "progressive", "augment",
+    "clip_norm", "ema", "seed",
 )  # fmt: skip
 
 

@@ -139,10 +139,9 @@ def record_trials(found, folder=None):
     lines = []
     for name, (dataset, run) in found.items():
         part, accuracy = dataset.part("validation"), validation_accuracy(run)
-        n, recall = len(part), None  # a run that ships without weights keeps its answers on the test set alone
+        n = len(part)
         low, high = evaluation.wilson(round(accuracy * n), n)
-        if not run.recorded:
-            recall = evaluation.evaluate(run.predict, part, dataset.classes).macro_recall
+        recall = evaluation.evaluate(run.predict, part, dataset.classes).macro_recall
         lines.append({
             "recipe": name, "photos": dataset.name, "split": dataset.split, "epochs": len(run.history),
             "best_epoch": run.best_epoch, "n": n, "validation_accuracy": accuracy, "low": low, "high": high,
