@@ -110,7 +110,7 @@ def merge(known, lines, times, machine, cpu):
     places = list(recipes.rows())
     kept = [line for line in known.get("models", []) if line["row"] not in fresh]
     older = [line for line in known.get("times", []) if line["cpu"] != cpu or line["row"] not in timed]
-    return {
+    return known | {
         "models": sorted(kept + lines, key=lambda line: places.index(line["row"])),
         "times": older + [{**line, "cpu": cpu} for line in times],
         "machines": {**known.get("machines", {}), cpu: machine},

@@ -235,5 +235,5 @@ def test_whole_numbers_beyond_a_byte_and_scaled_pixels_are_refused_where_the_fil
 
 def test_threads_beyond_reason_are_refused():
     for count in (100_000, 10**23):  # before: minutes at full load; a traceback with the whole model in it
-        with pytest.raises(ValueError, match="num_threads must be a positive integer, got .*; 1 to 1024 work"):
+        with pytest.raises(ValueError, match=r"num_threads must be a positive integer, got .*; 1 to 1024 work"):
             TFLiteModel(small.files()["float32"], count)

@@ -278,7 +278,7 @@ def test_the_page_about_the_photos_names_their_numbers(photos_dir):
         int(ten.loc[ten["split"] == "validation", "sender"].isin(known).sum()),
     }  # fmt: skip
     shares = {f"{official.mean():.0%}", f"{(official & shoes).sum() / shoes.sum():.0%}"}
-    # labels that differ have a test of their own (above); the rest names the sets, seed 0, one copy, two sides, an angle
+    # labels that differ have a test above; the rest names the sets, seed 0, one copy, two sides, an angle
     told = {"26", "23", "3", "10", "17", "0", "90"}
     page = (ROOT / "data" / "README.md").read_text().partition("## What is in the photos")[2]
     page = re.sub(r"`[^`]*`|clothing-|[0-9a-f]{8}-…", " ", page)

@@ -62,15 +62,15 @@ def test_new_lines_replace_those_of_the_same_row_and_processor():
     known = {
         "models": [{"row": "a-lite0-fine", "n": 1}, {"row": "b-lite0-fine", "n": 2}],
         "times": [time("a-lite0-fine", "new", 1), time("b-lite0-fine", "old", 2), time("b-lite0-fine", "new", 3)],
-        "machines": {"old": "before"},
-    }
+        "machines": {"old": "before"}, "one_sitting": [time("b-lite0-fine", "older", 7)],
+    }  # fmt: skip
     fresh = [{"row": "b-lite0-fine", "scheme": "int8", "median_ms": 4}]
     merged = deployment.merge(known, [{"row": "b-lite0-fine", "n": 5}], fresh, "now", "new")
     assert merged["models"] == [{"row": "b-lite0-fine", "n": 5}, {"row": "a-lite0-fine", "n": 1}]  # the study's order
     assert [(t["row"], t["cpu"], t["median_ms"]) for t in merged["times"]] == [
         ("a-lite0-fine", "new", 1), ("b-lite0-fine", "old", 2), ("b-lite0-fine", "new", 4),
     ]  # fmt: skip
-    assert merged["machines"] == {"old": "before", "new": "now"}
+    assert merged["machines"] == {"old": "before", "new": "now"} and merged["one_sitting"] == known["one_sitting"]
     timed_again = deployment.merge(merged, [], [time("b-lite0-fine", "new", 6)], "later", "new")
     assert timed_again["models"] == merged["models"], "new times leave what was judged"
     assert [t["median_ms"] for t in timed_again["times"] if t["row"] == "b-lite0-fine"] == [2, 6]
