@@ -168,6 +168,24 @@ def test_heads_targets_and_losses_that_do_not_fit_are_refused(head, units, targe
         qat.train(tiny(head, units), PHOTOS, PHOTOS, targets, loss=loss)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": PHOTOS * np.nan}, r"images must be finite numbers of shape \(n, 8, 8, 3\), got .*, with NaN"),
+        ({"images": PHOTOS[:, :4]}, r"images must be finite numbers of shape \(n, 8, 8, 3\), got \(\d+, 4, 8, 3\)"),
+        ({"representative": PHOTOS * np.nan}, "representative photos must be finite numbers"),
+        ({"targets": np.full((len(PHOTOS), 2), np.nan)}, "targets must be finite numbers, got float64 such as"),
+        ({"targets": np.array(["a"] * len(PHOTOS))}, "targets must be finite numbers, got <U1 such as"),
+        ({"learning_rate": float("nan"), "epochs": 2}, "the loss became nan; pass a lower learning_rate"),
+    ],
+)
+def test_what_ends_in_nan_is_refused_and_never_returned(change, message):
+    """Before: a network of NaN and a loss of NaN, or an error of NumPy's or Keras' own."""
+    given = {"representative": PHOTOS, "images": PHOTOS, "targets": None} | change
+    with pytest.raises(ValueError, match=message):
+        qat.train(tiny("softmax", 2), **given)
+
+
 def test_models_that_cannot_be_folded_are_refused_by_name():
     image = keras.Input((8, 8, 3))
     outer = keras.Model(image, keras.layers.Dense(2, activation="softmax")(tiny(None)(image)))

@@ -133,12 +133,13 @@ def prepare(model, representative, batch_size=16):
         near the float model's answers needs no noise beside that of the rounding.
 
     Raises:
-        ValueError: as :func:`fold`; no representative photos.
+        ValueError: as :func:`fold`; no representative photos, or some that the model does not take.
     """
     photos = collect(representative)
     if photos is None or len(photos) == 0:
         raise ValueError("quantization-aware training needs representative photos; pass some of the training set")
     folded = fold(as_keras_model(model, photos))
+    _check_photos(photos, folded, "representative photos")
     ranges = _observed(folded, photos, batch_size)
     dropout = {layer.name for layer in folded.layers if isinstance(layer, keras.layers.Dropout)}
     prepared = _rebuild(folded, functools.partial(_changed, _ROUNDED), skip=dropout, after=lambda layer, output: (
@@ -175,8 +176,8 @@ def train(
         (keras.Model from :func:`finish`, DataFrame of the loss an epoch).
 
     Raises:
-        ValueError: as :func:`prepare`; targets that fit neither photos nor loss; a head that does not end in
-            probabilities, without a `loss` that fits it.
+        ValueError: as :func:`prepare`; images or targets with NaN, of other shapes, or that fit no loss; a head that
+            does not end in probabilities, without a `loss` that fits it; a loss that became NaN.
     """
     import pandas as pd
 
@@ -185,6 +186,7 @@ def train(
         raise ValueError(f"images must be an array of at least one photo, got {images.shape}; pass training photos")
     representative = collect(representative)
     model = _functional(as_keras_model(model, representative))
+    _check_photos(images, model, "images")
     targets = _targets(targets, len(images), model.output_shape[-1])
     loss = _loss(model, targets, loss)
     keras.utils.set_random_seed(seed)
@@ -193,6 +195,10 @@ def train(
         targets = model.predict(images, batch_size=batch_size, verbose=0)
     prepared.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=loss)
     history = prepared.fit(images, targets, epochs=epochs, batch_size=batch_size, shuffle=True, verbose=verbose)
+    if not np.isfinite(history.history["loss"]).all():
+        raise ValueError(
+            f"the loss became {history.history['loss'][-1]}; pass a lower learning_rate than {learning_rate}"
+        )
     return finish(prepared), pd.DataFrame(history.history).rename_axis("epoch")
 
 
@@ -215,6 +221,19 @@ def _functional(model):
     return model
 
 
+def _check_photos(photos, model, what):
+    """Finite numbers of the model's input shape; the channel axis of grey ones may be missing."""
+    shape = model.input_shape[1:]
+    fits = any(
+        len(given) == len(shape) and all(side in (None, got) for side, got in zip(shape, given, strict=True))
+        for given in (photos.shape[1:], (*photos.shape[1:], 1))
+    )
+    if not fits or photos.dtype.kind not in "biuf" or not np.isfinite(photos.sum(dtype=np.float64)):
+        got = f"{photos.shape} of {photos.dtype}" + ", with NaN or infinity" * (fits and photos.dtype.kind == "f")
+        expected = ", ".join(map(str, shape))
+        raise ValueError(f"{what} must be finite numbers of shape (n, {expected}), got {got}")
+
+
 def _targets(targets, photos, classes):
     """Targets as (n, classes), or (n,) class indices."""
     if targets is None:
@@ -227,6 +246,8 @@ def _targets(targets, photos, classes):
             f"targets must hold one row for each of {photos} photos, ({photos}, {classes}) or class indices "
             f"({photos},), got {targets.shape}"
         )
+    if targets.dtype.kind not in "biuf" or not np.isfinite(targets).all():
+        raise ValueError(f"targets must be finite numbers, got {targets.dtype} such as {targets.flat[0]!r}")
     if targets.ndim == 1 < classes and (targets.min() < 0 or targets.max() >= classes):
         raise ValueError(f"class indices must be in 0..{classes - 1}, got {targets.min()}..{targets.max()}")
     return targets
