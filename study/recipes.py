@@ -139,6 +139,7 @@ def trials():
         "try-a-stretched": {"learning_rate": 1e-4, "warmup_epochs": 0.5, "augment": "stretched", "clip_norm": None},
         "try-a-clipped-plain": {"class_weights": False},
         "try-a-gentle": {"warmup_epochs": 3},  # the rate rises to 1e-4 in the first epoch
+        "try-a-longer": {"epochs": 15},
     }.items():
         listed.append(
             dataclasses.replace(wide, id=name, run=dataclasses.replace(wide.run, **{"name": name, "seed": 0} | choices))
