@@ -140,6 +140,7 @@ def trials():
         "try-a-clipped-plain": {"class_weights": False},
         "try-a-gentle": {"warmup_epochs": 3},  # the rate rises to 1e-4 in the first epoch
         "try-a-longer": {"epochs": 15},
+        "try-a-balanced": {"class_weights": False, "balance_to": 500, "epochs": 3},
     }.items():
         listed.append(
             dataclasses.replace(wide, id=name, run=dataclasses.replace(wide.run, **{"name": name, "seed": 0} | choices))
