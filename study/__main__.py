@@ -184,6 +184,8 @@ def _choose(options, known, data):
     metrics = {"trials": folds.compare(rows, photos, verbose=2)}
     metrics["trials"] += folds.soup(recipes.candidates()["try-b-clipped"], photos, verbose=2)
     metrics["reported"] = folds.compare(reported, photos, numbers=(0, 1), seed=0, verbose=2)
+    ten, wide = recipes.folds()["b-lite0-folds"], recipes.folds()["a-lite0-folds"]
+    metrics["shared"] = folds.among_shared_classes(wide, data(wide), ten, photos)
     print(records.write("fold_trials", {}, metrics, photos.name, records.RESULTS))
 
 

@@ -145,6 +145,28 @@ def test_a_soup_is_the_mean_of_the_weights_and_its_bound_the_mean_of_the_answers
     assert [line["paired"]["only_a"] for line in lines] == [first[0]] * 3 + [0] and lines[3]["accuracy"] < 1
 
 
+def test_a_wider_network_is_asked_among_the_shared_classes_on_the_shared_photos(photos, monkeypatch):
+    # Its set is in another order, lacks two photos and names the classes with capitals, one more of them first.
+    photos = dataclasses.replace(photos, frame=photos.frame.assign(sha256=photos.frame["id"]))
+    wide = dataclasses.replace(
+        photos, classes=("Violet", *(name.title() for name in photos.classes)), frame=photos.frame.iloc[:1:-1]
+    )
+    truth = {name: np.array([photos.classes.index(label) for label in one.frame["label"]]) for name, one in
+             (("narrow", photos), ("wide", wide))}  # fmt: skip
+    narrow = np.eye(len(photos.classes))[truth["narrow"]]
+    others = 0.6 * np.eye(len(wide.classes))[[0] * len(wide.frame)]  # violet everywhere, the true class next
+    others[np.arange(len(wide.frame)), truth["wide"] + 1] = 0.4
+    others[0] = np.roll(others[0], 1)  # the last photo: to another class of those shared, or to violet
+    answers = {"narrow": narrow, "wide": others}
+    monkeypatch.setattr(fold_runs, "judge", lambda row, _: types.SimpleNamespace(
+        evaluation=types.SimpleNamespace(probabilities=answers[row.id])
+    ))  # fmt: skip
+    rows = [types.SimpleNamespace(id=name, note="", run=CONFIG, tie=fold_runs.TIE) for name in ("wide", "narrow")]
+    one, other = fold_runs.among_shared_classes(rows[0], wide, rows[1], photos)
+    assert one["n"] == other["n"] == len(photos.frame) - 2 and (one["accuracy"], one["paired"]) == (1, None)
+    assert (other["paired"]["only_a"], other["paired"]["only_b"], other["recipe"]) == (1, 0, "wide")
+
+
 def test_damage_is_named(photos, trained, tmp_path):
     judge(photos, tmp_path)
     folder = tmp_path / fold_runs.cv_id(CONFIG, photos.fingerprint, 3)
