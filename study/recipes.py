@@ -123,8 +123,9 @@ def trials():
     Others that were tried stand in results/trials.json alone: their options are gone from RunConfig.
     """
     known = rows()
-    listed = [known[name] for name in ("b-lite0-fine", "a-lite0-fine", "a-b0-fine", "a-baseline", "a-weighted")]
-    for row in listed[3:]:
+    listed = [known[name] for name in ("b-lite0-fine", "a-lite0-fine", "a-lite0-fine-balanced", "a-b0-fine")]
+    for row in (known["a-baseline"], known["a-weighted"]):
+        listed.append(row)
         for rate in ("1e-4", "1e-3"):
             # the name of the run stays that of the row: the finished runs are found by it
             run = dataclasses.replace(row.run, epochs=5, patience=None, learning_rate=float(rate))
@@ -140,7 +141,6 @@ def trials():
         "try-a-clipped-plain": {"class_weights": False},
         "try-a-gentle": {"warmup_epochs": 3},  # the rate rises to 1e-4 in the first epoch
         "try-a-longer": {"epochs": 15},
-        "try-a-balanced": {"class_weights": False, "balance_to": 500, "epochs": 3},
     }.items():
         listed.append(
             dataclasses.replace(wide, id=name, run=dataclasses.replace(wide.run, **{"name": name, "seed": 0} | choices))
