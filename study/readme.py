@@ -62,7 +62,8 @@ def words(value):
 def recipe_words(config):
     """What sets a recipe apart from others, out of RunConfig.to_dict(): "learning rate 0.0003, epochs 8"."""
     config = {"learning_rate": 0.001} | config  # to_dict leaves out what has its default
-    return ", ".join(f"{key.replace('_', ' ')} {config[key]}" for key in TOLD_APART_BY if key in config)
+    told = {key.replace("_", " "): config[key] for key in TOLD_APART_BY if key in config}
+    return ", ".join(name if value is True else f"{name} {value}" for name, value in told.items())
 
 
 def effective(people):
