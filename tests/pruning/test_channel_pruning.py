@@ -169,6 +169,43 @@ def test_a_layer_that_is_called_twice_is_left_alone():
         cp.find_blocks(keras.Model(image, L.Add()([project(x), project(y)])))
 
 
+@pytest.mark.parametrize("name", ["expand", "gate"])
+def test_a_convolution_that_makes_other_channels_too_is_left_alone(name):
+    """Before, the other call lost its channels as well, and the model's second output had another shape."""
+    image = keras.Input((8, 8, 3))
+    convs = {"expand": L.Conv2D(16, 1), "gate": L.Conv2D(16, 1, activation="sigmoid")}
+    x = L.DepthwiseConv2D(3, padding="same")(convs["expand"](image)) * convs["gate"](image)
+    with pytest.raises(ValueError, match="no inverted-residual block"):
+        cp.find_blocks(keras.Model(image, [L.Conv2D(4, 1)(x), L.Flatten()(convs[name](L.MaxPool2D()(image)))]))
+
+
+@pytest.mark.parametrize("reads", ["channels", "image"])
+def test_a_gate_of_one_channel_opens_all_alike(reads, photos):
+    """Spatial attention (CBAM, arXiv:1807.06521): before, its single filter was to lose channels, an IndexError."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((16, 16, 3))
+    x = L.DepthwiseConv2D(3, padding="same")(L.Conv2D(16, 1, name="expand")(image))
+    gate = L.Conv2D(1, 7, padding="same", activation="sigmoid", name="gate")(x if reads == "channels" else image)
+    model = keras.Model(image, L.Conv2D(4, 1, name="project")(x * gate))
+    (block,) = cp.find_blocks(model)
+    assert block.producers == ("expand",)
+    silence(model, block, np.arange(8))
+    smaller = cp.prune_channels(model, 0.5)
+    assert smaller.kept["expand"].tolist() == list(range(8, 16))
+    np.testing.assert_allclose(smaller.model(photos), model(photos), atol=1e-5)
+
+
+def test_channels_first_blocks_lose_the_same_arithmetic():
+    first = {"data_format": "channels_first"}
+    image = keras.Input((3, 8, 8))
+    x = L.BatchNormalization(axis=1)(L.Conv2D(16, 1, **first)(image))
+    x = L.DepthwiseConv2D(3, padding="same", **first)(x)
+    gate = L.Conv2D(16, 1, **first)(L.GlobalAveragePooling2D(keepdims=True, **first)(x))
+    model = keras.Model(image, L.Conv2D(4, 1, **first)(L.Multiply()([x, gate])))
+    assert flops.count(model).total_macs == 64 * 16 * (3 + 9) + 16 * 16 + 64 * 16 * 4
+    assert flops.count(cp.prune_channels(model, 0.5).model).total_macs == 64 * 8 * (3 + 9) + 8 * 8 + 64 * 8 * 4
+
+
 @pytest.mark.parametrize("name", ["a_expand", "a_project"])
 def test_a_block_with_lora_is_refused_by_name(name):
     model = inverted_residuals()

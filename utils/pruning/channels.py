@@ -142,9 +142,9 @@ class _Graph:
 
     def block(self, start):
         """The Block whose channels `start` makes, or None if its channels reach something that must not change."""
-        if _mixes(start.layer):
+        if not self._makes(start, start.layer.filters):
             return None
-        group, todo = set(), list(start.outputs)
+        group, todo, axis = set(), list(start.outputs), 1 if start.layer.data_format == "channels_first" else -1
         producers, channelwise, consumers, reshapes = [start], [], [], []
         while todo:
             key = todo.pop()
@@ -157,14 +157,16 @@ class _Graph:
                 if "/" in call.path or self.times[id(call.layer)] > 1:
                     return None
                 layer = call.layer
-                if _per_channel(layer):
+                if _per_channel(layer, axis):
                     channelwise.append(call)
                 elif isinstance(layer, L.Reshape) and tuple(layer.target_shape) == (1, 1, start.layer.filters):
                     reshapes.append(call)
                 elif _keeps_channels(call):
                     pass
                 elif call.type == "Multiply" and len(call.inputs) > 1:  # not by a constant for each channel
-                    found = [self._behind(other, group, start) for other in call.inputs if other not in group]
+                    sides = [shape[axis] for shape in call.input_shapes]  # one number for all channels sees none
+                    others = [key for key, side in zip(call.inputs, sides, strict=True) if side != 1]
+                    found = [self._behind(other, group, start) for other in others if other not in group]
                     if None in found:
                         return None
                     new = [maker for maker in found if maker is not start and maker not in producers]
@@ -179,7 +181,7 @@ class _Graph:
         parts = (producers, channelwise, consumers, reshapes)
         names = [tuple(dict.fromkeys(call.layer.name for call in calls)) for calls in parts]
         depthwise = any(isinstance(call.layer, L.DepthwiseConv2D) for call in channelwise)
-        if not depthwise or not consumers or any("/" in call.path for call in producers):
+        if not depthwise or not consumers:
             return None
         return Block(start.layer.name, start.layer.filters, *names)
 
@@ -190,8 +192,13 @@ class _Graph:
             if call.inputs[0] in group:  # a gate of the group's own channels, as x * sigmoid(x)
                 return start
             call = self.maker.get(call.inputs[0])
-        fits = call is not None and type(call.layer) is L.Conv2D and call.layer.groups == 1 and not _mixes(call.layer)
-        return call if fits else None
+        return call if call is not None and self._makes(call, start.layer.filters) else None
+
+    def _makes(self, call, channels):
+        """Whether a call is the only one of a convolution that makes so many channels, each by a filter of its own."""
+        layer = call.layer
+        fits = type(layer) is L.Conv2D and layer.groups == 1 and layer.filters == channels and not _mixes(layer)
+        return fits and "/" not in call.path and self.times[id(layer)] == 1
 
 
 def _mixes(layer):
@@ -212,11 +219,11 @@ def _keeps_channels(call):
     return call.type in _ELEMENTWISE and len(call.inputs) == 1 and plain
 
 
-def _per_channel(layer):
-    """Whether the layer has weights for each channel and mixes none."""
+def _per_channel(layer, axis):
+    """Whether the layer has weights for each channel, which stand along `axis` of four, and mixes none."""
     if isinstance(layer, L.DepthwiseConv2D):
         return layer.depth_multiplier == 1 and not _mixes(layer)
-    return isinstance(layer, L.BatchNormalization) and layer.axis in (-1, 3)
+    return isinstance(layer, L.BatchNormalization) and layer.axis in (axis, axis % 4)
 
 
 def channel_importance(model, block):
