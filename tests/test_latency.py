@@ -1,8 +1,11 @@
 """utils.latency: the plan, the pairing, the ratios and what it refuses."""
 
 import gc
+import sys
 import time
+import types
 import warnings
+from concurrent.futures import Future
 
 import numpy as np
 import pandas as pd
@@ -119,6 +122,14 @@ def test_machine_threads_and_what_is_not_there_are_said():
     assert np.isnan(row["ratio"]) and np.isnan(row["median_ms"])
 
 
+def test_what_jax_has_not_computed_yet_is_waited_for(monkeypatch):
+    """JAX returns at once: a product that takes 500 ms took 0.2 ms here before."""
+    monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(block_until_ready=lambda result: result()))
+    late, soon = spin(3), spin(0)
+    ratios = latency.measure({"soon": lambda: soon, "late": lambda: late}, rounds=5, machine=None).ratios()
+    assert ratios.loc["late", "ratio"] > 10
+
+
 def test_a_loaded_machine_is_told(monkeypatch):
     readings = iter([(0.0, 10.0, 5.0), (10.0, 25.0, 15.0)])  # 15 processor seconds, 10 of them ours, in 10 s
     monkeypatch.setattr(latency._LoadMeter, "_read", staticmethod(lambda: next(readings)))
@@ -144,6 +155,22 @@ def test_a_loaded_machine_is_told(monkeypatch):
         ({"budget_s": 0}, ValueError, "budget_s must be a positive number of seconds, got 0"),
         ({"threads": 0}, ValueError, "threads of candidate 'a' must be at least 1, got 0"),
         ({"candidates": {"bad": lambda: 1 / 0}}, RuntimeError, "candidate 'bad' failed"),
+        (
+            {"candidates": [spin(1)]},
+            TypeError,
+            r"expected {name: callable} to time, got \[.*give each candidate a name",
+        ),
+        ({"candidates": {1: spin(1)}, "baseline": 2}, ValueError, "baseline must be one of 1, got 2"),
+        ({"rounds": 5.5}, ValueError, "rounds must be a whole number, got 5.5"),
+        ({"calls": None}, ValueError, "calls must be a whole number, got None"),
+        *(
+            (
+                {"candidates": {"lazy": call}},
+                RuntimeError,
+                "'lazy' failed .* it returned a .*, which has computed nothing",
+            )
+            for call in (lambda: (number for number in range(9)), lambda: map(abs, range(9)), Future)
+        ),
     ],
 )
 def test_bad_input_gets_one_sentence(changes, kind, message):

@@ -2,13 +2,17 @@
 
 Timing one candidate after another measures the machine's other work as much as the candidate. Here all candidates run
 in every round, in a new random order. We compare ratios to a baseline over the same rounds, with an interval from
-resampling rounds. A candidate is any callable without arguments; nothing here knows TensorFlow.
+resampling rounds. A candidate is any callable without arguments; nothing here knows TensorFlow. JAX returns before it
+has computed, so we wait for what a candidate returns. On a GPU the candidate itself must wait for its result.
 """
 
+import collections.abc
+import concurrent.futures
 import dataclasses
 import gc
 import os
 import pathlib
+import sys
 import time
 import warnings
 
@@ -19,6 +23,7 @@ from . import environment
 
 BUSY_PROCESSORS = 0.15  # more than this share of a processor used by others: the timings are suspect
 MIN_ROUNDS = 5  # even the slowest candidate takes part in this many rounds (fewer have no quartiles)
+PENDING = (collections.abc.Awaitable, collections.abc.Iterator, concurrent.futures.Future)  # promises, not results
 QUARTILES = {"median_ms": 0.5, "lower_quartile_ms": 0.25, "upper_quartile_ms": 0.75}
 
 
@@ -173,7 +178,7 @@ def measure(
     Raises:
         ValueError: no candidate, unknown baseline, or a count that is too small.
         TypeError: a candidate is neither callable nor a string.
-        RuntimeError: a candidate failed; the message names it.
+        RuntimeError: a candidate failed, or returned a generator, a coroutine or a future; the message names it.
 
     Example:
         >>> work = {"once": lambda: sum(range(9999)), "twice": lambda: sum(range(19998))}
@@ -181,7 +186,8 @@ def measure(
         >>> float(timings.ratios().loc["once", "ratio"])
         1.0
     """
-    candidates = dict(candidates)
+    if not isinstance(candidates, collections.abc.Mapping):
+        raise TypeError(f"expected {{name: callable}} to time, got {candidates!r}; give each candidate a name")
     notes = {name: call for name, call in candidates.items() if isinstance(call, str)}
     running = {name: call for name, call in candidates.items() if name not in notes}
     _check(running, rounds, warmup, baseline, budget_s, calls, items)
@@ -228,9 +234,11 @@ def _check(running, rounds, warmup, baseline, budget_s, calls, items):
         if not callable(call):
             raise TypeError(f"candidate {name!r} must be a callable or a string that says why not, got {call!r}")
     if baseline is not None and baseline not in running:
-        raise ValueError(f"baseline must be one of {', '.join(running)}, got {baseline!r}")
+        raise ValueError(f"baseline must be one of {', '.join(map(str, running))}, got {baseline!r}")
     least = {"rounds": (rounds, MIN_ROUNDS), "warmup": (warmup, 0), "calls": (calls, 1), "items": (items, 1)}
     for label, (value, bound) in least.items():
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise ValueError(f"{label} must be a whole number, got {value!r}")
         if value < bound:
             raise ValueError(f"{label} must be at least {bound}, got {value}")
     if not budget_s > 0:
@@ -251,14 +259,19 @@ def _threads(name, call, stated):
 
 def _turn(name, call, calls):
     """Median time in ms of `calls` consecutive calls."""
-    times = []
-    collecting = gc.isenabled()
+    times, result = [], None
+    collecting, jax = gc.isenabled(), sys.modules.get("jax")
     gc.disable()
     try:
         for _ in range(calls):
             start = time.perf_counter_ns()
-            call()
+            result = call()
+            if jax is not None:
+                jax.block_until_ready(result)
             times.append(time.perf_counter_ns() - start)
+        if isinstance(result, PENDING):
+            kind = type(result).__name__
+            raise TypeError(f"it returned a {kind}, which has computed nothing yet; pass a callable that waits for it")
     except Exception as error:
         raise RuntimeError(f"candidate {name!r} failed while it was timed: {error}") from error
     finally:
