@@ -107,6 +107,15 @@ def test_a_weight_that_is_pruned_is_zero_in_every_pass_and_never_comes_back(batc
     assert callback.reached() == pytest.approx(0.9, abs=0.01)
 
 
+def test_zeros_stay_where_keras_puts_averages_in_the_weights_place(batches):
+    """`use_ema` writes the averages after the last step: before, the callback told 0.5 and no weight was zero."""
+    model, callback = network(), MagnitudePruning(0.5, end=2, frequency=1)
+    model.compile(keras.optimizers.Adam(0.01, use_ema=True), "categorical_crossentropy", jit_compile=False)
+    model.fit(_ListBatches(batches), epochs=2, callbacks=[callback], verbose=0)
+    report = pruning.sparsity_report(model)
+    assert callback.reached() == 0.5 and report.loc[report["prunable"], "sparsity"].tolist() == [0.5] * 3
+
+
 def test_one_shot_prunes_before_the_first_step(batches):
     result = prune(network(), batches, 0.5, epochs=1, schedule="one_shot")
     assert result.history["sparsity"].tolist() == [pytest.approx(0.5)]

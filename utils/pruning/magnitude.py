@@ -157,6 +157,9 @@ class MagnitudePruning(keras.callbacks.Callback):
             self.update_masks()
         self.apply_masks()
 
+    def on_train_end(self, logs=None):  # Keras has put averages in the weights' place (use_ema), or earlier weights
+        self.apply_masks()
+
     def on_epoch_end(self, epoch, logs=None):
         measured = {name: float(value) for name, value in (logs or {}).items()}
         self.records.append({"epoch": epoch + 1, "step": self.step, "sparsity": self.reached(), **measured})
