@@ -314,6 +314,13 @@ def test_foreign_files_are_refused_by_name(tmp_path, block):
         flops.count_tflite(files["float32"][:100])
 
 
+def test_choosing_the_largest_is_moved_data():
+    x = keras.Input((6,))
+    values, indices = keras.ops.top_k(L.Dense(5)(x), 2)
+    report = flops.count_tflite(convert(keras.Model(x, [values, indices])), unsupported="raise")
+    assert report.total_macs == 30 and "TOPK_V2" in {row.type for row in report.rows}
+
+
 @pytest.mark.parametrize("scheme", ["float32", "int8"])
 def test_a_file_that_is_cut_short_is_refused(block, scheme):
     data = block[1][scheme]
