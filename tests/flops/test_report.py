@@ -50,6 +50,35 @@ def test_bytes_follow_the_dtype(dtype, stored, given):
     assert [flops.itemsize(name) for name in ("bool", "uint8", "int64", "bfloat16", "float8_e4m3fn")] == [1, 1, 8, 2, 1]
 
 
+class Twice(keras.Layer):
+    """Two dense layers: a layer of one's own that hands on what the second one gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense, self.other = L.Dense(5), L.Dense(7)
+
+    def call(self, x):
+        return self.other(self.dense(x))
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 7)
+
+
+def test_what_is_handed_on_is_no_activation_of_its_own():
+    """By hand, 4 bytes each: the input, then what each layer inside gives, whatever wraps it."""
+    for layer, shape, wanted in (
+        (Twice(), (6,), 6 + 5 + 7),
+        (L.TimeDistributed(Twice()), (3, 6), 3 * (6 + 5 + 7)),
+        (L.TimeDistributed(L.TimeDistributed(L.Dense(5))), (2, 3, 6), 6 * 6 + 6 * 5),
+        (L.SpectralNormalization(L.Dense(5)), (6,), 6 + 5),
+        (L.Bidirectional(L.LSTM(4)), (3, 6), 18 + 4 + 4 + 8),  # joined, that is new
+        (L.Bidirectional(L.LSTM(4), merge_mode=None), (3, 6), 18 + 4 + 4),
+        (L.Bidirectional(L.LSTM(4, return_state=True), merge_mode="sum"), (3, 6), 18 + 2 * 12 + 4),
+    ):
+        report = flops.count(build(shape, layer), unsupported="raise")
+        assert report.total_activation_bytes == 4 * wanted, layer.name
+
+
 def test_tables_and_text(mobilenet):
     blocks, types = mobilenet.by_block(), mobilenet.by_type()
     assert list(blocks.index)[:2] == ["input", "Conv1"] and blocks.loc["block_1", "calls"] == 9

@@ -23,7 +23,7 @@ class CostRow(typing.NamedTuple):
         params: weights counted at their first use; the second call of a shared layer has 0.
         macs: multiply-accumulates; FLOPs are 2 * macs.
         elementwise_ops: additions, multiplications, comparisons and function calls outside the linear algebra.
-        activation_bytes: bytes of what it gives.
+        activation_bytes: bytes of what it gives; 0 where it hands on what the rows before it gave.
         weight_bytes: bytes of its weights as they are stored.
         way: how it was counted: "rule"; "inside" for a layer whose rows before it say what it does; "graph" for one
             that was counted, or counted in part, from the graph of the backend; "" where it was not.
