@@ -224,6 +224,25 @@ def test_what_keras_can_call_is_counted(name):
     assert macs(own_model(function, **layers), (6,), batch_size=3) == 3 * wanted
 
 
+class Wrapped(keras.Layer):
+    def __init__(self):
+        super().__init__()
+        self.dense = L.Dense(5)
+
+    @tf.function
+    def call(self, x):
+        return self.dense(tf.nn.relu(x))
+
+
+def test_what_tf_function_wraps_is_seen():
+    """TensorFlow traces the function for an open batch: before, all its shapes "depended on the data"."""
+    for batch in (1, 3):
+        report = flops.count(functional(Wrapped(), (6,)), batch_size=batch, unsupported="raise")
+        assert (report.total_macs, report.total_elementwise_ops) == (batch * 30, batch * (6 + 5))
+        assert [row.type for row in report.rows] == ["InputLayer", "Dense", "Wrapped"]
+    assert not tf.config.functions_run_eagerly()
+
+
 SEQUENCES = {
     "attention with a cache": (functional(lambda x: WithCache(2, 3)(x, x), (5, 6)), 4 * 5 * 36 + 300),
     "shape of EinsumDense": (
@@ -259,6 +278,16 @@ def test_several_arguments_of_a_subclassed_model():
         assert macs(make(), given) == 30 + 40
     with pytest.raises(ValueError, match="call takes x, y; pass a list with one input_shape for each"):
         flops.count(make(), (6,))
+
+
+def test_inputs_of_a_subclassed_model_that_are_numbers_or_text():
+    """TensorFlow's gather takes no floats: before, the shape was said not to fit."""
+    gathered = own_model(lambda s, x: s.a(tf.gather(s.e.g.value, x)), a=L.Dense(5), e=Own(None, g=(20, 6)))
+    words = {"l": L.StringLookup(vocabulary=["a", "b"]), "e": L.Embedding(4, 6), "a": L.Dense(5)}
+    assert macs(gathered, (7,)) == 7 * 30
+    assert macs(own_model(lambda s, x: s.a(s.e(s.l(x))), **words), (7,)) == 7 * 30
+    with pytest.raises(ValueError, match="no_such_method"):
+        flops.count(own_model(lambda s, x: x.no_such_method()), (7,))
 
 
 def test_a_functional_model_with_its_own_call_needs_no_shape():
@@ -322,6 +351,16 @@ def test_what_depends_on_the_data_is_unsupported_with_its_cause():
         (one,) = flops.count(functional(layer, (6,)), unsupported="ignore").unsupported
         assert (one.path, one.type) == ("layer", "Own") and cause in one.reason, one.reason
         assert "Exception encountered" not in one.reason
+
+
+def test_a_norm_of_singular_values_is_not_elementwise():
+    norm = lambda order, axis: functional(lambda x: ops.norm(x, order, axis), (4, 5))  # noqa: E731
+    for order in ("nuc", 2, -2):
+        (one,) = flops.count(norm(order, (1, 2)), unsupported="ignore").unsupported
+        assert one.type == "Norm" and "singular value decomposition" in one.reason
+    for order, axis in (("fro", (1, 2)), (2, 1), (None, None), (1, (1, 2))):
+        report = flops.count(norm(order, axis), unsupported="raise")
+        assert (report.total_macs, report.total_elementwise_ops) == (0, 2 * 20)
 
 
 def test_a_trace_leaves_no_mark():

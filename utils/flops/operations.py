@@ -106,6 +106,13 @@ def _gelu(operation, shapes, outputs):
     return Cost(0, (9 if operation.approximate else 5) * elements(outputs[0]))
 
 
+def _norm(operation, shapes, outputs):
+    axes = len(shapes[0] if operation.axis is None else operation.axis)
+    if axes == 2 and operation.ord in ("nuc", 2, -2):
+        return Cost(unknown="its singular value decomposition")
+    return Cost(0, 2 * elements(shapes[0]))
+
+
 def _relu(operation, shapes, outputs):
     return relu_cost(operation, outputs[0])
 
@@ -122,7 +129,7 @@ RULES = {
     "Std": each_input(4),
     "Moments": each_input(4),
     "Normalize": each(3),
-    "Norm": each_input(2),
+    "Norm": _norm,
     "Logsumexp": each_input(4),
     "BatchNorm": each(2),
     "LayerNorm": each(7),

@@ -45,12 +45,27 @@ def trace(function, specs, targets, layers=()):
     """
     backend = keras.backend.backend()
     if backend == "tensorflow":
+        with contextlib.suppress(Exception), _functions_in_line():  # a graph of its own may know fewer shapes
+            return _tensorflow(function, specs, targets, layers)
         return _tensorflow(function, specs, targets, layers)
     if backend == "jax":
         return _jax(function, specs, targets, layers)
     if backend == "torch" and not specs:
         return _torch(function)
     raise NotImplementedError(f"the graph of the {backend} backend is not read; count it on TensorFlow or JAX")
+
+
+@contextlib.contextmanager
+def _functions_in_line():
+    """Run what `tf.function` wraps as the Python function that it is, so that its layers and shapes are seen."""
+    import tensorflow as tf
+
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
 
 
 def _tensorflow(function, specs, targets, layers):

@@ -121,7 +121,6 @@ def layer_calls(model, input_shape=None, *, batch_size=None, closed=(), opened=N
         ((2, 30, 30, 4),)
     """
     internals.check_model(model)
-    walk = _Walk(tuple(closed), opened, graphs)
     if isinstance(model, keras.Sequential):
         if not model.layers:
             raise ValueError(f"{model.name!r} has no layers; add some before you walk it")
@@ -129,10 +128,18 @@ def layer_calls(model, input_shape=None, *, batch_size=None, closed=(), opened=N
             build_sequential(model, input_shape)
     graph = None if internals.replaced_call(model) else internals.graph_of(model)
     if graph is not None:
+        walk = _Walk(tuple(closed), opened, graphs)
         walk.root_graph(graph, input_shapes(model, graph.inputs, input_shape, batch_size))
-    else:
-        walk.root_layer(model, call_shapes(model, input_shape, batch_size))
-    return walk.calls
+        return walk.calls
+    shapes, refused = call_shapes(model, input_shape, batch_size), None
+    for dtype in ("float32", "int32", "string"):  # nothing says which its call takes; tokens are whole numbers or text
+        walk = _Walk(tuple(closed), opened, graphs)
+        try:
+            walk.root_layer(model, shapes, dtype)
+            return walk.calls
+        except ValueError as error:
+            refused = refused or error
+    raise refused
 
 
 class _Tensor(NamedTuple):
@@ -164,7 +171,7 @@ class _Walk:
             given.append(tensor)
         self.calls.outputs = tuple(tensor.key for tensor in self._graph(graph, given, "") if tensor)
 
-    def root_layer(self, model, shapes, dtype="float32"):
+    def root_layer(self, model, shapes, dtype):
         """A model without a graph, or a bare layer; `shapes` are (args, kwargs) with Dims at their leaves."""
         args, kwargs = tree.map_structure(lambda shape: keras.KerasTensor(shape.dims, dtype), shapes)
         if not internals.all_built(model):
