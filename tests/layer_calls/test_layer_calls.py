@@ -2,6 +2,9 @@
 
 import functools
 import math
+import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -454,3 +457,32 @@ def test_random_networks_as_keras_runs_them(network):
     listed = [(id(call.layer), call.input_shapes, call.output_shapes) for call in calls if call.type != "InputLayer"]
     assert sorted(listed) == sorted(run_recorded(model, np.zeros(shape, "float32")))
     assert math.prod(calls[-1].output_shapes[0]) > 0
+
+
+ON_JAX = """
+import keras, numpy
+from utils.layer_calls import layer_calls
+
+class Lazy(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(4)
+    def call(self, x):
+        return self.dense(x)
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 4)
+
+steps = keras.Input((3, 6))
+model = keras.Model(steps, keras.layers.TimeDistributed(Lazy())(steps))
+print([call.type for call in layer_calls(model)], model(numpy.ones((2, 3, 6))).shape, len(model.get_weights()))
+"""
+
+
+def test_weights_that_a_trace_makes_on_jax_have_values():
+    """Before, they were tracers of a trace that had ended, and the model could no more be called."""
+    pytest.importorskip("jax", reason="needs JAX: pip install -r tests/requirements.txt")
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", ON_JAX], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    wanted = "['InputLayer', 'Dense', 'Lazy', 'TimeDistributed'] (2, 3, 4) 2"
+    assert done.stdout.splitlines()[-1] == wanted

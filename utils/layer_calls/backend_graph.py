@@ -108,14 +108,12 @@ def _jax(function, specs, targets, layers):
     calls, results = [], []
 
     def run(*given):
-        with (
-            internals.symbolic_scope(),
-            _watched(layers, calls, lambda: jax.named_scope(f"call_{len(calls)}_of_layer")),
-        ):
+        with _watched(layers, calls, lambda: jax.named_scope(f"call_{len(calls)}_of_layer")):
             results.append(function(*given))
         return [tensor for tensor in targets(results[0]) if isinstance(tensor, jax.Array)]
 
-    jaxpr = jax.make_jaxpr(run)(*(jax.ShapeDtypeStruct(spec.shape, spec.dtype) for spec in specs)).jaxpr
+    with internals.symbolic_scope():  # around the trace: weights that it makes get their values when the scope ends
+        jaxpr = jax.make_jaxpr(run)(*(jax.ShapeDtypeStruct(spec.shape, spec.dtype) for spec in specs)).jaxpr
     live, needed = set(map(id, jaxpr.outvars)), []
     for equation in reversed(jaxpr.eqns):
         if equation.effects or live.intersection(map(id, equation.outvars)):
