@@ -116,6 +116,29 @@ def test_zeros_stay_where_keras_puts_averages_in_the_weights_place(batches):
     assert callback.reached() == 0.5 and report.loc[report["prunable"], "sparsity"].tolist() == [0.5] * 3
 
 
+def test_steps_that_keras_runs_together_are_steps(batches):
+    """4 batches, 2 to an execution: before, they were counted as 2 steps, and no weight was pruned."""
+    model, callback = network(), MagnitudePruning(0.5, end=4, frequency=3)
+    model.compile("sgd", "categorical_crossentropy", steps_per_execution=2, jit_compile=False)
+    model.fit(_ListBatches(batches), callbacks=[callback], verbose=0)
+    assert (callback.step, callback.reached()) == (4, 0.5)
+
+
+def test_another_model_gets_masks_of_its_own(batches):
+    """Before, the masks of the first model were laid over the second, or their shapes did not fit."""
+    callback = MagnitudePruning(0.5)
+    for seed, make in ((0, network), (1, network), (2, lambda: dense_network(TwoDense()))):
+        keras.utils.set_random_seed(seed)
+        model = make()
+        for layer in prunable(model):
+            layer.kernel.assign(np.random.default_rng(seed).normal(size=layer.kernel.shape))
+        wanted = [np.abs(layer.kernel) > np.median(np.abs(layer.kernel)) for layer in prunable(model)]
+        callback.set_model(model)
+        callback.on_train_begin()
+        for layer, mask in zip(prunable(model), wanted, strict=True):
+            np.testing.assert_array_equal(np.asarray(layer.kernel) != 0, mask)
+
+
 def test_one_shot_prunes_before_the_first_step(batches):
     result = prune(network(), batches, 0.5, epochs=1, schedule="one_shot")
     assert result.history["sparsity"].tolist() == [pytest.approx(0.5)]

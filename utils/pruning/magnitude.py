@@ -141,19 +141,24 @@ class MagnitudePruning(keras.callbacks.Callback):
         check_count(end, "end", 0)
         check_count(frequency, "frequency", 1)
         self.sparsity, self.end, self.frequency = float(sparsity), end, frequency
-        self.step, self.masks, self.records = 0, None, []
+        self.step, self.masks, self.records, self.kernels = 0, None, [], []
 
     def set_model(self, model):
         super().set_model(model)
-        self.kernels = [layer.kernel for layer in prunable(model)]
+        before, self.kernels = self.kernels, [layer.kernel for layer in prunable(model)]
+        if list(map(id, before)) != list(map(id, self.kernels)):  # another model gets masks of its own
+            self.step, self.masks, self.records = 0, None, []
 
     def on_train_begin(self, logs=None):
         self.update_masks()
         self.apply_masks()
 
+    def on_train_batch_begin(self, batch, logs=None):
+        self.first = batch
+
     def on_train_batch_end(self, batch, logs=None):
-        self.step += 1
-        if self.step <= self.end and (self.step % self.frequency == 0 or self.step == self.end):
+        before, self.step = self.step, self.step + batch - self.first + 1  # several, with steps_per_execution
+        if before < self.end <= self.step or before // self.frequency < min(self.step, self.end) // self.frequency:
             self.update_masks()
         self.apply_masks()
 
