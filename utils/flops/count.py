@@ -294,7 +294,7 @@ def _attributes(layer):
 def _activation_bytes(call):
     outputs, total = list(zip(call.output_shapes, call.output_dtypes, strict=True)), 0
     if call.opened:  # what it hands on is there already, but for what both directions are merged into
-        outputs = outputs[:1] if getattr(call.layer, "merge_mode", None) else []
+        outputs = outputs[:1] if isinstance(call.layer, keras.layers.Bidirectional) and call.layer.merge_mode else []
     for shape, dtype in outputs:
         if None in shape or dtype == "string":
             return None
