@@ -356,6 +356,22 @@ def test_a_subclass_with_its_own_call_is_not_taken_for_its_base():
 def test_a_convolution_with_a_state_grows_with_every_frame():
     found = ask(lambda x: layers.ConvLSTM2D(2, (3, 5), padding="same", return_sequences=True)(x), 4, 20, 24, 2)
     assert found.size == (1, 9, 17) and found.whole_image  # 1 + 4 frames of (2, 4) pixels; every frame matters
+    both = layers.Bidirectional(layers.ConvLSTM2D(2, (3, 5), padding="same", return_sequences=True))
+    assert ask(both, 4, 20, 24, 2).size == (1, 9, 17)
+
+    def sliced(x):
+        joined = layers.Concatenate()([layers.TimeDistributed(conv(5))(x), x])
+        return layers.ConvLSTM2D(3, 1, return_sequences=True)(joined)[..., 2:]
+
+    assert ask(sliced, 4, 20, 24, 2).size == (1, 5, 5)  # each of its channels reads all of the join's
+
+
+def test_flatten_puts_the_channels_last_first():
+    # (20, 24, 2) taken for channels, rows, columns is written out as rows, columns, channels: (24, 2, 20).
+    found = ask(
+        lambda x: layers.Reshape((24, 2, 20))(layers.Flatten(data_format="channels_first")(conv(1)(x))), 20, 24, 2
+    )
+    assert found.exact and found.region(5, 3).start == (5, 3) and found.size == (1, 1)
 
 
 def test_frames_in_the_batch_are_frames_again():

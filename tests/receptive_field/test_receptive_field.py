@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 from conftest import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -239,7 +240,31 @@ WHOLE = {
     "mean over rows": lambda x: keras.ops.mean(conv(3, 2)(x), axis=1),
     "mixing rows": lambda x: layers.Dense(9)(layers.Permute((2, 3, 1))(conv(3, 2)(x))),
     "recurrent over rows": lambda x: layers.TimeDistributed(layers.LSTM(3))(conv(3, 2)(x)),
+    "recurrent over rows of columns": lambda x: layers.LSTM(3, return_sequences=True)(rows(conv(3, 2)(x))),
+    "attention over rows of columns": lambda x: attended_rows(layers.MultiHeadAttention(1, 2), conv(3, 2)(x)),
+    "attention without weights": lambda x: layers.Attention()([rows(conv(3, 2)(x))] * 2),
+    "softmax over positions": lambda x: soft_mask(conv(3, 2)(x)),
+    "activation over the image": lambda x: layers.Conv2D(2, 3, 2, activation=without_mean)(x),
+    "activation of rows": lambda x: layers.TimeDistributed(layers.Activation(lambda row: row[:, ::-1]))(conv(3, 2)(x)),
+    "activation that is a layer": lambda x: layers.Conv2D(2, 3, 2, activation=layers.Softmax(axis=1))(x),
 }
+
+
+def rows(x):
+    return layers.Reshape((x.shape[1], x.shape[2] * x.shape[3]))(x)
+
+
+def attended_rows(attention, x):
+    return attention(rows(x), rows(x))
+
+
+def soft_mask(x):
+    weights = layers.Activation("softmax")(layers.Flatten()(conv(1)(x)[..., :1]))
+    return layers.Multiply()([x, layers.Reshape((*x.shape[1:3], 1))(weights)])
+
+
+def without_mean(x):
+    return x - keras.ops.mean(x, axis=(1, 2), keepdims=True)
 
 
 def attended(x):
@@ -257,6 +282,9 @@ LOCAL = {
     "einsum over channels": lambda x: layers.EinsumDense("bhwc,cd->bhwd", (None, None, 4))(conv(3, 2)(x)),
     "transposed twice": lambda x: conv(1)(layers.Permute((2, 1, 3))(layers.Permute((2, 1, 3))(conv(3, 2)(x)))),
     "time distributed": lambda x: layers.TimeDistributed(layers.Conv1D(2, 1))(conv(3, 2)(x)),
+    "activation of TensorFlow": lambda x: layers.Conv2D(2, 3, 2, activation=lambda y: y * tf.nn.sigmoid(y))(x),
+    "activation of these channels": lambda x: layers.Conv2D(7, 3, 2, activation=lambda y: y * np.ones(7, "float32"))(x),
+    "softmax of classes": lambda x: layers.Dense(4, activation="softmax")(conv(3, 2)(x)),
     "preprocessing": lambda x: conv(3, 2)(
         layers.Rescaling(1 / 255)(layers.RandomFlip()(layers.RandomRotation(0.1)(x)))
     ),
@@ -272,6 +300,22 @@ def test_operations_over_the_whole_image_are_flagged_and_keep_the_local_path(who
     assert (found.size, found.stride, found.padding, found.whole_image) == ((3, 3), (2, 2), (0, 0), whole)
     if name in ("squeeze-excite", "group normalization", "attention"):
         assert found.grid == (17, 25)
+
+
+@pytest.mark.parametrize(
+    "name", ["recurrent over rows of columns", "attention over rows of columns", "attention without weights"]
+)
+def test_columns_in_the_features_of_a_row_are_mixed_too(name):
+    image = keras.Input((36, 52, 3))
+    with pytest.raises(ValueError, match="has no grid of features left"):
+        receptive_field(keras.Model(image, WHOLE[name](image))).region(0, 0)
+
+
+def test_softmax_lets_no_channel_see_less_than_another():
+    image = keras.Input((36, 52, 3))
+    joined = layers.Concatenate()([conv(5, padding="same")(image), image])
+    for soft in (layers.Activation("softmax"), layers.DepthwiseConv2D(1, activation="softmax")):
+        assert receptive_field(keras.Model(image, soft(joined)[..., 2:])).size == (5, 5)
 
 
 def test_a_grid_of_one_feature_is_not_the_whole_image():

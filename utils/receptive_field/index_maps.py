@@ -294,6 +294,10 @@ def permute(call, fields):
 def regroup(call, fields):
     """Reshape and Flatten: axes are split, merged and found again."""
     shape, out_shape = call.input_shapes[0], list(call.output_shapes[0])
+    if call.type == "Flatten" and call.layer.data_format == "channels_first":  # it puts the channels last
+        last = len(shape) - 1
+        shape = (shape[0], *shape[2:], shape[1])
+        fields = [fields[0].move(lambda axis: last if axis == 1 else axis - (axis > 1))]
     if shape[0] is None and 0 not in fields[0].positions:
         shape = (1, *shape[1:])
     if out_shape.count(None) == 1 and None not in shape:

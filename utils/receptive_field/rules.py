@@ -24,10 +24,6 @@ from .windows import normalized, removed, stepped
 __all__ = ["RULES", "TAKES_NONE", "lookup", "merge", "stepped", "window"]
 
 
-def first(fields):
-    return next((field for field in fields if field is not None), None)
-
-
 def reduction(call, fields):
     """Mean, sum, maximum over axes: those of the image are mixed and gone."""
     shape = call.input_shapes[0]
@@ -44,9 +40,13 @@ def constant(call, fields):
     return [None]
 
 
+def new_units(field, shape, path):
+    """New units from all that lies along the last axis."""
+    return field.mix({len(shape) - 1}, shape, path, stays=True)
+
+
 def dense(call, fields):
-    shape = call.input_shapes[0]
-    return fields[0].mix({len(shape) - 1}, shape, call.path, stays=True)
+    return new_units(fields[0], call.input_shapes[0], call.path)
 
 
 def contraction(call, fields, terms, target):
@@ -142,12 +142,16 @@ def attention(call, fields):
     for field, shape in zip(fields[1:], call.input_shapes[1:], strict=True):
         if field is not None and len(shape) == rank:  # no mask
             found.append(field.mix(axes, shape, call.path))
-    return join(found, call.path)
+    return new_units(join(found, call.path), call.output_shapes[0], call.path)
 
 
 def recurrent(call, fields):
-    keep = len(call.output_shapes[0]) == len(call.input_shapes[0])
-    field = fields[0].mix({1}, call.input_shapes[0], call.path, keep=keep)
+    """Every step is mixed with the others, and every unit with all that a step holds."""
+    shape = call.input_shapes[0]
+    if len(shape) != 3:
+        return None  # a cell of one's own, for images
+    keep = len(call.output_shapes[0]) == len(shape)
+    field = new_units(fields[0], shape, call.path).mix({1}, shape, call.path, keep=keep)
     return field if keep else field.move(lambda axis: None if axis == 1 else axis - (axis > 1))
 
 
@@ -163,9 +167,53 @@ def average(call, fields):
 
 
 def wrapper(call, fields):
-    inner = call.layer.layer
+    inner = getattr(call.layer, "layer", None) or call.layer.forward_layer
     rule = lookup(inner)
     return None if rule is None else rule(call._replace(layer=inner, type=type(inner).__name__), fields)
+
+
+def activated(rule):
+    """The rule of a layer that ends in an activation: most of these take every element for itself, softmax does not."""
+
+    @functools.wraps(rule)
+    def both(call, fields):
+        field, function = rule(call, fields), getattr(call.layer, "activation", None)
+        if field is None or function is None:
+            return field
+        if isinstance(function, keras.Layer):
+            shapes, rule_of_it = call.output_shapes, lookup(function)
+            inner = call._replace(layer=function, type=type(function).__name__, input_shapes=shapes)
+            return None if rule_of_it is None else rule_of_it(inner, (field,))
+        shape = call.output_shapes[0]
+        mixed = _mixed(function, shape, call.output_dtypes[0])
+        return None if mixed is None else field.mix(mixed, shape, call.path, keep=True)
+
+    return both
+
+
+def _mixed(function, shape, dtype):
+    """The axes along which a function of one tensor reads more than the same element, tried on numbers; else None."""
+    if function in ELEMENTWISE:
+        return set()
+    for sides in ([min(side or 4, 4) for side in shape[1:]], [side or 4 for side in shape[1:]]):
+        try:
+            values = np.random.default_rng(0).uniform(0.5, 1, (2, 1, *sides))
+            axes = set()
+            for image in (values[0], -values[1]):
+                before = keras.ops.convert_to_numpy(function(keras.ops.convert_to_tensor(image, dtype)))
+                if before.shape != image.shape:
+                    return None
+                for at in ([side // 3 for side in image.shape], [side // 2 for side in image.shape]):
+                    for factor in (-3, 3):
+                        changed = image.copy()
+                        changed[tuple(at)] *= factor
+                        after = keras.ops.convert_to_numpy(function(keras.ops.convert_to_tensor(changed, dtype)))
+                        moved = np.argwhere(after != before)
+                        axes |= {axis for axis, place in enumerate(at) if (moved[:, axis] != place).any()}
+            return axes
+        except Exception:  # it may want the real sides
+            continue
+    return None
 
 
 def time_distributed(call, fields):
@@ -186,12 +234,16 @@ def each_step(call, field, rule):
     return None if field is None else field.renamed(lambda axis: 1 if axis == aside else axis + (axis > 0))
 
 
+ELEMENTWISE = {  # of all others it is tried
+    getattr(keras.activations, name)
+    for name in ("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "sigmoid", "tanh", "softplus")
+}
 _KINDS = {
-    windows.windowed: """
+    activated(windows.windowed): """
         BaseConv BaseDepthwiseConv BaseSeparableConv BasePooling Conv DepthwiseConv SeparableConv MaxPool
         AveragePool GaussianBlur""",
     windows.pointwise: "RGBToGrayscale RGBToHSV HSVToRGB",
-    windows.transposed: "BaseConvTranspose ConvTranspose",
+    activated(windows.transposed): "BaseConvTranspose ConvTranspose",
     windows.global_pool: "BaseGlobalPooling",
     windows.adaptive_pool: "BaseAdaptivePooling AdaptiveAveragePool AdaptiveMaxPool",
     windows.zero_padding: "ZeroPadding1D ZeroPadding2D ZeroPadding3D",
@@ -225,8 +277,8 @@ _KINDS = {
     average: "Average",
     own: "BatchNormalization",
     constant: "ZerosLike OnesLike",
-    dense: "Dense",
-    einsum_dense: "EinsumDense",
+    activated(dense): "Dense",
+    activated(einsum_dense): "EinsumDense",
     einsum: "Einsum",
     matmul: "Matmul",
     over_axis: """
@@ -234,17 +286,18 @@ _KINDS = {
         Cumsum Cumprod Sort Argsort""",
     over_image: "GroupNormalization AutoContrast Equalization ContrastLimitedAdaptiveHistogramEqualization",
     attention: "MultiHeadAttention GroupQueryAttention Attention AdditiveAttention DotProductAttention",
-    recurrent: "RNN Bidirectional",
+    recurrent: "RNN",
     windows.recurrent_convolution: "ConvLSTM ConvLSTM1D ConvLSTM2D ConvLSTM3D",
     tensordot: "Tensordot",
     dot: "Dot",
     windows.difference: "Diff",
-    wrapper: "SpectralNormalization",
+    wrapper: "SpectralNormalization Bidirectional",
     time_distributed: "TimeDistributed",
+    activated(merge): "Activation",
     # Element-wise, with one input or several.
     merge: """
         Add Subtract Multiply Maximum Minimum Divide TrueDivide DivideNoNan FloorDivide Power Mod Where Arctan2 Hypot
-        Activation ReLU LeakyReLU ELU PReLU Dropout BaseSpatialDropout GaussianNoise GaussianDropout AlphaDropout
+        ReLU LeakyReLU ELU PReLU Dropout BaseSpatialDropout GaussianNoise GaussianDropout AlphaDropout
         ActivityRegularization Rescaling Normalization Identity Masking LayerScale StochasticDepth
         CustomScaleLayer Discretization
         CutMix MaxNumBoundingBoxes MixUp RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast

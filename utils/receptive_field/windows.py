@@ -222,7 +222,7 @@ def recurrent_convolution(call, fields):
     axes, steps = [axis for axis in spatial_axes(layer, len(shape)) if axis != 1], shape[1]
     axes = axes if layer.data_format == "channels_last" else list(range(3, len(shape)))
     settings = [per_axis(value, len(axes)) for value in (layer.kernel_size, layer.strides, layer.dilation_rate)]
-    field = fields[0].step(
+    field = mixed_channels(call, fields[0]).step(
         {axis: window(k, s, d, layer.padding, shape[axis]) for axis, k, s, d in zip(axes, *settings, strict=True)}, {}
     )
     if steps is None:
