@@ -84,7 +84,7 @@ def test_wilson_is_the_score_interval():
     # The published sentence of the project's findings: 87 % of 372 is 83.3 to 90.1.
     assert [round(100 * bound, 1) for bound in wilson(324, 372)] == [83.3, 90.1]
     assert wilson(0, 6)[0] == 0 and wilson(6, 6)[1] == 1, "the interval holds the share, also when rounded"
-    for right, n in ((1, 0), (3, 2), (-1, 2)):
+    for right, n in ((1, 0), (3, 2), (-1, 2), (math.nan, 2), ([1, 3], [2, 2])):
         with pytest.raises(ValueError, match="correct answers out of n"):
             wilson(right, n)
 
@@ -119,6 +119,8 @@ def test_interval_of_macro_recall_weighs_classes_equally_and_draws_photographers
     assert sender_interval([1, 1, 0], ["a", "b", "b"], ["hat", "hat", "body"]) == (0.5, 1.0)
     with pytest.raises(ValueError, match="2 answers and 1 labels"):
         sender_interval([1, 0], "ab", ["hat"])
+    with pytest.raises(ValueError, match="got NaN for 1; leave these out"):  # it would leave its class out of the mean
+        sender_interval([1, math.nan, 0], "abc", ["hat", "body", "hat"])
     photos = pd.DataFrame({"label": ["hat", "hat", "body"], "sender": ["a", "b", "b"]})
     judged = evaluation.evaluate([[0.9, 0.1]] * 3, photos, ["hat", "body"])
     assert (judged.recall_low, judged.macro_recall, judged.recall_high) == (0.5, 0.5, 1.0)
@@ -139,6 +141,8 @@ def test_a_class_without_photos_is_left_out_of_the_averages_and_one_never_predic
     assert judged.macro_recall == pytest.approx((1 + 0.5) / 2)
     assert "shoes" in repr(judged) and "shoes" in judged._repr_html_()
     json.dumps(judged.to_dict(), allow_nan=False)
+    numbered = evaluation.evaluate([[0.9, 0.1]], pd.DataFrame({"label": [0]}), np.arange(2))
+    assert json.loads(json.dumps(numbered.to_dict()))["absent"] == [1]
     judged = evaluation.evaluate(sure(["hat", "hat", "hat"]), photos(["hat", "shirt", "shoes"]), CLASSES)
     assert judged.per_class["f1"].tolist() == pytest.approx([0.5, 0, 0])
     assert judged.macro_recall == pytest.approx(1 / 3)
@@ -269,5 +273,28 @@ def test_a_temperature_that_was_put_in_is_found_again():
     assert (softer.argmax(1) == true.argmax(1)).all() and (softer.max(1) < true.max(1)).all()
     with pytest.raises(ValueError, match="above 0, got 0"):
         evaluation.rescale([0.5, 0.5], 0)
-    with pytest.raises(ValueError, match=r"got \(2, 2\) and \(3,\)"):
-        evaluation.fit_temperature([[0.5, 0.5], [0.1, 0.9]], [0, 1, 1])
+
+
+@pytest.mark.parametrize("judge", [evaluation.fit_temperature, evaluation.reliability])
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "message"),
+    [
+        ([[0.5, 0.5], [0.1, 0.9]], [0, 1, 1], r"got \(2, 2\) and \(3,\)"),
+        ([[0.5, 0.5], [0.1, 0.9]], [1], r"got \(2, 2\) and \(1,\)"),
+        ([[0.5, 0.5], [0.1, 0.9]], [[1, 0], [0, 1]], r"got \(2, 2\) and \(2, 2\)"),
+        ([[0.5, 0.5], [0.1, 0.9]], ["hat", "body"], r"class numbers from 0 to 1, got \['body', 'hat'\]"),
+        ([[0.5, 0.5], [0.1, 0.9]], [0, 2], r"class numbers from 0 to 1, got \['0', '2'\]"),
+        ([[0.5, 0.5], [0.1, 0.9]], [0, -1], r"class numbers from 0 to 1, got \['-1', '0'\]"),
+        ([[4.0, -3.0], [0.1, 0.9]], [0, 1], "apply softmax to logits first"),
+        ([[np.nan, 1.0], [0.1, 0.9]], [0, 1], "NaN or infinity for 1 of 2 photos"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(judge, probabilities, labels, message):
+    with pytest.raises(ValueError, match=message):
+        judge(probabilities, labels)
+    rows = np.reshape(probabilities, (1, 2, 2))
+    if "softmax" in message or "NaN" in message:
+        with pytest.raises(ValueError, match=message):
+            evaluation.rescale(rows, 2)
+    else:
+        assert evaluation.rescale(rows, 1) == pytest.approx(rows)

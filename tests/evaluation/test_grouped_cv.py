@@ -72,10 +72,18 @@ def test_a_class_of_one_sender_is_named_where_it_is_missing():
     assert json.loads(json.dumps(flat, allow_nan=False)) == flat
 
 
+def test_photos_without_a_photographer_stay_in_one_fold():
+    frame = people()
+    frame["sender"] = frame["sender"].where(np.arange(len(frame)) % 9 > 1, None)
+    judged = evaluation.grouped_cv(rememberer, frame, CLASSES, k=3)
+    assert len(set(judged.fold[frame["sender"].isna()])) == 1 and (judged.folds["shared_senders"] == 0).all()
+
+
 @pytest.mark.parametrize(
     ("frame", "arguments", "message"),
     [
-        (people(), {"k": 1}, "k must lie between 2 and the number of photos"),
+        (people(), {"k": 1}, "k must be an integer between 2 and the number of photos"),
+        (people(), {"k": 2.5}, "k must be an integer between 2 and the number of photos .72., got 2.5"),
         (people(), {"k": 13}, "13 folds need 13 senders or more, got 12"),
         (people(), {"k": 80, "protocol": "random"}, "number of photos .72., got 80"),
         (people(), {"protocol": "lucky"}, "protocol must be grouped or random, got 'lucky'"),

@@ -3,6 +3,8 @@
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from utils.evaluation.judge import check_numbers, check_probabilities
+
 SMALLEST = 1e-12  # probabilities are clipped here before their logarithm is taken
 
 
@@ -20,7 +22,7 @@ def fit_temperature(probabilities, labels):
         float, between 0.05 and 20.
 
     Raises:
-        ValueError: shapes that do not go together, or no photo.
+        ValueError: no photo, rows that are no probabilities (logits, say), or labels that number no classes.
 
     Example:
         >>> sure = np.array([[0.99, 0.01]] * 4)  # right three times in four
@@ -30,16 +32,11 @@ def fit_temperature(probabilities, labels):
 
     Source: Guo et al. 2017, arXiv:1706.04599.
     """
-    probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
-    if probabilities.ndim != 2 or labels.shape != (len(probabilities),) or not len(labels):
-        raise ValueError(
-            "expected probabilities (n, classes) and n labels, n at least 1, "
-            f"got {probabilities.shape} and {labels.shape}"
-        )
+    probabilities, labels = check_numbers(probabilities, labels)
     rows = np.arange(len(labels))
 
     def cross_entropy(log_temperature):
-        found = rescale(probabilities, np.exp(log_temperature))[rows, labels]
+        found = _rescaled(probabilities, np.exp(log_temperature))[rows, labels]
         return -np.log(np.maximum(found, SMALLEST)).mean()
 
     return float(np.exp(minimize_scalar(cross_entropy, bounds=np.log((0.05, 20)), method="bounded").x))
@@ -55,12 +52,22 @@ def rescale(probabilities, temperature):
     Returns:
         float64 array of the same shape, rows sum to 1.
 
+    Raises:
+        ValueError: a temperature of 0 or less, or rows that are no probabilities (logits, say).
+
     Example:
         >>> rescale([0.8, 0.2], 0.5).round(3).tolist()
         [0.941, 0.059]
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
-    logits = np.log(np.maximum(np.asarray(probabilities, float), SMALLEST)) / temperature
+    probabilities = np.asarray(probabilities, float)
+    rows = np.atleast_2d(probabilities).reshape(-1, np.atleast_1d(probabilities).shape[-1])
+    check_probabilities(rows, len(rows), range(rows.shape[1]))
+    return _rescaled(probabilities, temperature)
+
+
+def _rescaled(probabilities, temperature):
+    logits = np.log(np.maximum(probabilities, SMALLEST)) / temperature
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)

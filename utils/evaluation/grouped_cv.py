@@ -13,6 +13,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from tqdm import tqdm
 
 from utils.datasets import splits
+from utils.evaluation.intervals import sender_name
 from utils.evaluation.judge import check_labels, check_probabilities, evaluate
 
 PROTOCOLS = ("grouped", "random")
@@ -104,7 +105,8 @@ def grouped_cv(fit_predict, frame, classes, k=5, seed=0, name=None, protocol="gr
     Args:
         fit_predict: callable (train_frame, test_frame) -> probabilities (n_test, C) of the test photos. It may use
             no label of test_frame. Both frames keep the index of `frame`.
-        frame: DataFrame, one row per photo: `label`, `sender`; the column `split` is ignored.
+        frame: DataFrame, one row per photo: `label`, `sender` (missing ones count as one photographer); the column
+            `split` is ignored.
         classes: the C class names in the order of the probabilities' columns.
         k: folds, at least 2.
         seed: another seed, other folds.
@@ -132,10 +134,11 @@ def grouped_cv(fit_predict, frame, classes, k=5, seed=0, name=None, protocol="gr
     labels = check_labels(frame, classes)
     if "sender" not in frame:
         raise ValueError("expected a frame of photos with a column 'sender'; take it from datasets.load")
+    senders = np.array([sender_name(sender) for sender in frame["sender"]], dtype=object)
     probabilities = np.full((len(frame), len(classes)), np.nan)
     fold_of = np.zeros(len(frame), dtype=int)
     absent, rows = [], []
-    folds = _folds(frame, labels, k, seed, protocol, tie)
+    folds = _folds(frame.assign(sender=senders), labels, k, seed, protocol, tie)
     for fold, (train_rows, test_rows) in enumerate(tqdm(folds, desc=name or "folds", disable=None), start=1):
         train, test = frame.iloc[train_rows], frame.iloc[test_rows]
         for part, rows_of_part in (("train", train_rows), ("test", test_rows)):
@@ -149,7 +152,7 @@ def grouped_cv(fit_predict, frame, classes, k=5, seed=0, name=None, protocol="gr
         rows.append(
             {"fold": fold, "n_train": len(train), "n": judged.n, "senders": judged.n_senders}
             | {number: getattr(judged, number) for number in numbers}
-            | {"shared_senders": len(set(train["sender"].astype(str)) & set(test["sender"].astype(str)))}
+            | {"shared_senders": len({*senders[train_rows]} & {*senders[test_rows]})}
         )
     return GroupedCV(
         name=name, protocol=protocol, k=k, seed=seed, fold=fold_of, absent=tuple(absent),
@@ -160,8 +163,8 @@ def grouped_cv(fit_predict, frame, classes, k=5, seed=0, name=None, protocol="gr
 def _folds(frame, labels, k, seed, protocol, tie):
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be {' or '.join(PROTOCOLS)}, got {protocol!r}")
-    if not 2 <= k <= len(frame):
-        raise ValueError(f"k must lie between 2 and the number of photos ({len(frame)}), got {k}")
+    if not hasattr(k, "__index__") or not 2 <= k <= len(frame):
+        raise ValueError(f"k must be an integer between 2 and the number of photos ({len(frame)}), got {k!r}")
     if protocol == "grouped":
         return splits.grouped_folds(frame, k=k, seed=seed, tie=tie)
     # A class with fewer photos than folds cannot be stratified; its few photos then fall where chance puts them.

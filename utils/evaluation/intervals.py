@@ -25,7 +25,7 @@ def wilson(successes, n):
 
     Source: Wilson 1927, doi:10.2307/2276774; computed by statsmodels.
     """
-    if np.any(np.asarray(n) < 1) or np.any(np.asarray(successes) < 0) or np.any(np.asarray(successes) > n):
+    if not np.all((np.asarray(n) >= 1) & (np.asarray(successes) >= 0) & (np.asarray(successes) <= n)):
         raise ValueError(f"expected 0 to n correct answers out of n of at least 1, got {successes} out of {n}")
     low, high = proportion_confint(successes, n, alpha=1 - LEVEL, method="wilson")
     share = np.asarray(successes) / np.asarray(n)
@@ -49,7 +49,7 @@ def sender_interval(correct, senders, labels=None):
         (low, high), floats.
 
     Raises:
-        ValueError: lengths differ, or fewer than two photographers (nothing varies between them).
+        ValueError: lengths differ, NaN, or fewer than two photographers (nothing varies between them).
 
     Example:
         >>> low, high = sender_interval([1, 1, 0, 1, 1, 0], ["a", "a", "b", "c", "c", "d"])
@@ -62,6 +62,8 @@ def sender_interval(correct, senders, labels=None):
     names, codes = np.unique([sender_name(sender) for sender in senders], return_inverse=True)
     if correct.shape != codes.shape:
         raise ValueError(f"expected one sender per answer, got {correct.size} answers and {codes.size} senders")
+    if np.isnan(correct).any():
+        raise ValueError(f"expected a number for every answer, got NaN for {np.isnan(correct).sum()}; leave these out")
     if len(names) < 2:
         raise ValueError("expected photos by at least two photographers, got one; use wilson for a single one")
     kinds, kind = np.unique(np.zeros(len(codes)) if labels is None else np.asarray(labels), return_inverse=True)

@@ -85,8 +85,8 @@ class Evaluation:
         )  # fmt: skip
         return {field: _plain(getattr(self, field)) for field in numbers} | {
             "name": self.name,
-            "classes": list(self.classes),
-            "absent": list(self.absent),
+            "classes": [_plain(name) for name in self.classes],
+            "absent": [_plain(name) for name in self.absent],
             "per_class": _records(self.per_class.rename_axis("class").reset_index()),
             "confusion": self.confusion.tolist(),
             "reliability": _records(self.reliability),
@@ -198,9 +198,9 @@ def reliability(probabilities, labels, bins=15):
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599.
     """
-    if bins < 1:
-        raise ValueError(f"bins must be a positive integer, got {bins}")
-    probabilities, labels = np.asarray(probabilities, dtype=float), np.asarray(labels)
+    if not hasattr(bins, "__index__") or bins < 1:
+        raise ValueError(f"bins must be a positive integer, got {bins!r}")
+    probabilities, labels = check_numbers(probabilities, labels)
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     edges = np.linspace(0, 1, bins + 1)
     number = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)  # bins (low, high], as in Guo
@@ -290,6 +290,23 @@ def check_labels(frame, classes):
             "judge it on the dataset that it was trained on"
         )
     return numbers.to_numpy(dtype=int)
+
+
+def check_numbers(probabilities, labels):
+    """`probabilities` as float64 (n, C) and `labels` as (n,) class numbers, once they have proved to be that."""
+    probabilities, labels = np.asarray(probabilities, dtype=float), np.asarray(labels)
+    if probabilities.ndim != 2 or labels.shape != (len(probabilities),) or not len(labels):
+        raise ValueError(
+            "expected probabilities (n, classes) and n labels, n at least 1, "
+            f"got {probabilities.shape} and {labels.shape}"
+        )
+    count = probabilities.shape[1]
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= count:
+        raise ValueError(
+            f"expected labels as class numbers from 0 to {count - 1}, got {np.unique(labels.astype(str))[:3].tolist()} "
+            f"({labels.dtype}); make them with check_labels"
+        )
+    return check_probabilities(probabilities, len(labels), range(count)), labels
 
 
 def check_probabilities(probabilities, n, classes, where=""):
