@@ -275,6 +275,17 @@ def test_sizes_by_hand():
     assert ask(lambda x: decoder(x, 3, 2), 160, 176, 2).size == (68, 68)
 
 
+def test_tokens_of_shifted_windows_are_as_far_apart_as_their_patches():
+    for side, shift in ((7, 3), (4, 1), (2, 1)):  # a window rises by its side, and so do all of its tokens together
+        found = ask(
+            lambda x, side=side, shift=shift: ops.roll(
+                windowed(ops.roll(conv(2, 2)(x), (-shift, -shift), (1, 2)), window_mean, side), (shift, shift), (1, 2)
+            ),
+            56, 112, 1,
+        )  # fmt: skip
+        assert found.stride == (2, 2) and found.region(14, 29).size == (2 * side, 2 * side)
+
+
 def test_a_row_of_an_image_is_a_sequence_of_its_columns():
     line = layers.Conv1D(2, 3, padding="same")
     for index in (5, -35):

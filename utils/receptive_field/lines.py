@@ -49,11 +49,14 @@ class Line(NamedTuple):
 
     @property
     def stride(self):
-        if self.finite:  # the most common step, or the mean of the middle half
-            steps = [b - a for a, b in itertools.pairwise(self.lows) if abs(b - a) < FAR // 2]
-            first, last = len(self.lows) // 4, -1 - len(self.lows) // 4
-            mean = Fraction(self.lows[last] - self.lows[first], max(len(self.lows) + last - first, 1))
-            return (statistics.mode(steps) if steps else 0) or (mean if abs(mean) < FAR // 2**10 else 0)
+        if self.finite:  # of the distance over which most features rise alike, as windows of tokens do
+            best, stride = 0, 0
+            for lag in range(1, min(len(self.lows) // 2, 64) + 1):
+                rises = [b - a for a, b in zip(self.lows, self.lows[lag:], strict=False) if abs(b - a) < FAR // 2]
+                common = statistics.mode(rises or [0])
+                if common and rises.count(common) > best * len(rises):
+                    best, stride = Fraction(rises.count(common), len(rises)), Fraction(common, lag)
+            return stride
         return self.pixels if len(self.lows) == 1 else Fraction(self.pixels, len(self.lows))
 
     @property
