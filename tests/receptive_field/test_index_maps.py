@@ -419,7 +419,9 @@ def test_the_tensor_that_is_asked_for_is_answered():
 
 def test_input_sizes_of_every_rank_and_layout():
     line = keras.Sequential([keras.Input((None, 3)), layers.Conv1D(2, 3, strides=2, padding="same")])
-    assert receptive_field(line, input_size=100).padding == (0,) and receptive_field(
+    for size in (100, np.array([100])):
+        assert receptive_field(line, input_size=size).padding == (0,)
+    assert receptive_field(line, input_size=np.int64(100)).padding == (0,) and receptive_field(
         line, input_size=(101,)
     ).padding == (1,)
     cube = keras.Sequential([keras.Input((None, None, None, 1)), layers.Conv3D(2, 3, strides=2, padding="same")])

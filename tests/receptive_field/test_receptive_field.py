@@ -237,6 +237,7 @@ WHOLE = {
     "flatten and dense": lambda x: layers.Dense(4)(layers.Flatten()(conv(3, 2)(x))),
     "attention": lambda x: attended(conv(3, 2)(x)),
     "group normalization": lambda x: layers.GroupNormalization(1)(conv(3, 2)(x)),
+    "instance normalization": lambda x: standardized(conv(3, 2)(x)),
     "mean over rows": lambda x: keras.ops.mean(conv(3, 2)(x), axis=1),
     "mixing rows": lambda x: layers.Dense(9)(layers.Permute((2, 3, 1))(conv(3, 2)(x))),
     "recurrent over rows": lambda x: layers.TimeDistributed(layers.LSTM(3))(conv(3, 2)(x)),
@@ -263,6 +264,11 @@ def soft_mask(x):
     return layers.Multiply()([x, layers.Reshape((*x.shape[1:3], 1))(weights)])
 
 
+def standardized(x):
+    mean, variance = keras.ops.moments(x, axes=[1, 2], keepdims=True)
+    return (x - mean) / keras.ops.sqrt(variance + 1e-5)
+
+
 def without_mean(x):
     return x - keras.ops.mean(x, axis=(1, 2), keepdims=True)
 
@@ -284,6 +290,7 @@ LOCAL = {
     "time distributed": lambda x: layers.TimeDistributed(layers.Conv1D(2, 1))(conv(3, 2)(x)),
     "activation of TensorFlow": lambda x: layers.Conv2D(2, 3, 2, activation=lambda y: y * tf.nn.sigmoid(y))(x),
     "activation of these channels": lambda x: layers.Conv2D(7, 3, 2, activation=lambda y: y * np.ones(7, "float32"))(x),
+    "embedded colours": lambda x: conv(3, 2)(layers.Reshape((36, 52, 6))(layers.Embedding(256, 2)(x))),
     "softmax of classes": lambda x: layers.Dense(4, activation="softmax")(conv(3, 2)(x)),
     "preprocessing": lambda x: conv(3, 2)(
         layers.Rescaling(1 / 255)(layers.RandomFlip()(layers.RandomRotation(0.1)(x)))

@@ -26,8 +26,8 @@ __all__ = ["RULES", "TAKES_NONE", "lookup", "merge", "stepped", "window"]
 
 def reduction(call, fields):
     """Mean, sum, maximum over axes: those of the image are mixed and gone."""
-    shape = call.input_shapes[0]
-    gone = normalized(getattr(call.layer, "axis", None), len(shape))
+    shape, layer = call.input_shapes[0], call.layer
+    gone = normalized(layer.axes if call.type == "Moments" else getattr(layer, "axis", None), len(shape))
     return removed(fields[0].mix(gone, shape, call.path), gone, call)
 
 
@@ -273,9 +273,9 @@ _KINDS = {
     maps.get_item: "GetItem",
     maps.slice_operation: "Slice",
     maps.take: "Take",
-    reduction: "Mean Sum Prod Max Min Amax Amin Std Var Any All Argmax Argmin Median Logsumexp CountNonzero",
+    reduction: "Mean Sum Prod Max Min Amax Amin Std Var Any All Argmax Argmin Median Logsumexp CountNonzero Moments",
     average: "Average",
-    own: "BatchNormalization",
+    own: "BatchNormalization Embedding",
     constant: "ZerosLike OnesLike",
     activated(dense): "Dense",
     activated(einsum_dense): "EinsumDense",

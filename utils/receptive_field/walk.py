@@ -31,8 +31,9 @@ class Walk:
         self.model, self.rules, self.policy = _copied(model) if self.guessed else model, rules, unsupported
         self.copies = dict(zip(map(id, keras_graph.parts(model)), keras_graph.parts(self.model), strict=False))
         self.batch = next((one.shape[0] for one in getattr(model, "inputs", None) or ()), None)
-        self.asked, self.calls, self.refused = input_size, None, False
-        self.shapes = self._input_shapes(input_size) if shape is None else shape
+        self.asked = input_size.tolist() if hasattr(input_size, "tolist") else input_size  # of NumPy
+        self.calls, self.refused = None, False
+        self.shapes = self._input_shapes(self.asked) if shape is None else shape
         self.resized = self.shapes is not None
         self.calls = self._listed(self.closed)
         self.fields, self.unknown, self.summaries = {}, {}, {}
