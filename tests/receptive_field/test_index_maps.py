@@ -437,6 +437,23 @@ def test_input_sizes_of_every_rank_and_layout():
     assert receptive_field(turned, input_size=(20, 30)).grid == (20, 30)
 
 
+@pytest.mark.parametrize(
+    "channel",
+    [layers.Reshape((20, 24, 1)), lambda x: ops.expand_dims(x, -1), layers.Embedding(256, 3), lambda x: x[..., None]],
+)
+def test_a_grey_image_without_a_channel_axis_has_rows_and_columns(channel):
+    found = ask(lambda x: conv((3, 5), 2)(channel(x)), 20, 24)
+    assert (found.size, found.stride, found.input_size, found.grid) == ((3, 5), (2, 2), (20, 24), (10, 12))
+    image = keras.Input((20, 24))
+    assert receptive_field(keras.Model(image, conv()(channel(image))), input_size=(20, 24)).input_size == (20, 24)
+    assert found.region(2, 3, clip=True).start == (4, 5)  # SAME pads rows by 0 and 1, columns by 1 and 2
+
+
+def test_a_sequence_whose_features_get_an_axis_of_their_own_stays_one():
+    found = ask(lambda x: layers.Conv1D(2, 3)(ops.squeeze(ops.expand_dims(x, -1), -1)), 20, 4)
+    assert (found.size, found.input_size) == ((3,), (20,))
+
+
 def test_inputs_of_one_size_and_other_channels_are_one_grid():
     photo, depth = keras.Input((None, None, 3)), keras.Input((None, None, 1))
     model = keras.Model([photo, depth], conv(3, 2)(layers.Concatenate()([photo, depth])))

@@ -82,7 +82,9 @@ class Walk:
             rank = len(shape) - 2
             if rank >= 1:
                 size = given or (input_size,) * rank
-                if len(size) != rank and len(shapes) == 1:
+                if len(size) == rank + 1 and all(a in (None, b) for a, b in zip(shape[1:], size, strict=True)):
+                    shape = (shape[0], *size)  # with the channels, or of a grey image that has no axis for them
+                elif len(size) != rank and len(shapes) == 1:
                     raise ValueError(
                         f"input_size must have {rank} entries for {self.model.name!r}, whose input is {shape}, "
                         f"got {input_size!r}"
@@ -139,8 +141,9 @@ class Walk:
                 self.fields[key] = field if call.index in chosen else None
 
     def _channel_axis(self, image):
-        """The channel axis of the input: where that of the first layer with a data format comes from."""
-        key, order = image.outputs[0], list(range(len(image.output_shapes[0])))
+        """The channel axis of the input: where that of the first layer with a data format comes from, if anywhere."""
+        rank, first = len(image.output_shapes[0]), self._channels_first()
+        key, order = image.outputs[0], list(range(rank))
         for call in self.calls:
             if key not in call.inputs:
                 continue
@@ -152,9 +155,13 @@ class Walk:
             elif getattr(call.layer, "data_format", None) and len(call.input_shapes[0]) == len(order):
                 return order[channel_axis(call.layer, len(order))]
             elif len(call.output_shapes[0]) != len(order):
-                break
+                added, grown = 1 if first else len(order), list(call.output_shapes[0])
+                if len(grown) == len(order) + 1 and grown[:added] + grown[added + 1 :] == [*call.input_shapes[0]]:
+                    order.insert(added, None)  # a grey image gets its channel
+                else:
+                    break
             key = call.outputs[0]
-        return 1 if self._channels_first() else len(order) - 1
+        return 1 if first else rank - 1
 
     def _visit_all(self):
         for call in self.calls:
