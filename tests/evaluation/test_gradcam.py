@@ -80,12 +80,50 @@ def test_a_sure_model_still_has_a_gradient(model):
     assert found.probability.min() > 0.999 and (found.heat.max(axis=(1, 2)) > 0).all()
 
 
+ENDS = {
+    "softmax": lambda x: L.Dense(3, activation="softmax", name="dense")(x),
+    "sigmoid": lambda x: L.Dense(3, activation="sigmoid", name="dense")(x),
+    "layer": lambda x: L.Softmax()(L.Dense(3, name="dense")(x)),
+    "operation": lambda x: keras.ops.softmax(L.Dense(3, name="dense")(x)),
+    "operation of units": lambda x: keras.ops.sigmoid(L.Dense(3, name="dense")(x)),
+    "dropout": lambda x: L.Dropout(0.5)(L.Activation("softmax")(L.Dense(3, name="dense")(x))),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_score_is_the_logit_whatever_squashes_it(end):
+    # Logits are 1000 times the mean red, green, blue: probabilities are flat, and class c is explained by its colour.
+    image = keras.Input((32, 48, 3))
+    model = keras.Model(image, ENDS[end](L.GlobalAveragePooling2D()(L.Rescaling(1.0, name="map")(image))))
+    model.get_layer("dense").set_weights([1000 * np.eye(3), np.zeros(3)])
+    found = evaluation.gradcam(model, IMAGES, class_index=1)
+    expected = IMAGES[..., 1] / IMAGES[..., 1].max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(found.heat, expected, atol=1e-5)
+
+
+def test_sequential_models_and_mixed_precision_work_too():
+    for policy in ("float32", "mixed_float16"):
+        parts = [L.Conv2D(4, 3, dtype=policy), L.GlobalAveragePooling2D(dtype=policy),
+                 L.Dense(2, "softmax", dtype=policy)]  # fmt: skip
+        model = keras.Sequential([keras.Input((32, 48, 3)), *parts])
+        assert evaluation.gradcam(model, IMAGES / 255).grid == (30, 46)
+
+
+def test_a_model_without_a_graph_or_with_several_outputs_is_refused(model):
+    for other in (keras.Sequential([L.Conv2D(2, 3)]), keras.Model(model.inputs, [model.output, model.output])):
+        with pytest.raises(ValueError, match="of one input and one output, got"):
+            evaluation.gradcam(other, IMAGES)
+
+
 @pytest.mark.parametrize(
     ("photos", "arguments", "message"),
     [
         (IMAGES, {"layer": "conv9"}, "no layer 'conv9'"),
         (IMAGES, {"layer": "classifier"}, "no map"),
-        (IMAGES, {"class_index": 3}, "class_index must lie between 0 and 2, got 3"),
+        (IMAGES, {"class_index": 3}, "class_index must lie between 0 and 2, .* got 3"),
+        (IMAGES, {"class_index": 1.7}, "class_index must lie between 0 and 2, .* got 1.7"),
+        (IMAGES, {"class_index": True}, "class_index must lie between 0 and 2, .* got True"),
+        (IMAGES, {"class_index": [0] * (len(IMAGES) + 1)}, "one for each of the"),
         (np.zeros((32, 48, 3)), {}, "expected at least one photo"),
         (pd.DataFrame({"path": []}), {}, "expected at least one photo"),
     ],

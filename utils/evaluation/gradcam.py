@@ -1,4 +1,4 @@
-"""Grad-CAM: which part of a photo spoke for a class, for any flat functional Keras 3 model on TensorFlow.
+"""Grad-CAM: which part of a photo spoke for a class, for any flat Keras 3 model with a graph on TensorFlow.
 
 heat = ReLU( sum over channels k of alpha_k * A_k ), alpha_k = mean over (y, x) of d score / d A_k, where A are the
 activations of the last convolution and the score is the class's logit.
@@ -7,6 +7,8 @@ activations of the last convolution and the score is the class's logit.
 import dataclasses
 
 import numpy as np
+
+from utils.layer_calls import keras_graph
 
 LAYER = "pooled_features"
 
@@ -40,7 +42,7 @@ def gradcam(model, photos, class_index=None, layer=None):
     """Grad-CAM of a few photos, all at once.
 
     Args:
-        model: functional keras.Model from (n, s, s, 3) in 0..255 to probabilities (n, C).
+        model: functional or Sequential keras.Model from (n, s, s, 3) in 0..255 to probabilities (n, C).
         photos: DataFrame with `path` (with `true` and `predicted`, as worst_mistakes gives it, for captions), or an
             array (n, s, s, 3) in 0..255 at the model's input size.
         class_index: class to explain: one number, or n of them; None: what the model predicts for each photo.
@@ -51,7 +53,8 @@ def gradcam(model, photos, class_index=None, layer=None):
         GradCam.
 
     Raises:
-        ValueError: no photos, wrong shape, a class or layer that the model does not have, or a layer without a map.
+        ValueError: a model without a graph or with several outputs, no photos, wrong shape, a class or layer that the
+            model does not have, or a layer without a map.
         RuntimeError: the class does not depend on that layer.
 
     Example:
@@ -70,26 +73,38 @@ def gradcam(model, photos, class_index=None, layer=None):
 
     from utils.datasets import pipeline
 
+    inputs, outputs = getattr(model, "inputs", None) or (), getattr(model, "outputs", None) or ()
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise ValueError(
+            f"expected a functional or built Sequential model of one input and one output, got {type(model).__name__} "
+            f"of {len(inputs)} and {len(outputs)}; name them in keras.Model(inputs, outputs)"
+        )
     frame = photos if hasattr(photos, "columns") else None
     if frame is not None and len(frame):
-        photos = pipeline.load_images(frame, model.input_shape[1])
+        photos = pipeline.load_images(frame, inputs[0].shape[1])
     photos = np.asarray(photos)
     if photos.ndim != 4 or len(photos) == 0 or photos.shape[-1] != 3:
         raise ValueError(f"expected at least one photo, (n, height, width, 3), got shape {photos.shape}")
     name, maps = _map_tensor(model, layer)
-    inner, kernel = _logits(model)
-    watched = keras.Model(model.input, [maps, inner, model.output])
-    wanted = None if class_index is None else np.broadcast_to(np.asarray(class_index, dtype=int), len(photos))
-    classes = model.output_shape[-1]
-    if wanted is not None and ((wanted < 0) | (wanted >= classes)).any():
-        raise ValueError(f"class_index must lie between 0 and {classes - 1}, got {class_index}")
+    inner, kernel = _logits(outputs[0])
+    watched = keras.Model(inputs, [maps, inner, outputs[0]])
+    wanted, classes = class_index, outputs[0].shape[-1]
+    if class_index is not None:
+        wanted = np.asarray(class_index)
+        whole = wanted.dtype.kind in "iu" and wanted.shape in ((), (len(photos),))
+        if not whole or ((wanted < 0) | (wanted >= classes)).any():
+            raise ValueError(
+                f"class_index must lie between 0 and {classes - 1}, one number or one for each of the {len(photos)} "
+                f"photos, got {class_index}"
+            )
+        wanted = np.broadcast_to(wanted, len(photos))
 
     batch = tf.convert_to_tensor(photos.astype(np.float32))
     with tf.GradientTape() as tape:
         tape.watch(batch)  # a map in front of the first weight would not be recorded
         found, features, probabilities = watched(batch, training=False)
         # The logit, not the probability: softmax is flat where the model is sure, and its gradient vanishes.
-        scores = features if kernel is None else tf.linalg.matmul(features, kernel)
+        scores = features if kernel is None else tf.linalg.matmul(tf.cast(features, kernel.dtype), kernel)
         probabilities = probabilities.numpy()
         chosen = probabilities.argmax(-1) if wanted is None else wanted
         score = tf.reduce_sum(tf.gather(scores, chosen, axis=1, batch_dims=1))
@@ -133,20 +148,23 @@ def _is_map(tensor):
     return len(getattr(tensor, "shape", ())) == 4
 
 
-def _logits(model):
+def _logits(output):
     """(tensor, kernel): the tensor times the kernel (None: the tensor itself) is the logits, but for the bias.
 
-    A model that ends in a Dense with softmax, or in a softmax of its own, has logits; of any other we use the output.
+    A model that ends in a Dense with softmax or sigmoid, or in one of its own, has logits; of any other we use the
+    output.
     """
     import keras
 
-    last = model.layers[-1]
-    softmax = getattr(last, "activation", None) is keras.activations.softmax
-    if isinstance(last, keras.layers.Dense) and softmax and len(last.input.shape) == 2:
+    last = keras_graph.maker(output)
+    if isinstance(last, keras.layers.Dropout):  # inference passes it
+        return _logits(last.input)
+    squashes = getattr(last, "activation", None) in (keras.activations.softmax, keras.activations.sigmoid)
+    if isinstance(last, keras.layers.Dense) and squashes and len(last.input.shape) == 2:
         return last.input, last.kernel
-    if isinstance(last, keras.layers.Softmax) or (isinstance(last, keras.layers.Activation) and softmax):
+    if type(last).__name__ in ("Softmax", "Sigmoid") or (isinstance(last, keras.layers.Activation) and squashes):
         return last.input, None
-    return model.output, None
+    return output, None
 
 
 def _captions(frame, chosen, given):
