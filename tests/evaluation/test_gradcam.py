@@ -109,6 +109,16 @@ def test_sequential_models_and_mixed_precision_work_too():
         assert evaluation.gradcam(model, IMAGES / 255).grid == (30, 46)
 
 
+def test_a_nested_backbone_and_a_pooling_of_two_models_are_looked_at_in_this_model():
+    inner, image, other = (keras.Input((32, 48, 3)) for _ in range(3))
+    backbone = keras.Model(inner, L.Conv2D(4, 3, strides=2, activation="relu")(inner), name="backbone")
+    pool = L.GlobalAveragePooling2D()
+    pool(other)
+    model = keras.Model(image, L.Dense(2, "softmax")(pool(backbone(image))))
+    found, named = evaluation.gradcam(model, IMAGES), evaluation.gradcam(model, IMAGES, layer="backbone")
+    assert found.grid == named.grid == (15, 23) and np.array_equal(found.heat, named.heat)
+
+
 def test_a_model_without_a_graph_or_with_several_outputs_is_refused(model):
     for other in (keras.Sequential([L.Conv2D(2, 3)]), keras.Model(model.inputs, [model.output, model.output])):
         with pytest.raises(ValueError, match="of one input and one output, got"):

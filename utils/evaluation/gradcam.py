@@ -74,7 +74,7 @@ def gradcam(model, photos, class_index=None, layer=None):
     from utils.datasets import pipeline
 
     inputs, outputs = getattr(model, "inputs", None) or (), getattr(model, "outputs", None) or ()
-    if len(inputs) != 1 or len(outputs) != 1:
+    if len(inputs) != 1 or len(outputs) != 1 or keras_graph.graph_of(model) is None:
         raise ValueError(
             f"expected a functional or built Sequential model of one input and one output, got {type(model).__name__} "
             f"of {len(inputs)} and {len(outputs)}; name them in keras.Model(inputs, outputs)"
@@ -135,10 +135,12 @@ def _map_tensor(model, layer):
     if layer is not None and layer not in names:
         raise ValueError(f"the model has no layer {layer!r}; its last ones are {', '.join(names[-5:])}")
     pools = [item.name for item in model.layers if isinstance(item, keras.layers.GlobalAveragePooling2D)]
-    maps = [item.name for item in model.layers if _is_map(getattr(item, "output", None))]
+    # A layer may have calls in other models too, and what a nested model calls its output is none of this graph.
+    calls = {node.operation.name: node for node in keras_graph.nodes(keras_graph.graph_of(model))}
+    maps = [name for name, node in calls.items() if name in names and _is_map(node.outputs[0])]
     chosen = layer or next(iter([LAYER] * (LAYER in names) + pools[-1:] + maps[-1:]), None)
-    item = None if chosen is None else model.get_layer(chosen)
-    for tensor in () if item is None else (item.output, item.input):
+    node = calls.get(chosen)
+    for tensor in model.inputs if node is None else (node.outputs[0], node.input_tensors[0]):
         if _is_map(tensor):
             return chosen, tensor
     raise ValueError(f"layer {chosen!r} has no map (y, x, channels) on either side; name a convolution or a pooling")
