@@ -152,12 +152,37 @@ UNSPLIT = people(3)
         (lambda: splits.check(LEAKY.drop(columns="split")), "needs the column split"),
         (lambda: splits.check(LEAKY[:0]), "needs rows, got none"),
         (lambda: splits.balance(photos().assign(split="test")), "needs training photos"),
-        (lambda: splits.balance(photos(), at_most=0), "at_most must be 1 .*, got 0"),
+        (lambda: splits.balance(photos(), at_most=0), "at_most must be an integer, 1 .*, got 0"),
+        (lambda: splits.balance(photos(), at_most=5.0), "at_most must be an integer, .*, got 5.0"),
+        (lambda: splits.grouped_folds(UNSPLIT, 1), "k must be an integer, two folds or more, got 1"),
+        (lambda: splits.grouped_split(people(), test_senders="12"), r"test_senders must be a list .*pass \['12'\]"),
+        (lambda: splits.check(LEAKY[["split"]].assign(photographer="7")), "needs one of sender, id, path, sha256, got"),
+        (lambda: splits.random_split(["hat", "shoes"]), "a frame to split must be a DataFrame with label, got list"),
     ],
 )
 def test_what_cannot_be_split_is_refused(ask, says):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises((ValueError, TypeError), match=says):
         ask()
+
+
+@pytest.mark.parametrize("gap", [None, np.nan, pd.NA])
+def test_a_photo_without_a_label_or_a_sender_is_refused_and_never_waited_for(gap):
+    frame = people()
+    for column in ("label", "sender"):
+        torn = frame.assign(**{column: frame[column].astype(object).where(frame.index > 2, gap)})
+        for split in (splits.grouped_split, splits.grouped_folds):
+            with pytest.raises(ValueError, match=f"needs a {column} in every row, got 3 without"):
+                split(torn)
+    numbers = pd.DataFrame({"label": [1.0, 2.0, np.nan] * 4})
+    with pytest.raises(ValueError, match="needs a label in every row, got 4 without"):
+        splits.random_split(numbers)
+
+
+def test_one_column_that_ties_may_be_given_by_its_name():
+    frame = people().assign(twin="")
+    frame.loc[[0, len(frame) - 1], "twin"] = "one picture"
+    assert splits.grouped_split(frame, tie="twin").equals(splits.grouped_split(frame, tie=("twin",)))
+    assert splits.grouped_split(frame, tie="twin")[0] == splits.grouped_split(frame, tie="twin")[len(frame) - 1]
 
 
 def test_unknown_contents_are_no_twins():

@@ -42,6 +42,8 @@ def check(frame, allow=()):
         raise ValueError(f"allow must hold 'sender' and 'file' only, got {', '.join(map(repr, sorted(unknown)))}")
     require(frame, ["split"], "a split to check")
     kinds = {"sender": "sender", "id": "file", "path": "file", "sha256": "file"}
+    if not any(column in frame for column in kinds):
+        raise ValueError(f"a split to check needs one of {', '.join(kinds)}, got {', '.join(map(str, frame.columns))}")
     for column, kind in kinds.items():
         if kind not in allow and column in frame and (leaks := _on_two_sides(frame, column)):
             value, parts = next(iter(leaks.items()))
@@ -109,7 +111,7 @@ def grouped_split(frame, fractions=(0.70, 0.15, 0.15), seed=0, test_senders=(), 
         Series of "train" / "validation" / "test", index of `frame`.
 
     Raises:
-        ValueError: fewer than three senders, or than two beside `test_senders`; missing columns; wrong fractions.
+        ValueError: fewer than three senders, or than two beside `test_senders`; columns or values missing; bad shares.
 
     Example:
         >>> photos = pd.DataFrame({"label": ["hat", "shoes"] * 30, "sender": [str(i // 4) for i in range(60)]})
@@ -119,6 +121,8 @@ def grouped_split(frame, fractions=(0.70, 0.15, 0.15), seed=0, test_senders=(), 
     """
     _check_fractions(fractions)
     require(frame, ["label", "sender"], "a frame to split by sender")
+    if isinstance(test_senders, str):
+        raise ValueError(f"test_senders must be a list of senders, got {test_senders!r}; pass [{test_senders!r}]")
     groups = _groups(frame, tie)
     counts = pd.crosstab(groups, frame["label"])
     if len(counts) < len(PARTS):
@@ -189,6 +193,8 @@ def grouped_folds(frame, k=5, seed=0, tie=("sha256",)):
     from sklearn.model_selection import StratifiedGroupKFold
 
     require(frame, ["label", "sender"], "a frame to fold by sender")
+    if not isinstance(k, int | np.integer) or k < 2:
+        raise ValueError(f"k must be an integer, two folds or more, got {k!r}")
     groups = _groups(frame, tie)
     if len(set(groups)) < k:
         raise ValueError(f"{k} folds need {k} senders or more, got {len(set(groups))}; use fewer folds")
@@ -220,8 +226,8 @@ def balance(frame, at_most=500, seed=0, before_split=False):
         >>> balance(photos, at_most=2)[["label", "copy"]].value_counts().to_dict()
         {('hat', 0): 2, ('shoes', 0): 1, ('shoes', 1): 1}
     """
-    if at_most < 1:
-        raise ValueError(f"at_most must be 1 photo per class or more, got {at_most}")
+    if not isinstance(at_most, int | np.integer) or at_most < 1:
+        raise ValueError(f"at_most must be an integer, 1 photo per class or more, got {at_most!r}")
     require(frame, ["label", "split"], "a frame to balance")
     chosen = frame if before_split else frame[frame["split"] == "train"]
     if chosen.empty:
@@ -243,11 +249,16 @@ def balance(frame, at_most=500, seed=0, before_split=False):
 
 
 def require(frame, columns, what):
-    """Raise ValueError unless `frame` has rows and `columns`; `what` names it in the message."""
+    """Raise an error unless `frame` has rows and `columns` without a gap; `what` names it in the message."""
+    if not isinstance(frame, pd.DataFrame):
+        raise TypeError(f"{what} must be a DataFrame with {' and '.join(columns)}, got {type(frame).__name__}")
     if missing := [column for column in columns if column not in frame]:
         raise ValueError(f"{what} needs the column {' and '.join(missing)}, got {', '.join(map(str, frame.columns))}")
     if len(frame) == 0:
         raise ValueError(f"{what} needs rows, got none; check what it was filtered by")
+    for column in columns:
+        if gaps := int(frame[column].isna().sum()):
+            raise ValueError(f"{what} needs a {column} in every row, got {gaps} without; fill them in or drop the rows")
 
 
 def _groups(frame, tie):
@@ -260,7 +271,7 @@ def _groups(frame, tie):
             sender = parent[sender]
         return sender
 
-    for column in [column for column in tie if column in frame]:
+    for column in [column for column in ([tie] if isinstance(tie, str) else tie) if column in frame]:
         known = pd.DataFrame({"value": frame[column].to_numpy(), "sender": senders})
         known = known[known["value"].notna() & known["value"].ne("")].drop_duplicates()
         for _, group in known[known["value"].duplicated(keep=False)].groupby("value")["sender"]:
