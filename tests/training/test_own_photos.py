@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -105,8 +106,34 @@ def test_files_of_something_else_are_not_overwritten(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         command.parse([str(folder), "--out", str(tmp_path)])
     assert "--out must be new, or hold training/ of this command, got" in capsys.readouterr().err
-    (tmp_path / "training").mkdir()
+    (tmp_path / "training").mkdir()  # as this repository's utils/ has one
+    with pytest.raises(SystemExit):
+        command.parse([str(folder), "--out", str(tmp_path)])
+    (tmp_path / "training" / "run-1").mkdir()
+    (tmp_path / "training" / "run-1" / "run.json").write_text("{}")
     assert command.parse([str(folder), "--out", str(tmp_path)]).out == tmp_path
+
+
+def test_a_picture_of_somebody_else_is_not_overwritten(folder, tmp_path, capsys):
+    (tmp_path / "confusion_matrix.png").write_text("mine")
+    with pytest.raises(SystemExit):
+        command.parse([str(folder), "--out", str(tmp_path)])
+    assert "with confusion_matrix.png" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_gone_is_one_sentence(folder, tmp_path):
+    done = subprocess.run(
+        f"{sys.executable} -m utils.training {shlex.quote(str(folder))} --out {shlex.quote(str(tmp_path))} | true",
+        shell=True, cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert re.fullmatch("Stopped: nothing reads the output .* The same command goes on .*\n", done.stderr)
+
+
+@pytest.mark.parametrize("name", ["a|b", "`x`", "*hat*", "_hat_", "<b>", r"back\slash", "[link](there)"])
+def test_a_class_name_is_text_in_the_card(name):
+    text = command._cell(name)
+    assert re.sub(r"\\(.)", r"\1", text) == name
+    assert not re.search(r"(?<!\\)(\\\\)*[|`*_<\[]", text)
 
 
 def test_names_that_the_terminal_cannot_show_end_nothing(folder, tmp_path):

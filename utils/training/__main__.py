@@ -9,6 +9,7 @@ matrix, a model card, and the training itself: stopped with Ctrl-C, the same com
 import argparse
 import os
 import pathlib
+import re
 import shlex
 import sys
 import warnings
@@ -18,6 +19,7 @@ FINE_TUNE = {  # as for the study's rows: the head starts from a linear probe, a
     "mode": "fine_tune", "epochs": 8, "batch_size": 16, "optimizer": "adamw", "learning_rate": 3e-4,
     "weight_decay": 0.01, "schedule": "cosine", "label_smoothing": 0.1, "dropout": 0.3, "augment": "light",
 }  # fmt: skip
+WRITTEN = ("README.md", "model.json", "model.tflite", "confusion_matrix.png")
 WIDE = 0.20  # an interval of the accuracy that is wider says too little
 CARD = """# {name}
 
@@ -76,8 +78,8 @@ def parse(arguments=None):
         options.out.mkdir(parents=True, exist_ok=True)
         if not os.access(options.out, os.W_OK):
             raise PermissionError(13, "Permission denied")
-        theirs = [name for name in ("README.md", "model.json", "model.tflite") if (options.out / name).exists()]
-        if theirs and not (options.out / "training").is_dir():
+        theirs = [name for name in WRITTEN if (options.out / name).exists()]
+        if theirs and not any(options.out.glob("training/*/run.json")):  # a folder `training` may be anybody's
             parser.error(f"--out must be new, or hold training/ of this command, got {options.out} with {theirs[0]}")
     except OSError as error:
         parser.error(f"cannot write to {options.out}: {error.strerror}; pass another folder with --out")
@@ -98,6 +100,10 @@ def main(arguments=None):
         except KeyboardInterrupt:
             print("\nStopped. The same command goes on where this one was; finished epochs are kept.")
             return 130
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nowhere to go
+            print("Stopped: nothing reads the output any more. The same command goes on here.", file=sys.stderr)
+            return 1
         except (ValueError, OSError, RuntimeError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
@@ -195,18 +201,22 @@ def _write_card(options, data, run, verdict, judged, same, cost, size, command, 
         "photos by one person may be on both sides, so expect less from photos by other people."
     )  # fmt: skip
     rows = "\n".join(
-        f"| {name} | {row.support:.0f} | {row.precision:.0%} | {row.recall:.0%} |"
+        f"| {_cell(name)} | {row.support:.0f} | {row.precision:.0%} | {row.recall:.0%} |"
         for name, row in verdict.per_class[verdict.per_class["support"] > 0].iterrows()
     )
     card = CARD.format(
         name=options.out.name, title=models.BACKBONES[options.backbone].title,
         mode="fine-tuned" if options.fine_tune else "frozen below a new head", n_classes=len(data.classes),
-        classes=", ".join(data.classes), counts=counts, weights=run.weights_source, per_class=rows, split=split,
-        accuracy=f"{verdict.accuracy:.1%} ({verdict.accuracy_low:.1%} to {verdict.accuracy_high:.1%})",
+        classes=", ".join(map(_cell, data.classes)), counts=counts, weights=run.weights_source, per_class=rows,
+        split=split, accuracy=f"{verdict.accuracy:.1%} ({verdict.accuracy_low:.1%} to {verdict.accuracy_high:.1%})",
         int8_accuracy=f"{judged.accuracy:.1%}", agreement=f"{same:.1%} of {judged.n} photos", macs=cost.total_macs,
         params=cost.total_params, size=size, command=command, classify=classify,
     )  # fmt: skip
     files.write_text(options.out / "README.md", card)
+
+
+def _cell(name):
+    return re.sub(r"([\\`*_<|#~\[])", r"\\\1", name)  # the characters of a name are text, not Markdown
 
 
 if __name__ == "__main__":
