@@ -56,6 +56,14 @@ def test_top_three_with_probabilities(capsys, model_path, photo):
     assert classify.classify(model, photo.read_bytes()) == classify.classify(model, photo)
 
 
+def test_a_top_that_names_no_class_and_a_model_that_is_a_path_are_refused(model_path, photo):
+    for top in (0, -1, 2.0, "3"):
+        with pytest.raises(ValueError, match="top must be a positive integer, got"):
+            classify.classify(classify.load(model_path), photo, top)
+    with pytest.raises(TypeError, match=r"a model that load\(\) opened, got str"):
+        classify.classify(str(model_path), photo)
+
+
 def test_low_confidence_is_said(capsys, tmp_path, photo):
     path = saved(tmp_path, low_confidence=np.float32(1))
     code, out, _ = run(capsys, photo, "--model", path)

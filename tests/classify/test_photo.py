@@ -152,3 +152,17 @@ def test_a_decoders_error_of_several_lines_becomes_one(monkeypatch):
     monkeypatch.setattr(photo, "_open", fails)
     with pytest.raises(ValueError, match=r"\(Unexpected end of file \(position 374\)\); replace it"):
         photo.read_photo(b"x", 8)
+
+
+@pytest.mark.parametrize("size", [0, -1, 16.0, "16", None, (16,), (8, 8, 3), 10**6])
+def test_a_size_that_is_none_is_said_of_the_size_and_not_of_the_photo(size):
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(buffer, "JPEG")
+    with pytest.raises(ValueError, match=r"input_size must be a positive integer or .*, got"):
+        photo.read_photo(buffer.getvalue(), size)
+
+
+@pytest.mark.parametrize("source", [None, 5, np.zeros((8, 8, 3), np.uint8), Image.new("RGB", (8, 8))])
+def test_what_is_neither_path_nor_bytes_is_named(source):
+    with pytest.raises(TypeError, match="expected a photo as a path or the bytes of its file, got"):
+        photo.read_photo(source, 8)

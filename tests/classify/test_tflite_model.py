@@ -123,6 +123,9 @@ def test_labels_come_from_the_json_beside(tmp_path):
     assert TFLiteModel(path).description["input_size"] == [small.SIZE, small.SIZE]
     with pytest.raises(ValueError, match=r"needs 4 labels.*got 2"):
         TFLiteModel(path, labels=["a", "b"])
+    for ask in (TFLiteModel, lambda path, labels: quantization.save(path, small.files()["int8"], labels)):
+        with pytest.raises(ValueError, match="labels must be a list in the order of the output, got a set"):
+            ask(path, labels=set(small.CLASSES))
     path.with_suffix(".json").write_text(json.dumps(small.CLASSES))  # the names alone: before, an AttributeError
     assert TFLiteModel(path).labels == small.CLASSES
     for text, message in (('{"labels": "boot"}', r"labels in .*m\.json"), ("7", "got 7"), ("{", r"m\.json")):

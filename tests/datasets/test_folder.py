@@ -289,6 +289,8 @@ def test_a_read_only_folder_is_only_read(mine):
         ({"split": "grouped"}, "a grouped split needs senders, got None"),
         ({"split": "folders"}, "needs the folders train, validation and test, got none of them"),
         ({"per_class": 0}, "per_class must be a positive integer, got 0"),
+        ({"per_class": 2.5}, "per_class must be a positive integer, got 2.5"),
+        ({"seed": "1"}, "seed must be an integer from 0 to 4294967295, got '1'"),
         ({"seed": -1}, "seed must be an integer from 0 to 4294967295, got -1"),
     ],
 )

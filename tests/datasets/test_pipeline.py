@@ -62,6 +62,12 @@ def test_load_images_keeps_the_order_and_names_the_bad_one(frame):
     damage(frame["path"][13])
     with pytest.raises(ValueError, match=r"13\.jpg cannot be decoded"):
         pipeline.load_images(frame, 16)
+    for paths in (list(frame["path"]), frame["path"]):
+        with pytest.raises(ValueError, match="photos must be a DataFrame with the column path"):
+            pipeline.load_images(paths, 16)
+    for size in ((16, 16), 16.0, 0):
+        with pytest.raises(ValueError, match="input_size must be a positive integer, the side in pixels, got"):
+            pipeline.load_images(frame, size)
 
 
 def test_copies_are_fixed_transforms(frame):
@@ -126,6 +132,8 @@ def test_every_epoch_of_fit_is_one_pass(frame):
     ("change", "options", "reason"),
     [
         (lambda frame: frame, {"classes": ["a"]}, "labels must be among the classes a, got 'b'"),
+        (lambda frame: frame, {"classes": {"a", "b"}}, "classes must be a list in the order of the columns, got a set"),
+        (lambda frame: frame.assign(label=None), {}, "needs a label in every row"),
         (lambda frame: frame, {"cache": "tape"}, "cache must be .*, got 'tape'"),
         (lambda frame: frame, {"augment": "wild", "training": True}, "augment must be .*, got 'wild'"),
         (lambda frame: frame, {"batch_size": 0}, "batch_size must be a positive integer, got 0"),

@@ -32,10 +32,12 @@ def test_everything_is_drawn_once_and_the_seed_decides_how(tmp_path):
     assert not {sha for _, sha in drawn} & {sha for _, sha in other}
 
 
-@pytest.mark.parametrize("options", [{"per_class": 0}, {"per_class": 1.5}, {"size": 8}, {"size": 5000}])
+@pytest.mark.parametrize(
+    "options", [{"per_class": 0}, {"per_class": 1.5}, {"per_class": "6"}, {"size": 32.0}, {"size": 8}, {"size": 5000}]
+)
 def test_bad_options_are_named(tmp_path, options):
     ((name, value),) = options.items()
-    with pytest.raises(ValueError, match=f"{name} must be .*, got {value}"):
+    with pytest.raises(ValueError, match=f"{name} must be .*, got {value!r}"):
         sketches.build(tmp_path, **options)
     assert list(tmp_path.iterdir()) == []
 

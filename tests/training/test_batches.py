@@ -17,6 +17,8 @@ def test_class_weights_and_targets_by_hand():
     assert (table["photos"] * table["weight"]).tolist() == pytest.approx([10 / 3] * 3)
     with pytest.raises(ValueError, match="no training photo of d"):
         batches.class_weights(frame, "abcd")
+    with pytest.raises(ValueError, match="classes must be a list in the order of the numbers, got a set"):
+        batches.class_weights(frame, set("abc"))
     np.testing.assert_allclose(batches.class_targets(4, 0.1)[1], [0.025, 0.925, 0.025, 0.025])
 
 

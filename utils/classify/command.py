@@ -69,6 +69,10 @@ def classify(model, photo, top=3):
         FileNotFoundError, ValueError: a photo that is not there, or cannot be decoded; names it. A model whose answers
             are not probabilities.
     """
+    if not isinstance(model, TFLiteModel):
+        raise TypeError(f"expected a model that load() opened, got {type(model).__name__}")
+    if not isinstance(top, int | np.integer) or top < 1:
+        raise ValueError(f"top must be a positive integer, got {top!r}")
     pixels = read_photo(photo, model.input_size)
     if model.channels == 1:
         pixels = (pixels @ np.array([0.299, 0.587, 0.114]) + 0.5).astype(np.uint8)[..., None]  # as Pillow's "L"

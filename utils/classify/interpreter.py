@@ -85,6 +85,8 @@ class TFLiteModel:
         self.input_range = self._range(self.description.get("input_range") if input_range is None else input_range)
         self._wants_pixels |= self.input_range != PIXELS
         labels = labels if labels is not None else self.description.get("labels")
+        if isinstance(labels, set | frozenset):
+            raise ValueError(f"labels must be a list in the order of the output, got a {type(labels).__name__}")
         self.labels = tuple(labels) if labels is not None else None
         if self.labels is not None and len(self.labels) != self.n_classes:
             raise ValueError(

@@ -9,6 +9,8 @@ import functools
 import hashlib
 import importlib.util
 import io
+import operator
+import os
 import pathlib
 import struct
 
@@ -56,6 +58,7 @@ def read_photo(source, input_size):
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: not a photo, damaged, truncated, or larger than 50 megapixels or 64 MiB; the message names the file.
+            An `input_size` that is no size.
 
     Example:
         >>> buffer = io.BytesIO(); Image.new("RGB", (40, 20), (250, 0, 0)).save(buffer, "PNG")
@@ -63,7 +66,7 @@ def read_photo(source, input_size):
         (8, 8, 3)
     """
     name, data = _name_and_bytes(source)
-    height, width = (input_size, input_size) if np.isscalar(input_size) else input_size
+    height, width = _sides(input_size)
     try:
         image = _open(data)
         turn = _TURNS.get(_orientation(image))
@@ -122,11 +125,23 @@ def to_rgb(image):
     return image.convert("RGB")
 
 
+def _sides(input_size):
+    try:
+        height, width = map(operator.index, (input_size,) * 2 if np.isscalar(input_size) else input_size)
+        if height > 0 and width > 0 and height * width <= MAX_PIXELS:
+            return height, width
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"input_size must be a positive integer or (height, width) in pixels, got {input_size!r}")
+
+
 def _name_and_bytes(source):
     if isinstance(source, (bytes, bytearray, memoryview)):
         if len(source) > MAX_BYTES:
             raise ValueError(f"the photo has {len(source):,} bytes, more than {MAX_BYTES:,}; pass a smaller one")
         return "the photo", bytes(source)
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"expected a photo as a path or the bytes of its file, got {type(source).__name__}")
     path = pathlib.Path(source)
     try:
         with path.open("rb") as file:

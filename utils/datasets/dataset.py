@@ -127,6 +127,8 @@ def load(name, root=None, download=True, split=None, seed=0, **options):
         raise ValueError(f"split must be 'official', 'grouped', 'random' or None, got {split!r}")
     if options and name != "sketches":
         raise ValueError(f"only sketches take options, got {', '.join(options)} for {name}; load 'sketches' by name")
+    if unknown := sorted(set(options) - {"per_class", "size"}):
+        raise ValueError(f"options of sketches are per_class and size, got {', '.join(unknown)}")
     if name == "auto":
         name = _choose(files.data_root(root), download)
     if split == "official" and name != "clothing-10":

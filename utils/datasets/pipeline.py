@@ -15,6 +15,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pandas as pd
 
 from utils import files
 from utils.classify import photo
@@ -129,6 +130,8 @@ def batches(
     """
     import tensorflow as tf
 
+    if isinstance(classes, set | frozenset):
+        raise ValueError(f"classes must be a list in the order of the columns, got a {type(classes).__name__}")
     classes = list(classes)
     splits.require(frame, ["path", "label"], "a frame to make batches of")
     if strange := sorted(set(frame["label"]) - set(classes)):
@@ -186,6 +189,10 @@ def load_images(frame, input_size, out=None):
     Raises:
         FileNotFoundError, ValueError: the first photo that cannot be decoded, by name.
     """
+    if not isinstance(frame, pd.DataFrame) or "path" not in frame:
+        raise ValueError('photos must be a DataFrame with the column path; pass pd.DataFrame({"path": paths})')
+    if not isinstance(input_size, int | np.integer) or input_size < 1:
+        raise ValueError(f"input_size must be a positive integer, the side in pixels, got {input_size!r}")
     paths = list(frame["path"])
     copies = list(frame["copy"]) if "copy" in frame else [0] * len(paths)
     if out is None:

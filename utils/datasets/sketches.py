@@ -39,10 +39,10 @@ def build(root=None, per_class=60, size=128, seed=0):
         >>> len(list(folder.glob("*/*.png")))
         30
     """
-    if per_class != int(per_class) or per_class < 1:
-        raise ValueError(f"per_class must be a positive integer, got {per_class}")
-    if size != int(size) or not 16 <= size <= 1024:
-        raise ValueError(f"size must be an integer from 16 to 1024, got {size}")
+    if not isinstance(per_class, int | np.integer) or per_class < 1:
+        raise ValueError(f"per_class must be a positive integer, got {per_class!r}")
+    if not isinstance(size, int | np.integer) or not 16 <= size <= 1024:
+        raise ValueError(f"size must be an integer from 16 to 1024, got {size!r}")
 
     def paint(part):
         rows = plan(per_class, seed)

@@ -62,8 +62,8 @@ def save(path, data, labels=None, scheme=None, source=None, input_range=None, **
     path = pathlib.Path(path)
     if path.suffix != ".tflite":
         raise ValueError(f"path must end in .tflite, so that runtimes know the file, got {path}")
-    labels = list(map(str, labels)) if labels is not None else None
     model = TFLiteModel(data, num_threads=1, labels=labels, input_range=input_range)
+    labels = list(map(str, model.labels)) if model.labels is not None else None
     input_range = input_range if input_range is None else list(model.input_range)  # plain numbers
     height, width = model.input_size
     description = {

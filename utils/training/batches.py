@@ -57,6 +57,8 @@ def augmentation(name):
 
 def label_numbers(labels, classes):
     """int array (n,): the number of each label in `classes`; an unknown one is named."""
+    if isinstance(classes, set | frozenset):
+        raise ValueError(f"classes must be a list in the order of the numbers, got a {type(classes).__name__}")
     index = {name: number for number, name in enumerate(classes)}
     if unknown := sorted(set(labels) - set(index), key=str):
         raise ValueError(f"expected labels among {tuple(classes)}, got {unknown[0]!r}; load the dataset again")
