@@ -29,8 +29,8 @@ setup: .venv/.ready
 		"install one, or name it: make $(firstword $(MAKECMDGOALS)) PYTHON=/path/to/python3.12"; exit 1; }
 	@$(PYTHON) -c '$(SUPPORTED)' || { echo "make: $(PYTHON) is not Python 3.11, 3.12 or 3.13"; exit 1; }
 	@echo "setting up .venv with $$($(PYTHON) --version): about 3 GB on disk, two to ten minutes, once"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "make: could not create .venv; on Debian and Ubuntu" \
-		"install the package python3-venv"; rm -rf .venv; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv || { echo "make: could not create .venv;" \
+		"on Debian and Ubuntu install the package python3-venv"; exit 1; }
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -r requirements.txt
 	@touch $@
 

@@ -159,3 +159,19 @@ def test_nothing_of_a_machine_stands_in_the_tree():
             assert not places.search(path.read_text(errors="replace")), name
         if path.exists() and not name.startswith("models/"):
             assert path.stat().st_size < 1_000_000, name
+
+
+def test_a_half_made_venv_is_completed_and_not_deleted(tmp_path):
+    python = tmp_path / "python"  # makes a whole .venv: one whose python has pip
+    python.write_text('#!/bin/sh\n[ "$2" = venv ] && printf "#!/bin/sh\\n" > .venv/bin/python\nexit 0\n')
+    broken = tmp_path / ".venv" / "bin" / "python"  # left by Ctrl-C before pip was there
+    broken.parent.mkdir(parents=True)
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    for path in (python, broken):
+        path.chmod(0o755)
+    (tmp_path / "requirements.txt").touch()
+    (tmp_path / ".venv" / "mine").touch()
+    command = ["make", "-f", str(ROOT / "Makefile"), "setup", f"PYTHON={python}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / ".venv").iterdir()} == {".ready", "bin", "mine"}
