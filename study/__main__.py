@@ -5,6 +5,7 @@ Nothing heavy is imported before the command line is read and checked.
 
 import argparse
 import dataclasses
+import os
 import sys
 
 
@@ -70,6 +71,12 @@ def main(argv=None):
         return {"tables": tables, "claims": count_claims, "notebooks": notebooks}.get(options.command, rows)(
             options, made
         )
+    except KeyboardInterrupt:
+        print("\nStopped. What is finished is kept; the same command goes on where this one was.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `| head`: what is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, LookupError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

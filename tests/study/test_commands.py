@@ -162,3 +162,17 @@ def test_manifest_is_in_the_format_that_sha256sum_checks(photos_dir):
     folder = photos_dir / "clothing-dataset-small"
     done = subprocess.run(["sha256sum", "-c", "--quiet"], input=sums, cwd=folder, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout.decode()[-500:]
+
+
+def test_a_closed_pipe_and_ctrl_c_end_quietly(monkeypatch, capsys):
+    done = subprocess.run(
+        f"{sys.executable} -u -m study list | true", shell=True, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stderr == ""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("study.__main__.rows", stop)
+    assert main(["list"]) == 130
+    assert capsys.readouterr().err.startswith("\nStopped. What is finished is kept")
