@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -524,3 +525,10 @@ def test_a_strategy_that_does_not_fit_is_refused_before_training(photos):
     two.__class__ = type("Two", (tf.distribute.MirroredStrategy,), {"num_replicas_in_sync": 2})
     with pytest.raises(ValueError, match="batch_size must be a multiple of the 2 devices, got 5"):
         train(config("frozen", batch_size=5), photos, strategy=two)
+
+
+def test_scaled_images_are_refused_where_the_answers_would_be_of_a_black_photo():
+    run = types.SimpleNamespace(recorded=False, config=config())
+    images = np.random.default_rng(0).random((2, SIZE, SIZE, 3), np.float32)
+    with pytest.raises(ValueError, match=r"images must be pixels in 0\.\.255, got 0\.\.1; the network scales"):
+        runs.Run.predict(run, images)

@@ -131,8 +131,8 @@ class Run:
             with `id`).
 
         Raises:
-            ValueError: unknown `tta`, a file that cannot be decoded, images of another size, or a photo or `tta` that a
-                record does not hold.
+            ValueError: unknown `tta`, a file that cannot be decoded, images of another size or scaling, or a photo or
+                `tta` that a record does not hold.
 
         Example:
             >>> run.predict("photo.jpg").round(2)  # doctest: +SKIP
@@ -148,6 +148,8 @@ class Run:
             side = self.config.input_size
             if photos.ndim != 4 or photos.shape[1:] != (side, side, 3):
                 raise ValueError(f"images must have the shape (n, {side}, {side}, 3), got {photos.shape}")
+            if photos.dtype.kind == "f" and 0 < photos.max(initial=0) <= 1:
+                raise ValueError("images must be pixels in 0..255, got 0..1; the network scales them itself")
             return self._predict(photos, tta, batch_size)
         if not isinstance(photos, pd.DataFrame):
             paths = [photos] if isinstance(photos, str | os.PathLike) else list(photos)
