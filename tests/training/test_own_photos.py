@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import re
 import shlex
 import shutil
@@ -151,14 +152,17 @@ def test_names_that_the_terminal_cannot_show_end_nothing(folder, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_card_claims_no_more_of_the_split_than_is_known(folder, tmp_path):
+def test_the_card_claims_no_more_of_the_split_than_is_known(folder, tmp_path, monkeypatch):
     data = datasets.from_folder(folder, lambda photo: None if photo.stem == "again" else photo.stem.split()[1])
     verdict = evaluation.evaluate(np.eye(3), pd.DataFrame({"label": data.classes}), data.classes)
     facts = types.SimpleNamespace(total_macs=1, total_params=1, weights_source="ImageNet")
-    options = command.parse([str(folder), "--out", str(tmp_path)])
+    (tmp_path / "my_hats").mkdir()
+    monkeypatch.chdir(tmp_path / "my_hats")
+    options = command.parse([str(folder), "--out", "."])
     command._write_card(options, data, facts, verdict, verdict, 1.0, facts, 1, "train", "classify")
     known = "nobody's photos are on two sides, as far as is known: nobody said who took 1 of the photos."
-    assert known in (tmp_path / "README.md").read_text()
+    assert known in pathlib.Path("README.md").read_text()
+    assert pathlib.Path("README.md").read_text().startswith("# my\\_hats\n")  # before, of "." no name at all
 
 
 def test_a_folder_that_cannot_be_used_is_one_sentence(folder, tmp_path, capsys):

@@ -205,7 +205,7 @@ def _write_card(options, data, run, verdict, judged, same, cost, size, command, 
         for name, row in verdict.per_class[verdict.per_class["support"] > 0].iterrows()
     )
     card = CARD.format(
-        name=options.out.name, title=models.BACKBONES[options.backbone].title,
+        name=_cell(options.out.resolve().name), title=models.BACKBONES[options.backbone].title,
         mode="fine-tuned" if options.fine_tune else "frozen below a new head", n_classes=len(data.classes),
         classes=", ".join(map(_cell, data.classes)), counts=counts, weights=run.weights_source, per_class=rows,
         split=split, accuracy=f"{verdict.accuracy:.1%} ({verdict.accuracy_low:.1%} to {verdict.accuracy_high:.1%})",
