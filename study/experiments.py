@@ -50,8 +50,8 @@ def balancing_order(dataset, backbone, input_size=224, at_most=500, seed=0):
 
     Returns:
         DataFrame, one row per protocol: `protocol`, `n`, `accuracy`, `accuracy_low`, `accuracy_high` (Wilson, 95%),
-        `macro_recall`, `shared_photos` (test photos of which a copy was trained on), `shared_senders` (senders of test
-        photos who also have photos in train).
+        `macro_recall`, `recall_low`, `recall_high` (over photographers, 95%), `shared_photos` (test photos of which a
+        copy was trained on), `shared_senders` (senders of test photos who also have photos in train).
     """
     backbone = backbone_at_hand(backbone)
     at_random = dataset.frame.assign(split=splits.random_split(dataset.frame, seed=seed))
@@ -70,7 +70,7 @@ def balancing_order(dataset, backbone, input_size=224, at_most=500, seed=0):
         )  # fmt: skip
         judged = evaluation.evaluate(probe.predict(inputs["test"]), parts["test"], dataset.classes, name=name)
         trained = {column: set(parts["train"][column]) for column in ("id", "sender")}
-        numbers = ("n", "accuracy", "accuracy_low", "accuracy_high", "macro_recall")
+        numbers = ("n", "accuracy", "accuracy_low", "accuracy_high", "macro_recall", "recall_low", "recall_high")
         rows.append(
             {"protocol": name}
             | {number: getattr(judged, number) for number in numbers}

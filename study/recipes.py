@@ -133,6 +133,10 @@ def trials():
     b0 = known["a-b0-fine"]
     # trained and published before gradients were kept short
     listed.append(dataclasses.replace(b0, id="try-a-b0-unclipped", run=dataclasses.replace(b0.run, clip_norm=None)))
+    # study B names no dropout
+    published = known["b-mobilenet-published"]
+    plain = dataclasses.replace(published.run, name="try-b-published-no-dropout", dropout=0.0)
+    listed += [published, dataclasses.replace(published, id=plain.name, run=plain)]
     wide = known["a-lite0-fine"]
     for name, choices in {
         "try-a-clipped": {"name": "a-lite0-fine"},  # the names of runs stay

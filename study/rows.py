@@ -5,7 +5,7 @@ import itertools
 
 import pandas as pd
 
-from study import claims, records
+from study import claims, readme, records
 from utils import files, flops, models, training
 from utils.training import find_finished
 
@@ -139,10 +139,10 @@ def closing_table(closing):
     return pd.DataFrame([
         {
             "model": row["title"],
-            "published": "–" if row["published_accuracy"] is None else f"{row['published_accuracy']:.1%}",
+            "published": "–" if row["published_accuracy"] is None else readme.printed(row["published_accuracy"]),
             "measured": f"{row['accuracy']:.1%}",
             "95% Wilson": f"{row['accuracy_low']:.1%}–{row['accuracy_high']:.1%}",
-            "n": row["n"],
+            "n": f"{row['n']:,}",
         }
         for row in closing if not row.get("recorded")
     ])  # fmt: skip

@@ -65,7 +65,7 @@ SPLITS = pd.DataFrame(
 )
 ORDER = pd.DataFrame(
     [("split first", 700, 0.76, 0.73, 0.79, 0), ("balance first", 1200, 0.91, 0.89, 0.93, 1050)],
-    columns=["protocol", "n", "accuracy", "accuracy_low", "accuracy_high", "shared_photos"],
+    columns=["protocol", "n", "macro_recall", "recall_low", "recall_high", "shared_photos"],
 )
 PRICES = pd.DataFrame(
     [("Plain CNN", 2.1e9, 0.46, "from scratch"), ("Lite0", 3.85e8, 0.93, "fine-tuned"), ("Net", 3e8, 0.9, "frozen")],

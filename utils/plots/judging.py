@@ -173,28 +173,28 @@ def random_against_grouped(table):
 
 
 def balancing_order(table):
-    """What the order of balancing and splitting does to the accuracy: bars with intervals, one per protocol.
+    """What the order of balancing and splitting does to macro recall: bars with intervals, one per protocol.
 
     Args:
-        table: DataFrame: protocol, n, accuracy, accuracy_low, accuracy_high; shared_photos (test photos of which a copy
+        table: DataFrame: protocol, n, macro_recall, recall_low, recall_high; shared_photos (test photos of which a copy
             was trained on) is written into the bar where it is given, and colours it.
     """
-    style.need(table, "protocol", "n", "accuracy", "accuracy_low", "accuracy_high")
+    style.need(table, "protocol", "n", "macro_recall", "recall_low", "recall_high")
     page, axes = style.figure(8.8, 1.1 + 0.85 * len(table))
     axis = axes[0, 0]
     for place, row in enumerate(table.to_dict("records")):
         copies = row.get("shared_photos", 0)
         colour = style.WRONG if copies else NEW_PHOTOGRAPHERS if place == 0 else SEEN_PHOTOGRAPHERS
-        axis.barh(-place, row["accuracy"], color=colour, height=0.62)
-        axis.plot([row["accuracy_low"], row["accuracy_high"]], [-place, -place], "|-", color="black", markersize=10)
+        axis.barh(-place, row["macro_recall"], color=colour, height=0.62)
+        axis.plot([row["recall_low"], row["recall_high"]], [-place, -place], "|-", color="black", markersize=10)
         shared = f"\n{copies:,} of {row['n']:,} test photos were also trained on" if "shared_photos" in row else ""
-        axis.text(0.012, -place, f"{row['accuracy']:.1%}{shared}", va="center", fontsize=LABEL,
+        axis.text(0.012, -place, f"{row['macro_recall']:.1%}{shared}", va="center", fontsize=LABEL,
                   color="black" if colour == SEEN_PHOTOGRAPHERS else "white")  # fmt: skip
     names = [name.replace(", ", ",\n") for name in table["protocol"]]
     axis.set_yticks([-place for place in range(len(table))], names, fontsize=LABEL)
     axis.set_xlim(0, 1)
     style.percent_axis(axis, "x")
-    style.labels(axis, "test accuracy (bars: 95% Wilson)")
+    style.labels(axis, "macro recall on the test set (bars: 95% over photographers)")
     return page
 
 
