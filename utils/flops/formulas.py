@@ -44,6 +44,30 @@ class Cost:
         return Cost(self.macs + other.macs, self.elementwise + other.elementwise, unknown)
 
 
+MOST_STEPS = 100_000  # of a loop that is counted by running its counters
+
+
+def repeated(once, times):
+    """Cost of a loop that runs so many times; None where the data decide."""
+    if times is None:
+        return Cost(unknown=f"how often its loop runs depends on the data ({once.macs:,} MACs each time)")
+    return Cost(times * once.macs, times * once.elementwise, once.unknown)
+
+
+def either(costs):
+    """Cost of a branch that the data choose: known where all cost the same."""
+    if len({cost.macs for cost in costs}) == 1:
+        unknown = "; ".join(dict.fromkeys(cost.unknown for cost in costs if cost.unknown))
+        return Cost(costs[0].macs, max(cost.elementwise for cost in costs), unknown or None)
+    macs = " or ".join(f"{cost.macs:,}" for cost in costs)
+    return Cost(unknown=f"which branch runs depends on the data ({macs} MACs)")
+
+
+def words(text):
+    """The names in a table."""
+    return frozenset(text.split())
+
+
 def product(values):
     """Product of whole numbers, as int."""
     return int(math.prod(values))

@@ -5,15 +5,10 @@ times their length, what stands in inner functions too. An operation that stands
 """
 
 from ..layer_calls import backend_graph
-from .formulas import Cost, conv_transpose_macs, einsum_macs, elements, product
-
-
-def _words(text):
-    return frozenset(text.split())
-
+from .formulas import MOST_STEPS, Cost, conv_transpose_macs, einsum_macs, either, elements, product, repeated, words
 
 # TensorFlow's names and JAX's, each alike in what they cost.
-FREE = _words("""
+FREE = words("""
     Const Placeholder PlaceholderWithDefault Identity IdentityN NoOp ReadVariableOp VarHandleOp Reshape Transpose
     ExpandDims Squeeze Concat ConcatV2 Split SplitV Pack Unpack StridedSlice Slice Pad PadV2 MirrorPad Tile Gather
     GatherV2 GatherNd ResourceGather ResourceGatherNd ScatterNd TensorScatterUpdate Shape ShapeN Size Rank Range Fill
@@ -34,7 +29,7 @@ FREE = _words("""
     imag complex optimization_barrier top_k sort sharding_constraint layout_constraint split_p empty full
     name pvary reduce_precision platform_index
 """)
-EACH = _words("""
+EACH = words("""
     Add AddV2 Sub Mul Div RealDiv DivNoNan FloorDiv FloorMod Mod TruncateDiv TruncateMod Maximum Minimum Pow Atan2
     Square Sqrt Rsqrt Reciprocal Exp Expm1 Log Log1p Sin Cos Tan Sinh Cosh Asin Acos Atan Asinh Acosh Atanh Tanh Abs Neg
     Sign Floor Ceil Round Rint Erf Erfc Erfinv Ndtri Lgamma Digamma Inv Relu BiasAdd Equal NotEqual Less LessEqual
@@ -45,18 +40,18 @@ EACH = _words("""
     gt ge eq_to lt_to le_to and or not xor select_n is_finite shift_left shift_right_logical shift_right_arithmetic
     add_any nextafter population_count clz
 """)
-TIMES = {
-    "AddN": 1, "Relu6": 2, "LeakyRelu": 2, "SquaredDifference": 2, "ClipByValue": 2, "clamp": 2, "Softplus": 3,
+TIMES = {  # AddN and pooling: for each input after the first, each element of a window
+    **dict.fromkeys([*EACH, "AddN", "MaxPool", "AvgPool"], 1),
+    "Relu6": 2, "LeakyRelu": 2, "SquaredDifference": 2, "ClipByValue": 2, "clamp": 2, "Softplus": 3,
     "Softsign": 3, "Elu": 3, "L2Loss": 2, "Sigmoid": 4, "logistic": 4, "Selu": 5, "Softmax": 5, "LogSoftmax": 5,
     "FusedBatchNorm": 2, "FusedBatchNormV2": 2, "FusedBatchNormV3": 2, "ResizeBilinear": 7,
     "CropAndResize": 7, "ResizeBicubic": 31,
 }  # fmt: skip
-REDUCE = _words("""
+REDUCE = words("""
     Sum Mean Max Min Prod All Any ArgMax ArgMin Cumsum Cumprod EuclideanNorm
     reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin cumsum cumprod cummax cummin
     cumlogsumexp reduce_window_sum reduce_window_max reduce_xor
 """)
-CALLS = _words("PartitionedCall StatefulPartitionedCall")
 
 
 def operations_cost(operations):
@@ -70,46 +65,37 @@ def operations_cost(operations):
     return Cost(total.macs, total.elementwise, "; ".join(dict.fromkeys((total.unknown or "").split("; "))) or None)
 
 
-def _shapes(tensors):
-    return [None if tensor.shape.rank is None else tuple(tensor.shape) for tensor in tensors]
-
-
 def _tensorflow(operation):
     kind = operation.type
     if kind in FREE:
         return Cost()
-    if kind in CALLS:
-        return operations_cost(_function(operation, "f").get_operations())
+    if kind in ("PartitionedCall", "StatefulPartitionedCall"):
+        return _called(operation, operation.get_attr("f"))
     if kind in ("While", "StatelessWhile"):
         return _loop(operation)
     if kind in ("If", "StatelessIf"):
-        branches = [_function(operation, name) for name in ("then_branch", "else_branch")]
-        return either([operations_cost(branch.get_operations()) for branch in branches])
+        return either([_called(operation, operation.get_attr(name)) for name in ("then_branch", "else_branch")])
     if kind in ("Case", "StatelessCase"):
-        graphs = [_graph(operation.graph, function.name) for function in operation.get_attr("branches")]
-        return either([operations_cost(graph.get_operations()) for graph in graphs])
-    given, gives = _shapes(operation.inputs), _shapes(operation.outputs)
-    if (
-        kind in REDUCE
-        or kind in EACH
-        or kind in TIMES
-        or kind in PRODUCTS
-        or kind in ("MaxPool", "AvgPool", "MaxPoolV2")
-    ):
-        read = given[:1] if kind in REDUCE else gives if kind not in PRODUCTS else [*given, *gives]
-        if any(shape is None or None in shape for shape in read):
-            return Cost(unknown=f"the shape in its operation {kind!r} depends on the data")
+        return either([_called(operation, branch) for branch in operation.get_attr("branches")])
+    if kind not in TIMES and kind not in REDUCE and kind not in PRODUCTS:
+        return Cost(unknown=f"its operation {kind!r} of TensorFlow has no rule")
+    given, gives = (
+        [None if tensor.shape.rank is None else tuple(tensor.shape) for tensor in tensors]
+        for tensors in (operation.inputs, operation.outputs)
+    )
+    read = given[:1] if kind in REDUCE else gives if kind in TIMES else [*given, *gives]
+    if any(shape is None or None in shape for shape in read):
+        return Cost(unknown=f"the shape in its operation {kind!r} depends on the data")
     if kind in PRODUCTS:
         return Cost(PRODUCTS[kind](operation, given, gives))
     if kind in REDUCE:
         return Cost(0, elements(given[0]))
-    if kind in ("MaxPool", "AvgPool"):
-        return Cost(0, elements(gives[0]) * product(operation.get_attr("ksize")))
+    times = TIMES[kind]
     if kind == "AddN":
-        return Cost(0, (len(given) - 1) * elements(gives[0]))
-    if kind in EACH or kind in TIMES:
-        return Cost(0, TIMES.get(kind, 1) * elements(gives[0]))
-    return Cost(unknown=f"its operation {kind!r} of TensorFlow has no rule")
+        times = len(given) - 1
+    elif kind in ("MaxPool", "AvgPool"):
+        times = product(operation.get_attr("ksize"))
+    return Cost(0, times * elements(gives[0]))
 
 
 def _matmul(operation, given, gives):
@@ -135,43 +121,28 @@ PRODUCTS = {
 }
 
 
-def either(costs):
-    """A branch that the data choose: known where all cost the same."""
-    if len({cost.macs for cost in costs}) == 1:
-        unknown = "; ".join(dict.fromkeys(cost.unknown for cost in costs if cost.unknown))
-        return Cost(costs[0].macs, max(cost.elementwise for cost in costs), unknown or None)
-    macs = " or ".join(f"{cost.macs:,}" for cost in costs)
-    return Cost(unknown=f"which branch runs depends on the data ({macs} MACs)")
+def _graph(operation, function):
+    """The graph of a function that an operation calls: its own graph knows it, or one around that."""
+    graph = operation.graph
+    while (found := graph._get_function(function.name)) is None:
+        graph = graph.outer_graph
+    return found.graph
 
 
-def _graph(graph, name):
-    while graph is not None:
-        function = graph._functions.get(name) if hasattr(graph, "_functions") else None
-        function = function or (graph._get_function(name) if hasattr(graph, "_get_function") else None)
-        if function is not None:
-            return function.graph
-        graph = getattr(graph, "outer_graph", None)
-    raise KeyError(name)
-
-
-def _function(operation, attribute):
-    return _graph(operation.graph, operation.get_attr(attribute).name)
+def _called(operation, function):
+    return operations_cost(_graph(operation, function).get_operations())
 
 
 def _loop(operation):
-    body = _function(operation, "body")
-    once = operations_cost(body.get_operations())
-    if not (once.macs or once.elementwise or once.unknown):
-        return once
-    steps = _steps(operation, _function(operation, "cond"), body)
-    if steps is None:
-        return Cost(unknown=f"how often its loop runs depends on the data ({once.macs:,} MACs each time)")
-    return Cost(steps * once.macs, steps * once.elementwise, once.unknown)
+    once = _called(operation, operation.get_attr("body"))
+    return once if once == Cost() else repeated(once, _steps(operation))
 
 
-def _steps(operation, condition, body, most=100_000):
+def _steps(operation):
     """How often a loop runs, by running its counters alone; None where they depend on the data."""
     import tensorflow as tf
+
+    condition, body = (_graph(operation, operation.get_attr(name)) for name in ("cond", "body"))
 
     def behind(tensors, graph):
         """Positions of the loop's variables that tensors of its condition or body depend on."""
@@ -194,13 +165,14 @@ def _steps(operation, condition, body, most=100_000):
             with tf.compat.v1.Session(graph=operation.graph) as session:
                 values = session.run([operation.inputs[at] for at in order])
         with tf.compat.v1.Session(graph=condition) as ask, tf.compat.v1.Session(graph=body) as step:
-            for count in range(most):
-                if not ask.run(
-                    condition.outputs[0], {condition.inputs[at].name: v for at, v in zip(order, values, strict=True)}
-                ):
+            for count in range(MOST_STEPS):
+                asked, fed = (
+                    {graph.inputs[at].name: value for at, value in zip(order, values, strict=True)}
+                    for graph in (condition, body)
+                )
+                if not ask.run(condition.outputs[0], asked):
                     return count
-                feed = {body.inputs[at].name: value for at, value in zip(order, values, strict=True)}
-                values = step.run([body.outputs[at] for at in order], feed)
+                values = step.run([body.outputs[at] for at in order], fed)
     except Exception:
         return None
     return None
@@ -221,8 +193,8 @@ def _equation(equation):
         return Cost()
     if kind in REDUCE:
         return Cost(0, elements(equation.invars[0].aval.shape))
-    if kind in EACH or kind in TIMES:
-        return Cost(0, TIMES.get(kind, 1) * elements(equation.outvars[0].aval.shape))
+    if kind in TIMES:
+        return Cost(0, TIMES[kind] * elements(equation.outvars[0].aval.shape))
     if equation.params.get("name") in ("_resize", "_scale_and_translate"):  # products with matrices, in JAX's writing
         return Cost(0, TIMES["ResizeBilinear"] * elements(equation.outvars[0].aval.shape))
     if kind == "custom_linear_solve":  # its parameters hold every way to solve it, of which one runs
@@ -232,12 +204,9 @@ def _equation(equation):
         return either(inner)
     once = sum(inner, Cost())
     if kind == "scan":
-        return Cost(equation.params["length"] * once.macs, equation.params["length"] * once.elementwise, once.unknown)
+        return repeated(once, equation.params["length"])
     if kind == "while":
-        steps = _jax_steps(equation)
-        if steps is None:
-            return Cost(unknown=f"how often its loop runs depends on the data ({once.macs:,} MACs each time)")
-        return Cost(steps * once.macs, steps * once.elementwise, once.unknown)
+        return repeated(once, _jax_steps(equation))
     if inner and "callback" not in kind:
         return once
     return Cost(unknown=f"its operation {kind!r} of JAX has no rule")
@@ -252,44 +221,37 @@ def _jax_conv(equation):
     return elements(equation.outvars[0].aval.shape) * taps * kernel[into]
 
 
-def _jax_steps(equation, most=100_000):
+def _jax_steps(equation):
     """How often a while loop of JAX runs, by running its counters alone; None where they depend on the data."""
     import jax
 
     literal = type(jax.make_jaxpr(lambda: 0)().jaxpr.outvars[0])
     condition, body = equation.params["cond_jaxpr"], equation.params["body_jaxpr"]
     skipped = equation.params["cond_nconsts"], equation.params["body_nconsts"]
-    start = [var.val if isinstance(var, literal) else None for var in equation.invars[sum(skipped) :]]
+    values = [var.val if isinstance(var, literal) else None for var in equation.invars[sum(skipped) :]]
 
-    def run(closed, consts, values, wanted):
-        """The wanted outputs of a jaxpr, from the inputs that are known; ValueError where they need another."""
+    def run(closed, consts, wanted):
+        """One output of a jaxpr, from the inputs that are known; None where it needs another."""
         jaxpr, known = closed.jaxpr, dict(zip(map(id, closed.jaxpr.constvars), closed.consts, strict=True))
         known.update((id(var), v) for var, v in zip(jaxpr.invars[consts:], values, strict=True) if v is not None)
-        live, kept = {id(jaxpr.outvars[at]) for at in wanted}, []
+        live, kept = {id(jaxpr.outvars[wanted])}, []
         for one in reversed(jaxpr.eqns):
             if live.intersection(map(id, one.outvars)):
                 kept.append(one)
                 live.update(map(id, one.invars))
         for one in reversed(kept):
-            inputs = [var.val if isinstance(var, literal) else known[id(var)] for var in one.invars]
+            inputs = [var.val if isinstance(var, literal) else known.get(id(var)) for var in one.invars]
+            if any(value is None for value in inputs):
+                return None
             outputs = one.primitive.bind(*inputs, **one.params)
             outputs = outputs if one.primitive.multiple_results else [outputs]
             known.update((id(var), v) for var, v in zip(one.outvars, outputs, strict=True))
-        read = [jaxpr.outvars[at] for at in wanted]
-        return [var.val if isinstance(var, literal) else known[id(var)] for var in read]
+        output = jaxpr.outvars[wanted]
+        return output.val if isinstance(output, literal) else known.get(id(output))
 
-    values = start
-    for count in range(most):
-        try:
-            if not run(condition, skipped[0], values, [0])[0]:
-                return count
-        except KeyError:
-            return None
-        following = []
-        for at in range(len(values)):
-            try:
-                following.append(run(body, skipped[1], values, [at])[0] if values[at] is not None else None)
-            except KeyError:
-                following.append(None)
-        values = following
+    for count in range(MOST_STEPS):
+        going = run(condition, skipped[0], 0)
+        if going is None or not going:
+            return None if going is None else count
+        values = [None if old is None else run(body, skipped[1], at) for at, old in enumerate(values)]
     return None

@@ -6,7 +6,6 @@ that stands in no list below is unsupported, and reported so.
 """
 
 import math
-import re
 
 from .formulas import (
     ACTIVATION_OPS,
@@ -20,15 +19,11 @@ from .formulas import (
     product,
     relu_cost,
     resize_cost,
+    words,
 )
 
-
-def _words(text):
-    return text.split()
-
-
 # Data that is moved, made or looked up.
-FREE = _words("""
+FREE = words("""
     Reshape Transpose Concatenate GetItem Squeeze ExpandDims Stack Pad Flip Fliplr Flipud Roll Repeat Tile Split
     ArraySplit Hsplit Vsplit Dsplit Slice SliceUpdate Cast SaturateCast StopGradient BroadcastTo Swapaxes Moveaxis
     Ravel Take TakeAlongAxis Copy Unstack DepthToSpace SpaceToDepth ExtractPatches Unfold OneHot MultiHot
@@ -37,7 +32,7 @@ FREE = _words("""
     Scatter ScatterUpdate Meshgrid Size Ndim GetShape
 """)
 # One operation for each output element.
-EACH = _words("""
+EACH = words("""
     Add Subtract Multiply Divide TrueDivide DivideNoNan FloorDivide Mod Fmod Power Maximum Minimum Fmax Fmin Arctan2
     Absolute Abs Fabs Negative Square Sqrt Cbrt Rsqrt Reciprocal Exp Exp2 Expm1 Log Log2 Log10 Log1p Sin Cos Tan Sinh
     Cosh Arcsin Arccos Arctan Arcsinh Arccosh Arctanh Erf Erfc Erfinv Sign Floor Ceil Round Trunc Where Equal NotEqual
@@ -45,11 +40,7 @@ EACH = _words("""
     BitwiseOr BitwiseXor BitwiseNot BitwiseInvert Outer
 """)
 # One operation for each input element.
-REDUCE = _words("Sum Mean Max Min Amax Amin Prod Any All Argmax Argmin CountNonzero Cumsum Cumprod")
-ACTIVATIONS = _words("""
-    Relu6 Sigmoid SparseSigmoid Softplus Softsign SoftShrink SparsePlus Silu Squareplus LogSigmoid LeakyRelu HardSigmoid
-    HardSilu Elu Selu Celu Glu TanhShrink HardTanh HardShrink Threshold Softmax LogSoftmax Tanh Mish Relu
-""")
+REDUCE = words("Sum Mean Max Min Amax Amin Prod Any All Argmax Argmin CountNonzero Cumsum Cumprod")
 
 
 def _matmul(operation, shapes, outputs):
@@ -113,17 +104,13 @@ def _norm(operation, shapes, outputs):
     return Cost(0, 2 * elements(shapes[0]))
 
 
-def _relu(operation, shapes, outputs):
-    return relu_cost(operation, outputs[0])
-
-
 RULES = {
     **dict.fromkeys(FREE, nothing),
     **dict.fromkeys(EACH, each(1)),
     **dict.fromkeys(REDUCE, each_input(1)),
-    **{name: each(ACTIVATION_OPS[re.sub("(?<!^)(?=[A-Z])", "_", name).lower()]) for name in ACTIVATIONS},
+    **{name.title().replace("_", ""): each(operations) for name, operations in ACTIVATION_OPS.items()},
     "Gelu": _gelu,
-    "ReLU": _relu,
+    "ReLU": lambda operation, shapes, outputs: relu_cost(operation, outputs[0]),
     "Clip": each(2),
     "Var": each_input(4),
     "Std": each_input(4),
