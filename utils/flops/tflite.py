@@ -12,21 +12,15 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import NamedTuple
 
 import numpy as np
 
-from .formulas import Cost, elements, product
-from .graph import either
-from .layers import CONVENTIONS
+from .formulas import CONVENTIONS, MOST_STEPS, Cost, either, elements, product, repeated, words
 from .report import CostReport, CostRow, Unsupported, check_choice, tell
 from .tflite_file import DAMAGED, File, unreadable
 
-
-def _words(text):
-    return text.split()
-
-
-FREE = _words("""
+FREE = words("""
     RESHAPE CONCATENATION PAD PADV2 MIRROR_PAD TRANSPOSE SQUEEZE EXPAND_DIMS STRIDED_SLICE SLICE SPLIT SPLIT_V PACK
     UNPACK GATHER GATHER_ND EMBEDDING_LOOKUP SHAPE RANK FILL RANGE TILE CAST BITCAST BROADCAST_TO BROADCAST_ARGS
     REVERSE_V2 DEPTH_TO_SPACE SPACE_TO_DEPTH BATCH_TO_SPACE_ND SPACE_TO_BATCH_ND RESIZE_NEAREST_NEIGHBOR ZEROS_LIKE
@@ -36,7 +30,7 @@ FREE = _words("""
 """)
 EACH = {
     **dict.fromkeys(
-        _words("""
+        words("""
             ADD SUB MUL DIV FLOOR_DIV FLOOR_MOD POW MAXIMUM MINIMUM SQUARE SQRT RSQRT ABS NEG EXP LOG SIN COS FLOOR
             CEIL ROUND SIGN TANH RELU EQUAL NOT_EQUAL LESS LESS_EQUAL GREATER GREATER_EQUAL LOGICAL_AND LOGICAL_OR
             LOGICAL_NOT SELECT SELECT_V2 ATAN2 BITWISE_XOR RIGHT_SHIFT
@@ -51,7 +45,7 @@ EACH = {
     "DEQUANTIZE": 2,  # minus the zero point, times the scale
     "QUANTIZE": 5,  # times the scale, plus the zero point, rounded, clipped below and above
 }
-REDUCE = _words("MEAN SUM REDUCE_MAX REDUCE_MIN REDUCE_PROD REDUCE_ALL REDUCE_ANY ARG_MAX ARG_MIN CUMSUM")
+REDUCE = words("MEAN SUM REDUCE_MAX REDUCE_MIN REDUCE_PROD REDUCE_ALL REDUCE_ANY ARG_MAX ARG_MIN CUMSUM")
 FUSED = {0: 0, 1: 1, 2: 2, 3: 2, 4: 1, 5: 1}  # none, relu, relu_n1_to_1, relu6, tanh, sign_bit
 # Inputs that say how (shapes, axes, paddings, indices) and hold no weights, by operator; all but the first where a list
 # of positions is not given.
@@ -71,10 +65,31 @@ BITS = {
     "COMPLEX128": 128, "FLOAT8_E4M3FN": 8, "FLOAT8_E5M2": 8,
 }  # fmt: skip
 
-# Their int32 and int64 constants are quantized biases; elsewhere such constants are shapes.
-WITH_BIAS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D", "CONV_3D_TRANSPOSE", "FULLY_CONNECTED")
 
-PRODUCTS = (*WITH_BIAS, "BATCH_MATMUL", "UNIDIRECTIONAL_SEQUENCE_LSTM", "UNIDIRECTIONAL_SEQUENCE_RNN")
+class Kernel(NamedTuple):
+    """Which axes of an operator's second input are multiplied with each position, slide over it, hold the outputs."""
+
+    taps: slice
+    window: slice
+    filters: int
+    transposed: bool = False  # then the positions are those of the third input
+
+    def cost(self, given, gives, options):
+        positions, bias = (given[2], 3) if self.transposed else (gives[0], 2)
+        biased = len(given) > bias and given[bias] is not None
+        return Cost(elements(positions) * product(given[1][self.taps]), elements(gives[0]) if biased else 0)
+
+
+# Their int32 and int64 constants are quantized biases; elsewhere such constants are shapes.
+KERNELS = {
+    "CONV_2D": Kernel(slice(1, None), slice(1, 3), 0),  # (C_out, k_h, k_w, C_in / groups)
+    "DEPTHWISE_CONV_2D": Kernel(slice(1, 3), slice(1, 3), 3),  # (1, k_h, k_w, C_out)
+    "TRANSPOSE_CONV": Kernel(slice(0, 3), slice(1, 3), 0, transposed=True),  # (C_out, k_h, k_w, C_in)
+    "CONV_3D": Kernel(slice(0, 4), slice(0, 3), 4),  # (k_d, k_h, k_w, C_in, C_out)
+    "CONV_3D_TRANSPOSE": Kernel(slice(0, 4), slice(0, 3), 3, transposed=True),  # (k_d, k_h, k_w, C_out, C_in)
+    "FULLY_CONNECTED": Kernel(slice(-1, None), slice(0), 0),  # (C_out, C_in)
+}
+PRODUCTS = (*KERNELS, "BATCH_MATMUL", "UNIDIRECTIONAL_SEQUENCE_LSTM", "UNIDIRECTIONAL_SEQUENCE_RNN")
 
 
 def count_tflite(path_or_bytes, unsupported="warn"):
@@ -253,7 +268,7 @@ def _parameters(graph, operator, expanded):
     inputs = list(enumerate(operator.inputs))
     kept = inputs[:1] if positions is None else [(at, tensor) for at, tensor in inputs if at not in positions]
     stored = [tensor for _, tensor in kept if tensor is not None and (graph.data(tensor).size or tensor in expanded)]
-    if operator.type in WITH_BIAS:
+    if operator.type in KERNELS:
         return stored
     return [tensor for tensor in stored if graph.tensors[tensor].dtype not in ("INT32", "INT64", "BOOL", "STRING")]
 
@@ -270,18 +285,11 @@ def _bytes(graph, indices):
 
 def _geometry(graph, operator):
     """(kernel, strides, filters) of an operator for the table; None where it has none."""
-    kind, options = operator.type, operator.options
-    shapes = [graph.tensors[at].shape if at is not None else () for at in operator.inputs]
-    strides = (options.strideH, options.strideW) if hasattr(options, "strideH") else None
-    if kind in ("CONV_2D", "TRANSPOSE_CONV"):
-        return shapes[1][1:3], strides, shapes[1][0]
-    if kind == "DEPTHWISE_CONV_2D":
-        return shapes[1][1:3], strides, shapes[1][3]
-    if kind in ("CONV_3D", "CONV_3D_TRANSPOSE"):
-        filters = shapes[1][4 if kind == "CONV_3D" else 3]
-        return shapes[1][:3], (options.strideD, *strides) if strides else None, filters
-    if kind == "FULLY_CONNECTED":
-        return None, None, shapes[1][0]
+    options = operator.options
+    strides = tuple(getattr(options, name) for name in ("strideD", "strideH", "strideW") if hasattr(options, name))
+    if operator.type in KERNELS:
+        kernel, shape = KERNELS[operator.type], graph.tensors[operator.inputs[1]].shape
+        return shape[kernel.window] or None, strides or None, shape[kernel.filters]
     if hasattr(options, "filterHeight"):
         return (options.filterHeight, options.filterWidth), strides, None
     return None, None, None
@@ -290,6 +298,8 @@ def _geometry(graph, operator):
 def _cost(graph, operator):
     """(Cost or None, what is not known or None) of an operator."""
     kind, options = operator.type, operator.options
+    if kind in FREE:
+        return Cost(), None
     if kind in INNER:
         cost = _inner_cost(graph, operator)
         if cost.unknown and not (cost.macs or cost.elementwise):
@@ -297,8 +307,6 @@ def _cost(graph, operator):
         return cost, cost.unknown and f"{cost.unknown}; the rest of it is counted"
     if kind not in RULES:
         return None, "there is no rule for this operator"
-    if kind in FREE:
-        return Cost(), None
     given = [graph.tensors[at].shape if at is not None else None for at in operator.inputs]
     gives = [graph.tensors[at].shape for at in operator.outputs]
     unknown = [shape for shape in (*given, *gives) if shape is not None and None in shape]
@@ -318,12 +326,12 @@ INNER = {
     "IF": ("thenSubgraphIndex", "elseSubgraphIndex"),
     "CALL": ("subgraph",),
     "STABLEHLO_COMPOSITE": ("decompositionSubgraphIndex",),
+    "CALL_ONCE": ("initSubgraphIndex",),
 }
 
 
 def _inner_graphs(graph, operator):
-    fields = ("initSubgraphIndex",) if operator.type == "CALL_ONCE" else INNER.get(operator.type, ())
-    return [graph.inner(getattr(operator.options, field)) for field in fields]
+    return [graph.inner(getattr(operator.options, field)) for field in INNER.get(operator.type, ())]
 
 
 def _inner_cost(graph, operator):
@@ -337,10 +345,7 @@ def _inner_cost(graph, operator):
         return costs[0]
     condition, body = costs
     times = _times(graph, operator, *parts)
-    if times is None:
-        return Cost(unknown=f"how often its loop runs depends on the data ({body.macs:,} MACs each time)")
-    elementwise = times * body.elementwise + (times + 1) * condition.elementwise
-    return Cost(times * body.macs + (times + 1) * condition.macs, elementwise, (condition + body).unknown)
+    return repeated(body, times) if times is None else repeated(condition, times + 1) + repeated(body, times)
 
 
 def _graph_cost(graph):
@@ -384,45 +389,16 @@ def _number(graph, at, known=None):
         return np.asarray(NUMBERS[operator.type](*values)).astype(DTYPES[tensor.dtype])[()]
 
 
-def _times(graph, operator, condition, body, most=100_000):
+def _times(graph, operator, condition, body):
     """How often a WHILE runs, by running its counters alone; None where they depend on the data."""
     values = [None if at is None else _number(graph, at) for at in operator.inputs]
-    for count in range(most):
+    for count in range(MOST_STEPS):
         going = _number(condition, condition.outputs[0], dict(zip(condition.inputs, values, strict=True)))
         if going is None or not going:
             return None if going is None else count
         known = dict(zip(body.inputs, values, strict=True))
         values = [_number(body, at, known) for at in body.outputs]
     return None
-
-
-def _with_bias(macs, given, gives, at=2):
-    biased = len(given) > at and given[at] is not None
-    return Cost(macs, elements(gives[0]) if biased else 0)
-
-
-def _conv_2d(given, gives, options):
-    return _with_bias(elements(gives[0]) * product(given[1][1:]), given, gives)  # (C_out, k_h, k_w, C_in / groups)
-
-
-def _depthwise(given, gives, options):
-    return _with_bias(elements(gives[0]) * product(given[1][1:3]), given, gives)  # (1, k_h, k_w, C_out)
-
-
-def _transpose_conv(given, gives, options):
-    return _with_bias(elements(given[2]) * product(given[1][:3]), given, gives, 3)  # (C_out, k_h, k_w, C_in)
-
-
-def _conv_3d(given, gives, options):
-    return _with_bias(elements(gives[0]) * product(given[1][:4]), given, gives)  # (k_d, k_h, k_w, C_in, C_out)
-
-
-def _conv_3d_transpose(given, gives, options):
-    return _with_bias(elements(given[2]) * product(given[1][:4]), given, gives, 3)  # (k_d, k_h, k_w, C_out, C_in)
-
-
-def _fully_connected(given, gives, options):
-    return _with_bias(elements(gives[0]) * given[1][-1], given, gives)
 
 
 def _batch_matmul(given, gives, options):
@@ -447,20 +423,12 @@ def _sequence_rnn(given, gives, options):
 
 
 RULES = {
-    **dict.fromkeys(FREE),
     **{kind: lambda given, gives, options, n=n: Cost(0, n * elements(gives[0])) for kind, n in EACH.items()},
     **{kind: lambda given, gives, options: Cost(0, elements(given[0])) for kind in REDUCE},
     "ADD_N": lambda given, gives, options: Cost(0, (len(given) - 1) * elements(gives[0])),
-    "CONV_2D": _conv_2d,
-    "DEPTHWISE_CONV_2D": _depthwise,
-    "TRANSPOSE_CONV": _transpose_conv,
-    "CONV_3D": _conv_3d,
-    "CONV_3D_TRANSPOSE": _conv_3d_transpose,
-    "FULLY_CONNECTED": _fully_connected,
+    **{kind: kernel.cost for kind, kernel in KERNELS.items()},
     "BATCH_MATMUL": _batch_matmul,
-    "AVERAGE_POOL_2D": _pool,
-    "MAX_POOL_2D": _pool,
-    "L2_POOL_2D": _pool,
+    **dict.fromkeys(("AVERAGE_POOL_2D", "MAX_POOL_2D", "L2_POOL_2D"), _pool),
     "UNIDIRECTIONAL_SEQUENCE_LSTM": _sequence_lstm,
     "UNIDIRECTIONAL_SEQUENCE_RNN": _sequence_rnn,
 }
