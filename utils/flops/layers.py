@@ -25,6 +25,7 @@ from .formulas import (
     nothing,
     product,
     relu_cost,
+    repeated,
     resize_cost,
 )
 
@@ -36,6 +37,10 @@ layers = keras.layers
 
 def _channels(layer, shape):
     return shape[1] if layer.data_format == "channels_first" else shape[-1]
+
+
+def _grid(layer, shape):
+    return shape[2:] if layer.data_format == "channels_first" else shape[1:-1]
 
 
 def _finish(layer, macs, out_shape):
@@ -114,11 +119,8 @@ def embedding(layer, input_shapes, output_shapes):
 
 
 def _activations(cell, shape, recurrent, plain):
-    cost = Cost()
-    for function, times in ((getattr(cell, "recurrent_activation", None), recurrent), (cell.activation, plain)):
-        one = activation(function, shape)
-        cost += Cost(0, times * one.elementwise, one.unknown)
-    return cost
+    gates = activation(getattr(cell, "recurrent_activation", None), shape)
+    return repeated(gates, recurrent) + repeated(activation(cell.activation, shape), plain)
 
 
 def cell_cost(cell, batch, features):
@@ -151,7 +153,7 @@ def recurrent(layer, input_shapes, output_shapes):
     """LSTM, GRU, SimpleRNN and RNN over cells of Keras: every step of every sequence is computed."""
     batch, steps = input_shapes[0][:2]
     cost, _ = cell_cost(layer.cell, batch, product(input_shapes[0][2:]))
-    return Cost(cost.macs * steps, cost.elementwise * steps, cost.unknown)
+    return repeated(cost, steps)
 
 
 def conv_lstm(layer, input_shapes, output_shapes):
@@ -165,9 +167,9 @@ def conv_lstm(layer, input_shapes, output_shapes):
     rank = len(layer.kernel_size)
     inside = output_shapes[0][-rank:] if first else output_shapes[0][-rank - 1 : -1]
     state = (batch, *inside, layer.filters)
-    macs = steps * elements(state) * product(layer.kernel_size) * (channels + layer.filters) * 4
-    one = Cost(0, elements(state) * (4 + 4 * bool(layer.use_bias) + 4)) + _activations(layer.cell, state, 3, 2)
-    return Cost(macs, one.elementwise * steps, one.unknown)
+    macs = elements(state) * product(layer.kernel_size) * (channels + layer.filters) * 4
+    own = Cost(macs, elements(state) * (4 + 4 * bool(layer.use_bias) + 4))
+    return repeated(own + _activations(layer.cell, state, 3, 2), steps)
 
 
 def bidirectional(layer, input_shapes, output_shapes):
@@ -195,16 +197,13 @@ def multi_head_attention(layer, input_shapes, output_shapes):
     queries, keys = product(query[axis] for axis in axes), product(value[axis] for axis in axes)
     out = elements(output_shapes[0])
     rows, value_rows, key_rows = product(query[:-1]), product(value[:-1]), product(key[:-1])
-    macs = (
-        elements(query) * heads * key_dim
-        + elements(key) * heads * key_dim
-        + elements(value) * heads * value_dim
-        + attention_macs(free, heads, queries, keys, key_dim, value_dim)
-        + out * heads * value_dim
-    )
-    biases = rows * heads * key_dim + key_rows * heads * key_dim + value_rows * heads * value_dim + out
+    projections = heads * ((elements(query) + elements(key)) * key_dim + (elements(value) + out) * value_dim)
+    biases = heads * ((rows + key_rows) * key_dim + value_rows * value_dim) + out
     scale, softmax = rows * heads * key_dim, 5 * free * heads * queries * keys
-    return Cost(macs, scale + softmax + (biases if layer.use_bias else 0))
+    return Cost(
+        projections + attention_macs(free, heads, queries, keys, key_dim, value_dim),
+        scale + softmax + (biases if layer.use_bias else 0),
+    )
 
 
 def group_query_attention(layer, input_shapes, output_shapes):
@@ -213,17 +212,14 @@ def group_query_attention(layer, input_shapes, output_shapes):
     heads, shared, dim = layer.num_query_heads, layer.num_key_value_heads, layer.head_dim
     gate = bool(getattr(layer, "use_gate", False))
     batch, queries, keys = query[0], product(query[1:-1]), product(value[1:-1])
-    out = elements(output_shapes[0])
-    gated = batch * queries * heads * dim
-    macs = (
-        elements(query) * heads * dim * (1 + gate)
-        + (elements(key) + elements(value)) * shared * dim
-        + attention_macs(batch, heads, queries, keys, dim, dim)
-        + out * heads * dim
+    out, scale = elements(output_shapes[0]), batch * queries * heads * dim
+    projections = (elements(query) * (1 + gate) + out) * heads * dim + (elements(key) + elements(value)) * shared * dim
+    biases = scale * (1 + gate) + 2 * batch * keys * shared * dim + out
+    softmax = 5 * batch * heads * queries * keys
+    return Cost(
+        projections + attention_macs(batch, heads, queries, keys, dim, dim),
+        scale + softmax + (biases if layer.use_bias else 0) + gate * 5 * scale,
     )
-    biases = gated * (1 + gate) + 2 * batch * keys * shared * dim + out
-    scale, softmax = gated, 5 * batch * heads * queries * keys
-    return Cost(macs, scale + softmax + (biases if layer.use_bias else 0) + gate * 5 * gated)
 
 
 def attention(layer, input_shapes, output_shapes):
@@ -250,21 +246,6 @@ def additive_attention(layer, input_shapes, output_shapes):
 # --- element-wise operations only -------------------------------------------------------------------------------------
 
 
-def activation_layer(layer, input_shapes, output_shapes):
-    """Activation: what its function costs."""
-    return activation(layer.activation, output_shapes[0])
-
-
-def relu(layer, input_shapes, output_shapes):
-    """ReLU."""
-    return relu_cost(layer, output_shapes[0])
-
-
-def batch_norm(layer, input_shapes, output_shapes):
-    """BatchNormalization at inference: one multiplication and one addition, whatever it scales and centres."""
-    return Cost(0, 2 * elements(output_shapes[0]))
-
-
 def moments_norm(layer, input_shapes, output_shapes):
     """LayerNormalization, GroupNormalization: mean, difference, square, mean, product; scale and offset if there."""
     return Cost(0, (5 + bool(layer.scale) + bool(layer.center)) * elements(output_shapes[0]))
@@ -277,13 +258,10 @@ def pool(layer, input_shapes, output_shapes):
 
 def adaptive_pool(layer, input_shapes, output_shapes):
     """Adaptive pooling: windows from floor(i * in / out) to ceil((i + 1) * in / out)."""
-    first = layer.data_format == "channels_first"
-    inside = slice(2, None) if first else slice(1, -1)
-    windows = 1
-    for size, bins in zip(input_shapes[0][inside], output_shapes[0][inside], strict=True):
+    windows = input_shapes[0][0] * _channels(layer, input_shapes[0])
+    for size, bins in zip(_grid(layer, input_shapes[0]), _grid(layer, output_shapes[0]), strict=True):
         windows *= sum(-(-(at + 1) * size // bins) - at * size // bins for at in range(bins))
-    channels = input_shapes[0][1] if first else input_shapes[0][-1]
-    return Cost(0, input_shapes[0][0] * channels * windows)
+    return Cost(0, windows)
 
 
 def merge(layer, input_shapes, output_shapes):
@@ -317,69 +295,53 @@ def discretization(layer, input_shapes, output_shapes):
     return Cost(0, math.ceil(math.log2(bins)) * elements(input_shapes[0]))
 
 
-def _rows(rule, names):
-    """{layer type: rule} for layer types of those names; a Keras that has not got one yet is no error."""
-    return {getattr(layers, name): rule for name in names.split() if hasattr(layers, name)}
-
-
-RULES = {
-    **_rows(conv, "Conv1D Conv2D Conv3D"),
-    **_rows(depthwise, "DepthwiseConv1D DepthwiseConv2D"),
-    **_rows(separable, "SeparableConv1D SeparableConv2D"),
-    **_rows(conv_transpose, "Conv1DTranspose Conv2DTranspose Conv3DTranspose"),
-    **_rows(dense, "Dense"),
-    **_rows(einsum_dense, "EinsumDense"),
-    **_rows(dot, "Dot"),
-    **_rows(embedding, "Embedding"),
-    **_rows(recurrent, "RNN"),
-    **_rows(conv_lstm, "ConvLSTM1D ConvLSTM2D ConvLSTM3D"),
-    **_rows(bidirectional, "Bidirectional"),
-    **_rows(multi_head_attention, "MultiHeadAttention"),
-    **_rows(group_query_attention, "GroupQueryAttention"),
-    **_rows(attention, "Attention"),
-    **_rows(additive_attention, "AdditiveAttention"),
-    **_rows(activation_layer, "Activation"),
-    **_rows(relu, "ReLU"),
-    **_rows(batch_norm, "BatchNormalization"),
-    **_rows(moments_norm, "LayerNormalization GroupNormalization"),
-    **_rows(each(2), "LeakyReLU PReLU Normalization Rescaling"),
-    **_rows(each(3), "ELU UnitNormalization"),
-    **_rows(each(4), "RMSNormalization"),
-    **_rows(each(5), "Softmax"),
-    # AutoContrast: range in and out 2 each, minimum, maximum, scale, offset, clipping 2, isnan, selection
-    **_rows(each(12), "AutoContrast"),
-    **_rows(
-        pool,
-        "MaxPooling1D MaxPooling2D MaxPooling3D AveragePooling1D AveragePooling2D AveragePooling3D",
-    ),
-    **_rows(
-        each_input(1),
-        "GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D "
-        "GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D",
-    ),
-    **_rows(
-        adaptive_pool,
-        "AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D "
-        "AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D",
-    ),
-    **_rows(merge, "Add Multiply Maximum Minimum Subtract Average"),
-    **_rows(resize, "UpSampling2D Resizing"),
-    **_rows(center_crop, "CenterCrop RandomCrop"),
-    **_rows(discretization, "Discretization"),
+RULES = {  # "?" is 1, 2 and 3; a Keras that has not got one of them yet is no error
+    conv: "Conv?D",
+    depthwise: "DepthwiseConv?D",
+    separable: "SeparableConv?D",
+    conv_transpose: "Conv?DTranspose",
+    dense: "Dense",
+    einsum_dense: "EinsumDense",
+    dot: "Dot",
+    embedding: "Embedding",
+    recurrent: "RNN",
+    conv_lstm: "ConvLSTM?D",
+    bidirectional: "Bidirectional",
+    multi_head_attention: "MultiHeadAttention",
+    group_query_attention: "GroupQueryAttention",
+    attention: "Attention",
+    additive_attention: "AdditiveAttention",
+    lambda layer, given, gives: activation(layer.activation, gives[0]): "Activation",
+    lambda layer, given, gives: relu_cost(layer, gives[0]): "ReLU",
+    moments_norm: "LayerNormalization GroupNormalization",
+    each(2): "BatchNormalization LeakyReLU PReLU Normalization Rescaling",
+    each(3): "ELU UnitNormalization",
+    each(4): "RMSNormalization",
+    each(5): "Softmax",
+    each(12): "AutoContrast",  # range in and out 2 each, minimum, maximum, scale, offset, clipping 2, isnan, selection
+    pool: "MaxPooling?D AveragePooling?D",
+    each_input(1): "GlobalMaxPooling?D GlobalAveragePooling?D",
+    adaptive_pool: "AdaptiveMaxPooling?D AdaptiveAveragePooling?D",
+    merge: "Add Multiply Maximum Minimum Subtract Average",
+    center_crop: "CenterCrop RandomCrop",
+    discretization: "Discretization",
     # data that is moved, looked up, or handed on at inference
-    **_rows(
-        nothing,
-        """
-        InputLayer Identity Flatten Reshape Permute RepeatVector Concatenate Masking Cropping1D Cropping2D Cropping3D
-        ZeroPadding1D ZeroPadding2D ZeroPadding3D SpatialDropout1D SpatialDropout2D SpatialDropout3D UpSampling1D
-        UpSampling3D Dropout AlphaDropout GaussianDropout GaussianNoise ActivityRegularization CategoryEncoding Hashing
-        HashedCrossing IntegerLookup StringLookup TextVectorization MaxNumBoundingBoxes TimeDistributed
-        SpectralNormalization AugMix CutMix MixUp RandAugment Equalization Solarization RandomBrightness
+    nothing: """
+        InputLayer Identity Flatten Reshape Permute RepeatVector Concatenate Masking Cropping?D ZeroPadding?D
+        SpatialDropout?D UpSampling?D Dropout AlphaDropout GaussianDropout GaussianNoise ActivityRegularization
+        CategoryEncoding Hashing HashedCrossing IntegerLookup StringLookup TextVectorization MaxNumBoundingBoxes
+        TimeDistributed SpectralNormalization AugMix CutMix MixUp RandAugment Equalization Solarization RandomBrightness
         RandomColorDegeneration RandomColorJitter RandomContrast RandomElasticTransform RandomErasing RandomFlip
         RandomGaussianBlur RandomGrayscale RandomHue RandomInvert RandomPerspective RandomPosterization RandomRotation
-        RandomSaturation RandomSharpness RandomShear RandomTranslation RandomZoom
-        """,
-    ),
+        RandomSaturation RandomSharpness RandomShear RandomTranslation RandomZoom""",
+    resize: "UpSampling2D Resizing",
+}
+RULES = {
+    getattr(layers, name.replace("?", rank)): rule
+    for rule, names in RULES.items()
+    for name in names.split()
+    for rank in "123"
+    if hasattr(layers, name.replace("?", rank))
 }
 
 
@@ -389,9 +351,8 @@ RULES = {
 def _over_stride(rule, layer, input_shapes, output_shapes):
     """A convolution's cost with its MACs at floor(input / stride) positions, as Keras_FLOP_Estimator counts."""
     cost = rule(layer, input_shapes, output_shapes)
-    inside = slice(2, None) if layer.data_format == "channels_first" else slice(1, -1)
-    counted = [dim // stride for dim, stride in zip(input_shapes[0][inside], layer.strides, strict=True)]
-    real = product(output_shapes[0][inside])
+    counted = [dim // stride for dim, stride in zip(_grid(layer, input_shapes[0]), layer.strides, strict=True)]
+    real = product(_grid(layer, output_shapes[0]))
     return dataclasses.replace(cost, macs=cost.macs * product(counted) // real if real else 0)
 
 
