@@ -96,36 +96,26 @@ class _Rules:
                 "rules must be {layer type or operation name: function of (layer, input_shapes, output_shapes)}, "
                 f"got {rules!r}"
             )
-        self.own = dict(rules)
-        self.found, self.inherited = {}, {}
-        self.layers = layers.rules_for(convention)
+        self.own, self.layers, self.found = dict(rules), layers.rules_for(convention), {}
         self.closed = tuple(key for key in self.own if isinstance(key, type) and key not in (keras.Layer, keras.Model))
 
     def find(self, layer):
         """The rule for a layer or operation, or None."""
-        known = self.found.get(id(layer))
-        if known is None:
-            known = self.found[id(layer)] = layer, self._find(layer)  # the layer is kept, so that its id stays its own
-        return known[1]
+        if id(layer) not in self.found:
+            self.found[id(layer)] = layer, self._find(layer)  # the layer is kept, so that its id stays its own
+        return self.found[id(layer)][1]
 
     def _find(self, layer):
-        for layer_type in type(layer).__mro__ if self.own else ():
-            if layer_type in self.own and layer_type not in (keras.Layer, keras.Model):
-                return self.own[layer_type]
-        if isinstance(layer, keras.Layer):
-            return self.keras_rule(type(layer)) if _as_ruled(layer) else None
-        name = type(layer).__name__
-        return self.own.get(name) or (
-            operations.RULES.get(name) if keras_graph.kind(type(layer)) == "operation" else None
-        )
-
-    def keras_rule(self, layer_type):
-        """The rule of the layer of Keras that a class inherits its `call` from."""
-        if layer_type not in self.inherited:
-            known = keras_graph.kind(layer_type) not in ("custom", "model")
-            found = next((self.layers[base] for base in layer_type.__mro__ if base in self.layers), None)
-            self.inherited[layer_type] = found if known else None
-        return self.inherited[layer_type]
+        bases, name = type(layer).__mro__, type(layer).__name__
+        for base in bases:
+            if base in self.closed:
+                return self.own[base]
+        kind = keras_graph.kind(type(layer))
+        if not isinstance(layer, keras.Layer):
+            return self.own.get(name) or (operations.RULES.get(name) if kind == "operation" else None)
+        if kind in ("custom", "model") or not _as_ruled(layer):
+            return None
+        return next((self.layers[base] for base in bases if base in self.layers), None)
 
     def fallback(self, layer):
         """A rule for keras.Layer or keras.Model: for what has none else."""
@@ -208,13 +198,10 @@ def _channels_first(calls):
     if "channels_first" not in formats.values():
         return set()
     keeping = [call for call in calls if call.type not in ("Permute", "Transpose", "Moveaxis", "Swapaxes", "Reshape")]
-    for call in keeping:
-        known = next((formats[key] for key in call.inputs if key in formats), None)
-        for key in call.outputs if known else ():
-            formats.setdefault(key, known)
-    for call in reversed(keeping):
-        known = next((formats[key] for key in call.outputs if key in formats), None)
-        for key in call.inputs if known else ():
+    forwards = [(call.inputs, call.outputs) for call in keeping]
+    for source, target in [*forwards, *((outputs, inputs) for inputs, outputs in reversed(forwards))]:
+        known = next((formats[key] for key in source if key in formats), None)
+        for key in target if known else ():
             formats.setdefault(key, known)
     return {key for key, said in formats.items() if said == "channels_first"}
 
@@ -230,11 +217,10 @@ def _cost(call, table):
             return None, "", cost.unknown
         return cost, way, f"{cost.unknown}; the rest of it is counted"
     rule = table.find(call.layer) or table.fallback(call.layer)
-    if rule is None or call.problem:
-        if rule is None and call.opened:
+    if rule is None:
+        if call.opened:
             return Cost(), "inside", None
-        if rule is None:
-            return None, "", call.problem or "there is no rule for it; pass one with rules={type: rule}"
+        return None, "", call.problem or "there is no rule for it; pass one with rules={type: rule}"
     unknown = [shape for shape in (*call.operand_shapes, *call.output_shapes) if None in shape]
     if unknown:
         return None, "", f"its shape {unknown[0]} depends on the data"
