@@ -9,7 +9,7 @@ import itertools
 import math
 from typing import NamedTuple
 
-from .lines import FAR, Line, merged, plain, tidied, united
+from .lines import FAR, merged, plain, tidied, united
 
 MOST_BRANCHES = 12
 
@@ -48,7 +48,7 @@ class Axis(NamedTuple):
 
     @property
     def positions(self):
-        if len(self.branches) == len(self.branches[0]) == 1:
+        if len(self.branches) == len(self.branches[0]) == 1:  # nearly always
             position = self.branches[0][0][0]
             return set() if position is None else {position}
         return {position for branch in self.branches for position, _ in branch if position is not None}
@@ -125,30 +125,23 @@ class Field(NamedTuple):
             for at, line in branch
         )
 
+    def map(self, change):
+        """Apply `change(tensor axis, Line) -> (tensor axis, Line)`."""
+        return self._replace(axes=tuple([axis.map(change) for axis in self.axes]))
+
     def step(self, steps, lengths):
         """Apply `steps` {tensor axis: Step}; `lengths` {tensor axis: output length}."""
         lost = self.lost
-        axes = []
         for axis in self.axes:
             if axis.dead is not None and axis.dead[0] in steps and not steps[axis.dead[0]].idle:
                 lost = lost or f"layer {axis.dead[1]!r} mixes all positions of an axis along which later layers work"
-            branches = [
-                tuple([
-                    (place, line.through(steps[place], lengths.get(place)) if place in steps else line)
-                    for place, line in branch
-                ])
-                for branch in axis.branches
-            ]  # fmt: skip
-            axes.append(Axis(tuple(branches), *axis[1:]))
-        return Field(tuple(axes), self.conflicts, lost)
+        return self.map(
+            lambda at, line: (at, line.through(steps[at], lengths.get(at)) if at in steps else line)
+        )._replace(lost=lost)
 
     def take(self, position, indices):
         """Pick features along one tensor axis by their indices."""
-        return self._replace(
-            axes=tuple(
-                axis.map(lambda at, line: (at, line.taken(indices) if at == position else line)) for axis in self.axes
-            )
-        )
+        return self.map(lambda at, line: (at, line.taken(indices) if at == position else line))
 
     def mix(self, positions, shape, path="", keep=False, stays=False):
         """Mix everything along these tensor axes of a tensor of this shape."""
@@ -166,14 +159,12 @@ class Field(NamedTuple):
         return self.renamed(lambda at: at if at < 0 else new_position(at))  # below 0: it stepped aside
 
     def renamed(self, name):
-        def change(position, line):
-            return (None if position is None else name(position)), line
-
+        """As `move`, of the tensor axes that stepped aside too."""
         axes = []
         for axis in self.axes:
             place = None if axis.dead is None else name(axis.dead[0])
             dead = None if place is None else (place, axis.dead[1])
-            axes.append(axis.map(change)._replace(dead=dead))
+            axes.append(axis.map(lambda at, line: (None if at is None else name(at), line))._replace(dead=dead))
         return self._replace(axes=tuple(axes))
 
     def stretch(self, shape, out_shape):
@@ -181,21 +172,13 @@ class Field(NamedTuple):
 
         def change(position, line):
             short = position is not None and shape[position] == 1 and out_shape[position] not in (1, None)
-            return position, Line(0, *zip(line.at(0), strict=True), line.known, line.exact) if short else line
+            return position, line.taken([0]) if short else line
 
-        return self._replace(axes=tuple([axis.map(change) for axis in self.axes]))
+        return self.map(change)
 
 
 def join(fields, layer):
-    """The union of several branches that meet element by element in `layer`.
-
-    Args:
-        fields: list of Field, one or more, whose tensor axes already line up.
-        layer: name for the conflicts.
-
-    Returns:
-        Field. Where branches differ in stride or centre, a Conflict is added and all of them are kept.
-    """
+    """The union of fields that meet element by element in `layer`; a Conflict where they differ in stride or centre."""
     first = fields[0]
     if all(field is first or field == first for field in fields):
         return first
@@ -212,17 +195,17 @@ def join(fields, layer):
             live, dead = group, group[0].dead
         else:  # an axis that is mixed already is seen whole anyway, and the flag says so
             dead = None
-            live = [axis if axis.positions else _constant(axis) for axis in group if axis.positions or not axis.whole]
+            live = [
+                axis if axis.positions else axis.map(lambda at, line: (at, line.taken([0])))
+                for axis in group
+                if axis.positions or not axis.whole
+            ]
         conflict = _disagreement(live, number, layer)
         if conflict is not None:
             conflicts.append(conflict)
         axes.append(Axis(_union([branch for axis in live for branch in axis.branches]), whole, dead, mixer))
     lost = next((field.lost for field in fields if field.lost), None)
     return Field(tuple(axes), tuple(conflicts), lost)
-
-
-def _constant(axis):
-    return axis.map(lambda at, line: (at, Line(0, *zip(line.at(0), strict=True), line.known, line.exact)))
 
 
 def _union(branches):
@@ -291,11 +274,8 @@ def _main(branch):
 def sequence(joined, pieces, lengths, position, apart):
     """The Axis of tensors set one after another along a tensor axis: feature by feature where that is possible.
 
-    Args:
-        joined: the union of the pieces, which is the answer where they cannot be told apart.
-        pieces: an Axis for each tensor, or None for one that sees nothing of the image.
-        lengths: of the tensors along `position`.
-        apart: whether `position` holds an axis of the image; if not, a feature is all that lies along it.
+    `pieces` are their axes, None for one that sees nothing of the image; `joined` is the union, the answer where they
+    cannot be told apart. If `position` holds no axis of the image (`apart`), a feature is all that lies along it.
     """
     live = [axis for axis in pieces if axis is not None]
     bound = joined.map(lambda at, line: (at, line._replace(exact=line.exact and not apart)))
@@ -326,10 +306,6 @@ def sequence(joined, pieces, lengths, position, apart):
 
 def _bounds(parts, length):
     """(lows, highs) of the features along one tensor axis, of which these parts are the sum."""
-    if not parts:
-        return (0,) * length, (0,) * length
-    if len(parts) == 1 and parts[0][1].finite and len(parts[0][1].lows) == length:
-        return parts[0][1].lows, parts[0][1].highs
     found = [[line.at(0 if at is None else u) for at, line in parts] for u in range(length)]
     return tuple(sum(low for low, _ in one) for one in found), tuple(sum(high for _, high in one) for one in found)
 
@@ -342,8 +318,8 @@ def _along(group, lengths, firsts, position, exact):
     for number, length in enumerate(lengths):
         if number in group:
             (low, high), (_, (own_lows, own_highs)) = moves[number], group[number]
-            lows += [one + low for one in own_lows] if low else own_lows
-            highs += [one + high for one in own_highs] if high else own_highs
+            lows += [one + low for one in own_lows]
+            highs += [one + high for one in own_highs]
         else:
             lows += (FAR,) * length
             highs += (-FAR,) * length
@@ -476,7 +452,7 @@ def _bounded(lines, sources, targets, shape, out_shape):
     size = math.prod(shape[source] for source in sources)
     low, high = np.zeros(size, "int64"), np.zeros(size, "int64")
     inner = size
-    known = exact = True
+    known = True
     for source in sources:
         inner //= shape[source]
         if source in lines:
@@ -485,12 +461,9 @@ def _bounded(lines, sources, targets, shape, out_shape):
             low, high = low + bounds[index, 0], high + bounds[index, 1]
             known = known and lines[source].known
     low, high = (side.reshape([out_shape[target] for target in targets]) for side in (low, high))
-    best = None
+    found = []
     for number, target in enumerate(targets):
         others = tuple(at for at in range(len(targets)) if at != number)
-        exact = False
-        lows, highs = low.min(axis=others), high.max(axis=others)
-        line = tidied(list(zip(lows.tolist(), highs.tolist(), strict=True)), exact, known)
-        if best is None or line.size < best[1].size:
-            best = (target, line)
-    return [best]
+        bounds = zip(low.min(axis=others).tolist(), high.max(axis=others).tolist(), strict=True)
+        found.append((target, tidied(list(bounds), False, known)))
+    return [min(found, key=lambda part: part[1].size)]

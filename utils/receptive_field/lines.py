@@ -73,8 +73,6 @@ class Line(NamedTuple):
 
     def _hulls(self):
         """The nearest straight lines: stride * u - before below, stride * u + after above."""
-        if len(self.lows) == 1 and not self.finite:
-            return -self.lows[0], self.highs[0]
         stride = self.stride
         if self.finite:
             middle = len(self.lows) // 2
@@ -109,10 +107,10 @@ class Line(NamedTuple):
     def hull(self, count):
         """First and last pixel of features 0 ... count - 1 together."""
         period = len(self.lows)
-        if self.finite and count == period:
+        if self.finite and count == period:  # of thousands of channels, say
             return min(self.lows), max(self.highs)
-        first = range(min(period, count))
-        bounds = [self.at(u) for r in first for u in (r, r + (count - 1 - r) // period * period)]
+        last = [r + (count - 1 - r) // period * period for r in range(min(period, count))]
+        bounds = [self.at(u) for u in (*range(len(last)), *last)]
         return min(low for low, _ in bounds), max(high for _, high in bounds)
 
     def plus(self, low, high):
@@ -221,10 +219,6 @@ def merged(outer, inner, count):
         )
     if outer is None:
         outer = Line(0)
-    if len(outer.lows) == len(inner.lows) == 1 and outer.pixels == inner.pixels * count and not outer.finite:
-        return outer.plus(inner.lows[0], inner.highs[0])._replace(
-            pixels=inner.pixels, known=outer.known and inner.known, exact=outer.exact and inner.exact
-        )
     inside = [inner.at(u) for u in range(count)]
     line = outer._replace(
         lows=tuple([low + one for low in outer.lows for one, _ in inside]),
@@ -321,7 +315,7 @@ def transposed_window(kernel, stride, dilation, padding, length, out_length, out
     elif output_padding is None:
         crop = max(effective - stride, 0) // 2
     else:
-        crop = max(effective - (effective - 2 * (effective // 2) + output_padding), 0) // 2
+        crop = max(2 * (effective // 2) - output_padding, 0) // 2
     reaches = range(effective - 1, -1, -dilation)  # so that the taps rise
     taps = [[(o + crop - j) // stride for j in reaches if (o + crop - j) % stride == 0] for o in range(stride)]
     return Step(1, tuple(map(tuple, taps)))
