@@ -39,31 +39,29 @@ def tile(call, fields):
 
 
 def flip(call, fields):
-    shape = call.input_shapes[0]
-    axes = normalized(call.layer.axis, len(shape))
+    return _turned_round(fields[0], normalized(call.layer.axis, len(call.input_shapes[0])), call.input_shapes[0])
+
+
+def _turned_round(field, axes, shape):
     steps = {axis: Step(-1, (((shape[axis] or 1) - 1,),), shape[axis] is not None) for axis in axes}
-    return fields[0].step(steps, dict(enumerate(call.output_shapes[0])))
+    return field.step(steps, dict(enumerate(shape)))
 
 
 def rot90(call, fields):
-    shape, out_shape, (one, two) = call.input_shapes[0], call.output_shapes[0], call.layer.axes
-    one, two, field = one % len(shape), two % len(shape), fields[0]
-    turns = call.layer.k % 4
-    if turns % 2 == 0 and shape != out_shape:
+    shape, turns = call.input_shapes[0], call.layer.k % 4
+    one, two = (axis % len(shape) for axis in call.layer.axes)
+    if turns % 2 == 0 and shape != call.output_shapes[0]:
         return None  # Keras 3.15 describes half a turn as if it exchanged the sides
-    gone = {1: (two,), 2: (one, two), 3: (one,)}.get(turns, ())
-    steps = {axis: Step(-1, (((shape[axis] or 1) - 1,),), shape[axis] is not None) for axis in gone}
-    field = field.step(steps, dict(enumerate(shape)))
-    return field.move(lambda axis: {one: two, two: one}.get(axis, axis)) if turns % 2 and out_shape else field
+    field = _turned_round(fields[0], {0: (), 1: (two,), 2: (one, two), 3: (one,)}[turns], shape)
+    return field.move(lambda axis: {one: two, two: one}.get(axis, axis)) if turns % 2 else field
 
 
 def roll(call, fields):
-    shape = call.input_shapes[0]
-    if call.layer.axis is None:
+    shape, axes, field = call.input_shapes[0], call.layer.axis, fields[0]
+    if axes is None:
         return None
-    axes, shifts, field = call.layer.axis, call.layer.shift, fields[0]
     axes = (axes,) if isinstance(axes, int) else tuple(axes)
-    for axis, by in zip(axes, (shifts,) * len(axes) if isinstance(shifts, int) else shifts, strict=True):
+    for axis, by in zip(axes, per_axis(call.layer.shift, len(axes)), strict=True):
         axis %= len(shape)
         if axis in field.positions:
             if shape[axis] is None:
@@ -171,8 +169,7 @@ def _one_after_another(call, fields, lengths, axis):
 
 
 def split(call, fields):
-    rank, sections = len(call.input_shapes[0]), call.layer.indices_or_sections
-    axis = call.layer.axis % rank
+    axis, sections = call.layer.axis % len(call.input_shapes[0]), call.layer.indices_or_sections
     if isinstance(sections, int):
         lengths = [shape[axis] for shape in call.output_shapes]
         if None in lengths:
@@ -197,9 +194,13 @@ def _picked(field, axis, index):
     return field.move(lambda at: None if at == axis else at - (at > axis))
 
 
+def _second(call):
+    return (*call.call_args, *call.call_kwargs.values())[1]
+
+
 def get_item(call, fields):
     """x[key]: slices with or without a step, whole numbers, None and Ellipsis; lists of numbers pick one by one."""
-    key, shape = (*call.call_args, *call.call_kwargs.values())[1], call.input_shapes[0]
+    key, shape = _second(call), call.input_shapes[0]
     key = list(key) if isinstance(key, tuple) else [key]
     given = sum(entry is not None and entry is not Ellipsis for entry in key)
     where = next((at for at, entry in enumerate(key) if entry is Ellipsis), len(key))
@@ -216,11 +217,8 @@ def get_item(call, fields):
                 field = _sliced(field, axis, entry, length)
         elif np.ndim(entry) == 0 and hasattr(entry, "__index__"):
             if seen:
-                index = int(entry)
-                known = index >= 0 or length is not None
-                field = field.step(
-                    {axis: shift((index if index >= 0 else length + index) if known else None)}, {axis: 1}
-                )
+                index = int(entry) if length is None else int(entry) % length
+                field = field.step({axis: shift(None if index < 0 else index)}, {axis: 1})
             moves[axis] = None
             axis += 1
             continue
@@ -242,17 +240,13 @@ def _sliced(field, axis, entry, length):
 
 
 def slice_operation(call, fields):
-    starts = call.call_args[1] if len(call.call_args) > 1 else call.call_kwargs.get("start_indices")
-    try:
-        steps = {axis: shift(int(start)) for axis, start in enumerate(starts) if axis in fields[0].positions}
-    except (TypeError, ValueError):
-        return None
+    steps = {axis: shift(int(start)) for axis, start in enumerate(_second(call)) if axis in fields[0].positions}
     return fields[0].step(steps, dict(enumerate(call.output_shapes[0])))
 
 
 def take(call, fields):
     shape, axis = call.input_shapes[0], call.layer.axis
-    indices = call.call_args[1] if len(call.call_args) > 1 else call.call_kwargs.get("indices")
+    indices = _second(call)
     if axis is None or isinstance(indices, keras.KerasTensor) or fields[0] is None:
         return None
     axis, indices = axis % len(shape), np.asarray(indices)
@@ -267,28 +261,16 @@ def take(call, fields):
 
 
 def permute(call, fields):
-    layer, rank = call.layer, len(call.input_shapes[0])
+    layer, axes = call.layer, np.empty(range(len(call.input_shapes[0])))  # its sides are the numbers of its axes
     if hasattr(layer, "dims"):
-        order = (0, *layer.dims)
-    elif getattr(layer, "axes", None) is not None:
-        order = tuple(axis % rank for axis in layer.axes)
+        axes = axes.transpose(0, *layer.dims)
     elif hasattr(layer, "axis1"):
-        order = list(range(rank))
-        one, two = layer.axis1 % rank, layer.axis2 % rank
-        order[one], order[two] = order[two], order[one]
+        axes = axes.swapaxes(layer.axis1, layer.axis2)
     elif hasattr(layer, "source"):
-        sources, targets = (
-            ([layer.source], [layer.destination])
-            if isinstance(layer.source, int)
-            else (layer.source, layer.destination)
-        )
-        sources, targets = [axis % rank for axis in sources], [axis % rank for axis in targets]
-        order = [axis for axis in range(rank) if axis not in sources]
-        for target, source in sorted(zip(targets, sources, strict=True)):
-            order.insert(target, source)
+        axes = np.moveaxis(axes, layer.source, layer.destination)
     else:
-        order = tuple(reversed(range(rank)))
-    return fields[0].move(list(order).index)
+        axes = axes.transpose(layer.axes)
+    return fields[0].move(axes.shape.index)
 
 
 def regroup(call, fields):

@@ -150,16 +150,13 @@ def recurrent(call, fields):
     shape = call.input_shapes[0]
     if len(shape) != 3:
         return None  # a cell of one's own, for images
-    keep = len(call.output_shapes[0]) == len(shape)
-    field = new_units(fields[0], shape, call.path).mix({1}, shape, call.path, keep=keep)
-    return field if keep else field.move(lambda axis: None if axis == 1 else axis - (axis > 1))
+    return windows.mixed_steps(call, new_units(fields[0], shape, call.path))
 
 
 def mix_all(call, fields):
     """Everything meets everything, and no grid is left."""
-    field = next(field for field in fields if field is not None)
-    axes = [axis.map(lambda _, line: (None, line)) for axis in field.axes]
-    return field._replace(axes=tuple(axis._replace(whole=True, mixer=axis.mixer or call.path) for axis in axes))
+    field = next(field for field in fields if field is not None).map(lambda _, line: (None, line))
+    return field._replace(axes=tuple(axis._replace(whole=True, mixer=axis.mixer or call.path) for axis in field.axes))
 
 
 def average(call, fields):

@@ -6,15 +6,15 @@ import numpy as np
 from .lines import Step, adaptive_window, resize_window, shift, transposed_window, window
 
 
-def spatial_axes(layer, rank):
-    """Tensor axes that are neither batch nor channels, from the layer's data format."""
-    data_format = getattr(layer, "data_format", None) or keras.config.image_data_format()
-    return tuple(range(2, rank)) if data_format == "channels_first" else tuple(range(1, rank - 1))
-
-
 def channel_axis(layer, rank):
     data_format = getattr(layer, "data_format", None) or keras.config.image_data_format()
     return 1 if data_format == "channels_first" else rank - 1
+
+
+def spatial_axes(layer, rank):
+    """Tensor axes that are neither batch nor channels, from the layer's data format."""
+    channels = channel_axis(layer, rank)
+    return tuple([axis for axis in range(1, rank) if axis != channels])
 
 
 def per_axis(value, count):
@@ -219,8 +219,8 @@ def space_to_depth(call, fields):
 def recurrent_convolution(call, fields):
     """A convolution of each frame; the state is convolved again at each later one."""
     layer, shape = call.layer, call.input_shapes[0]
-    axes, steps = [axis for axis in spatial_axes(layer, len(shape)) if axis != 1], shape[1]
-    axes = axes if layer.data_format == "channels_last" else list(range(3, len(shape)))
+    rank, steps = len(shape), shape[1]
+    axes = range(2, rank - 1) if layer.data_format == "channels_last" else range(3, rank)
     settings = [per_axis(value, len(axes)) for value in (layer.kernel_size, layer.strides, layer.dilation_rate)]
     field = mixed_channels(call, fields[0]).step(
         {axis: window(k, s, d, layer.padding, shape[axis]) for axis, k, s, d in zip(axes, *settings, strict=True)}, {}
@@ -233,9 +233,15 @@ def recurrent_convolution(call, fields):
             before, times = (kernel - 1) // 2, steps - 1
             again[axis] = Step(1, (range(-before * times, (kernel - 1 - before) * times + 1),))
         field = field.step(again, {})
+    return mixed_steps(call, field)
+
+
+def mixed_steps(call, field):
+    """Every step is mixed with the others; all of them are given, or the last one."""
+    shape = call.input_shapes[0]
     keep = len(call.output_shapes[0]) == len(shape)
     field = field.mix({1}, shape, call.path, keep=keep)
-    return field if keep else field.move(lambda axis: None if axis == 1 else axis - (axis > 1))
+    return field if keep else removed(field, {1}, call)
 
 
 def difference(call, fields):
