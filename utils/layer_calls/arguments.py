@@ -31,12 +31,14 @@ def described(outputs):
     return [(tuple(output.shape), output.dtype) for output in tree.flatten(outputs)]
 
 
-def filled(args, kwargs, references, given):
-    """The arguments with symbolic tensors of the given shapes in place of the references."""
-    stand_in = {
-        id(reference): keras.KerasTensor(tensor.shape, tensor.dtype)
-        for reference, tensor in zip(references, given, strict=True)
-    }
+def fresh(tensors):
+    """Symbolic tensors of the same shapes."""
+    return [keras.KerasTensor(tensor.shape, tensor.dtype) for tensor in tensors]
+
+
+def replaced(args, kwargs, references, values):
+    """The arguments with these values in place of the references."""
+    stand_in = dict(zip(map(id, references), values, strict=True))
     return tree.map_structure(lambda leaf: stand_in.get(id(leaf), leaf), (args, kwargs))
 
 

@@ -17,31 +17,17 @@ SHAPES_ONLY = ("Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike")
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """Outcome of a trace.
-
-    Attributes:
-        results: what the function returned.
-        operations: the backend's own operations that the results need (`tf.Operation`, or equations of a jaxpr),
-            without those of the calls below.
-        calls: calls of inner layers, none of them in a loop: (layer, args, kwargs, outputs), with symbolic tensors.
-    """
+    """What a traced function returned, and what of the backend's own operations that needs."""
 
     results: object
-    operations: tuple
-    calls: tuple = ()
+    operations: tuple  # `tf.Operation`, or equations of a jaxpr, without those of the calls
+    calls: tuple = ()  # of inner layers, none of them in a loop: (layer, args, kwargs, outputs), with symbolic tensors
 
 
 def trace(function, specs, targets, layers=()):
-    """Trace `function(*placeholders)`.
+    """Trace a call on placeholders like `specs`; `targets(results)` are the tensors that are really needed of it.
 
-    Args:
-        function: a call; it gets placeholders of the backend.
-        specs: symbolic tensors, one for each placeholder.
-        targets: function of the results, giving the backend's tensors that are really needed.
-        layers: layers whose calls are listed instead of what they compute.
-
-    Raises:
-        NotImplementedError: the backend has no graph that could be read.
+    The calls of `layers` are listed instead of what they compute. NotImplementedError: this backend has no graph.
     """
     backend = keras.backend.backend()
     if backend == "tensorflow":

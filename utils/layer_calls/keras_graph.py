@@ -92,8 +92,7 @@ def keeps_batch(layer_type):
 
 def replaced_call(layer):
     """Whether this one object has a method of its own, put in place of one of its class's that computes something."""
-    own = vars(layer)
-    return not own.keys().isdisjoint(_computing(type(layer)))
+    return not vars(layer).keys().isdisjoint(_computing(type(layer)))
 
 
 @functools.cache

@@ -2,6 +2,8 @@
 
 import inspect
 
+import keras
+
 from . import keras_graph as internals
 
 
@@ -12,19 +14,11 @@ def first_line(error):
 
 
 def input_shapes(model, inputs, given, batch_size):
-    """One full shape for each symbolic input of a model.
-
-    Args:
-        model: the model, for messages.
-        inputs: its symbolic inputs.
-        given: what the caller gave: None, one shape, a list of shapes, or a dict by input name.
-        batch_size: what stands in for an unknown batch, or None.
-
-    Raises:
-        ValueError: number, names, ranks or dimensions do not fit.
-    """
+    """One full shape for each symbolic input, as the caller gave them: None, a shape, a list, or a dict by name."""
     if given is None:
         shapes = [tuple(reference.shape) for reference in inputs]
+        if batch_size and len({shape[0] for shape in shapes if shape}) == 1:
+            shapes = [(None, *shape[1:]) for shape in shapes]
     else:
         if isinstance(given, dict):
             names = [reference.name for reference in inputs]
@@ -44,8 +38,6 @@ def input_shapes(model, inputs, given, batch_size):
             _full_shape(model, shape, len(reference.shape), reference.name)
             for shape, reference in zip(given, inputs, strict=True)
         ]
-    if given is None and len({shape[0] for shape in shapes if shape}) == 1:
-        return [_with_batch((None, *shape[1:]) if batch_size else shape, batch_size) for shape in shapes]
     return [_with_batch(shape, batch_size) for shape in shapes]
 
 
@@ -77,18 +69,8 @@ def _with_batch(shape, batch_size):
     return (batch_size, *shape[1:]) if shape and shape[0] is None else tuple(shape)
 
 
-class Dims:
-    """A shape as one leaf of a nested structure (a bare tuple would be taken apart)."""
-
-    def __init__(self, dims):
-        self.dims = dims
-
-
 def call_shapes(model, given, batch_size):
-    """The (args, kwargs) of a call of a layer or subclassed model, with :class:`Dims` at each leaf.
-
-    Args: as :func:`input_shapes`; None stands for the shapes that the model was built with.
-    """
+    """The (args, kwargs) of a call of a layer or subclassed model, with symbolic tensors of the shapes in them."""
     known = internals.built_shapes(model)
     if isinstance(known, dict) and all(name.endswith("_shape") for name in known):  # one entry for each argument
         known = {name.removesuffix("_shape"): shape for name, shape in known.items()}
@@ -135,9 +117,9 @@ def _structure(model, shape, known, batch_size):
         parts = known if isinstance(known, (list, tuple)) and len(known) == len(shape) else [None] * len(shape)
         return [_structure(model, *pair, batch_size) for pair in zip(shape, parts, strict=True)]
     if known is not None and _is_shape(known):
-        return Dims(_with_batch(_full_shape(model, shape, len(known), "input"), batch_size))
+        return keras.KerasTensor(_with_batch(_full_shape(model, shape, len(known), "input"), batch_size))
     shape = _checked_shape(model, shape)
-    return Dims(_with_batch(shape if shape[:1] == (None,) else (None, *shape), batch_size))
+    return keras.KerasTensor(_with_batch(shape if shape[:1] == (None,) else (None, *shape), batch_size))
 
 
 def build_sequential(model, input_shape):

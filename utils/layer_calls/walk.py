@@ -21,7 +21,7 @@ from keras import tree
 
 from . import backend_graph
 from . import keras_graph as internals
-from .arguments import described, filled, holds_tensor, in_graph_order, known_outputs, operands
+from .arguments import described, fresh, holds_tensor, in_graph_order, known_outputs, operands, replaced
 from .shapes import build_sequential, call_shapes, first_line, input_shapes
 
 
@@ -172,8 +172,8 @@ class _Walk:
         self.calls.outputs = tuple(tensor.key for tensor in self._graph(graph, given, "") if tensor)
 
     def root_layer(self, model, shapes, dtype):
-        """A model without a graph, or a bare layer; `shapes` are (args, kwargs) with Dims at their leaves."""
-        args, kwargs = tree.map_structure(lambda shape: keras.KerasTensor(shape.dims, dtype), shapes)
+        """A model without a graph, or a bare layer; `shapes` are its (args, kwargs)."""
+        args, kwargs = tree.map_structure(lambda leaf: keras.KerasTensor(leaf.shape, dtype), shapes)
         if not internals.all_built(model):
             with internals.no_mark_on(model):
                 try:
@@ -204,7 +204,7 @@ class _Walk:
 
     def _graph(self, graph, given, prefix):
         """Walk a graph on the tensors it is given; returns its output tensors."""
-        tensors = {id(reference): tensor for reference, tensor in zip(graph.inputs, given, strict=True)}
+        tensors = dict(zip(map(id, graph.inputs), given, strict=True))
         for node in internals.nodes(graph):
             self._node(node, tensors, prefix + node.operation.name, {"training": False})
         return [tensors[id(reference)] for reference in graph.outputs]
@@ -215,12 +215,10 @@ class _Walk:
         kwargs = {name: instead.get(name, value) for name, value in kwargs.items()}
         given = [tensors[id(reference)] for reference in references]
         if None in given:  # a layer announced a tensor, and returns None
+            missing = [reference for reference in references if tensors[id(reference)] is None]
+            args, kwargs = replaced(args, kwargs, missing, [None] * len(missing))
             references = [reference for reference in references if tensors[id(reference)] is not None]
-            present, given = set(map(id, references)), [tensor for tensor in given if tensor is not None]
-            args, kwargs = tree.map_structure(
-                lambda leaf: None if isinstance(leaf, keras.KerasTensor) and id(leaf) not in present else leaf,
-                (args, kwargs),
-            )
+            given = [tensor for tensor in given if tensor is not None]
         outputs = self._visit(node.operation, args, kwargs, references, given, node.outputs, path)
         if len(outputs) != len(node.outputs):
             outputs = [tensor for tensor in outputs if tensor is not None] + [None] * len(node.outputs)
@@ -265,7 +263,7 @@ class _Walk:
         """[(shape, dtype)] of a call: the known ones where they hold, else what Keras infers from the new shapes."""
         outputs = known_outputs(layer, references, given, known)
         if outputs is None:
-            args, kwargs = filled(args, kwargs, references, given)
+            args, kwargs = replaced(args, kwargs, references, fresh(given))
             try:
                 internals.check_input(layer, args)
                 try:
@@ -287,7 +285,7 @@ class _Walk:
         if vague and not any(None in tensor.shape[1:] for tensor in given):
             # Some layers (EinsumDense) say less of their output than follows from their input: ask the backend.
             with contextlib.suppress(Exception):
-                args, kwargs = filled(args, kwargs, references, given)
+                args, kwargs = replaced(args, kwargs, references, fresh(given))
                 outputs = described(keras.Operation.compute_output_spec(layer, *args, **kwargs))
         return outputs
 
@@ -311,13 +309,12 @@ class _Walk:
             parts = [(layer.layer, [outer])]
         outputs = []
         for part, tensors in parts:
-            own = [keras.KerasTensor(tensor.shape, tensor.dtype) for tensor in tensors]
+            own = fresh(tensors)
             more = {"initial_state": own[1:]} if len(own) > 1 else {}
             outputs += self._visit(part, (own[0],), more, own, tensors, None, f"{scope}/{part.name}")
         self.steps, together = steps, self.steps > steps
         if together and any(call.problem and call.operations for call in self.calls[mark:]):
-            del self.calls[mark:]  # the backend's graph does not tell what each step repeats: look at every step
-            self.times_seen = seen
+            self._forget(mark, seen)  # the backend's graph does not tell what each step repeats: look at every step
             return self._open_custom(layer, args, kwargs, references, given, known, path)
         shapes = self._outputs(layer, (references[0],), {}, references[:1], [outer], known, path)
         return self._close(layer, scope, outputs, shapes)
@@ -337,23 +334,20 @@ class _Walk:
                 problem = first_line(error.__cause__ or error)
         else:
             problem = "an operation without a rule"
-        del self.calls[mark:]
-        self.times_seen = dict(seen)
-        scope = self._path(path)
+        self._forget(mark, seen)
         if self.graphs:
             try:
+                scope = self._path(path)
                 return self._trace_graph(layer, args, kwargs, references, given, scope, prefix, problem)
             except _CannotTrace as error:
-                del self.calls[mark:]
+                self._forget(mark, seen)
                 problem = first_line(error.__cause__ or error)
-        self.times_seen = seen
         return self._leaf(layer, args, kwargs, references, given, known, path, problem=problem)
 
     def _trace(self, layer, args, kwargs, given, prefix, references):
         """Run `layer.call` on symbolic tensors and walk what it called; its outputs, and what it computed beside."""
-        fresh = [keras.KerasTensor(tensor.shape, tensor.dtype) for tensor in given]
-        stand_in = dict(zip(map(id, references), fresh, strict=False))
-        args, kwargs = tree.map_structure(lambda leaf: stand_in.get(id(leaf), leaf), (args, kwargs))
+        sources = fresh(given)
+        args, kwargs = replaced(args, kwargs, references, sources)
         if not internals.runs_call(layer):
             raise _CannotTrace() from TypeError(f"{type(layer).__name__} replaces __call__")
         call = layer.quantized_call if getattr(layer, "quantization_mode", None) else layer.call
@@ -366,14 +360,11 @@ class _Walk:
         def run():
             results = call(*args, **kwargs)
             leaves = tree.flatten(results)
-            return leaves, internals.nodes_behind(leaves, fresh)
+            return leaves, internals.nodes_behind(leaves, sources)
 
         def read(traced):
             leaves, nodes = traced
-            return [
-                *leaves,
-                *(leaf for node in nodes for leaf in tree.flatten((node.arguments.args, node.arguments.kwargs))),
-            ]
+            return leaves + tree.flatten([(node.arguments.args, node.arguments.kwargs) for node in nodes])
 
         with internals.no_mark_on(layer):
             try:
@@ -382,7 +373,7 @@ class _Walk:
                 results, nodes = traced.results
             except Exception as error:
                 raise _CannotTrace() from error
-            tensors = {id(reference): tensor for reference, tensor in zip(fresh, given, strict=True)}
+            tensors = dict(zip(map(id, sources), given, strict=True))
             names = {}
             for node in nodes:
                 name = node.operation.name
@@ -391,27 +382,20 @@ class _Walk:
                     names[name] = names.get(name, 0) + 1
                     name += f"_{names[name] - 1}" if names[name] > 1 else ""
                 self._node(node, tensors, prefix + name)
-            outputs = []
+            tensors[id(None)] = None
             for result in results:
-                if result is None:
-                    outputs.append(None)
-                    continue
-                if not hasattr(result, "shape"):
+                if result is not None and not hasattr(result, "shape"):
                     raise _CannotTrace() from TypeError(f"it returns a {type(result).__name__}, not a tensor")
                 if id(result) not in tensors:  # a constant, which follows from no input
-                    tensors[id(result)] = self._new(tuple(result.shape), keras.backend.standardize_dtype(result.dtype))
-                outputs.append(tensors[id(result)])
-            return outputs, traced.operations
+                    tensors[id(result)] = self._new(result.shape, keras.backend.standardize_dtype(result.dtype))
+            return [tensors[id(result)] for result in results], traced.operations
 
     def _trace_graph(self, layer, args, kwargs, references, given, scope, prefix, problem):
         """Let the backend trace the call; the layers that it calls are walked in their turn."""
-        places = {id(reference): at for at, reference in enumerate(references)}
 
         def run(*placeholders):
-            arguments = tree.map_structure(
-                lambda leaf: placeholders[places[id(leaf)]] if id(leaf) in places else leaf, (args, kwargs)
-            )
-            return layer(*arguments[0], **arguments[1])
+            inputs, options = replaced(args, kwargs, references, placeholders)
+            return layer(*inputs, **options)
 
         inner = [part for part in internals.parts(layer) if part is not layer]
         with internals.no_mark_on(layer):
@@ -447,6 +431,11 @@ class _Walk:
 
     def _new(self, shape, dtype):
         return _Tensor(tuple(shape), dtype, next(self.keys))
+
+    def _forget(self, mark, seen):
+        """Undo what was walked since there were `mark` calls, and `seen` paths."""
+        del self.calls[mark:]
+        self.times_seen = dict(seen)
 
     def _path(self, path):
         """The path of one more call of what is at `path`."""
