@@ -174,7 +174,7 @@ class ReceptiveField:
         for axis in self._axes:
             if axis.whole and not axis.positions:
                 raise ValueError(f"{self.layer!r} has no grid of features left, as {axis.mixer!r} mixes all positions")
-        if any(not line.known for axis in self._axes for branch in axis.branches for _, line in branch):
+        if not all(line.known for axis in self._axes for line in axis.lines):
             raise ValueError(
                 f"the padding of {self.layer!r} is unknown, because SAME padding depends on the input's size; "
                 "pass input_size"
@@ -190,11 +190,9 @@ class ReceptiveField:
             )
         if any(not hasattr(u, "__index__") for u in feature):
             raise ValueError(f"a feature's indices must be whole numbers, got {feature}")
-        for u, count in zip(
-            feature, self.grid if len(self.grid) == len(feature) else (None,) * len(feature), strict=True
-        ):
-            if count is not None and not 0 <= u < count:
-                raise ValueError(f"{self.layer!r} has {self.grid} features and none at {feature}; count from 0")
+        counts = self.grid if len(self.grid) == len(feature) else ()
+        if any(count is not None and not 0 <= u < count for u, count in zip(feature, counts, strict=False)):
+            raise ValueError(f"{self.layer!r} has {self.grid} features and none at {feature}; count from 0")
         at = dict(zip(places, feature, strict=True))
         answer = []
         for axis in self._axes:
@@ -349,7 +347,7 @@ def _macs(walk):
 
     if None in walk.input_size:
         return pd.array([None] * len(walk.calls), dtype="Int64")
-    report = flops.count(walk.model, input_shape=walk.shapes if walk.resized else None, unsupported="ignore")
+    report = flops.count(walk.model, input_shape=walk.shapes, unsupported="ignore")
     name, rows = walk.model.name, {call.path: [] for call in walk.calls}
     for row in report.rows:
         # A wrapper is one call here; there its inner calls come first, each with a path behind the wrapper's.
@@ -412,13 +410,6 @@ def _summed_up(field, channels, shape):
         field = field.mix({channels}, shape)  # a feature is all its channels
     sizes, strides, paddings, places, known, exact = [], [], [], _places(field.axes), True, True
     for place, axis in zip(places, field.axes, strict=True):
-        (_, line), *rest = axis.branches[0]
-        if place is not None and len(axis.branches) == len(line.lows) == 1 and not rest:  # nearly always
-            sizes.append(max(line.highs[0] - line.lows[0] + 1, 0))
-            strides.append(line.pixels)
-            paddings.append(-line.lows[0] if line.known else None)
-            known, exact = known and line.known, exact and line.exact
-            continue
         (_, line), *rest = sorted(axis.branches[0], key=lambda part: part[0] != place)
         sizes.append(axis.size)
         alone = place is not None or len(line.lows) == 1

@@ -33,27 +33,25 @@ class Walk:
         self.batch = next((one.shape[0] for one in getattr(model, "inputs", None) or ()), None)
         self.asked = input_size.tolist() if hasattr(input_size, "tolist") else input_size  # of NumPy
         self.calls, self.refused = None, False
-        self.shapes = self._input_shapes(self.asked) if shape is None else shape
-        self.resized = self.shapes is not None
-        self.calls = self._listed(self.closed)
+        self.shapes = self._input_shapes() if shape is None else shape
+        self.calls = self._listed()
         self.fields, self.unknown, self.summaries = {}, {}, {}
         self._start(input_name)
         self._visit_all()
         self.used = {key for call in self.calls for key in call.inputs} | set(self.calls.outputs)
 
-    def _listed(self, closed):
+    def _listed(self):
         """The calls with a batch of one, as a reshape into the batch and a `call` that computes with it need one."""
-        shapes = self.shapes if self.resized else None
         try:
-            return layer_calls(self.model, shapes, batch_size=1, closed=closed)
+            return layer_calls(self.model, self.shapes, batch_size=1, closed=self.closed)
         except ValueError as error:
             with contextlib.suppress(ValueError):
-                if not self.resized:
+                if self.shapes is None:
                     self.refused = True
-                    return layer_calls(self.model, closed=closed)
+                    return layer_calls(self.model, closed=self.closed)
                 # channels first that are permuted before the first convolution, or last ones
-                self.shapes = self._input_shapes(self.asked, not self._channels_first())
-                return layer_calls(self.model, self.shapes, batch_size=1, closed=closed)
+                self.shapes = self._input_shapes(not self._channels_first())
+                return layer_calls(self.model, self.shapes, batch_size=1, closed=self.closed)
             text = str(error).replace("pass input_shape, for example (224, 224, 3)", "pass input_size, for example 224")
             if isinstance(self.asked, list | tuple) and len(set(self.asked)) > 1:
                 sides = set(self.model.inputs[0].shape[1:-1]) if getattr(self.model, "inputs", None) else ()
@@ -64,7 +62,8 @@ class Walk:
                 text += "; input_size stands for RGB images, so build the model for its own shape first"
             raise ValueError(text.replace("pass an input_shape", "pass an input_size")) from None
 
-    def _input_shapes(self, input_size, first=None):
+    def _input_shapes(self, first=None):
+        input_size = self.asked
         if input_size is None:
             return None
         given = tuple(input_size) if isinstance(input_size, list | tuple) else None
@@ -75,7 +74,11 @@ class Walk:
             specs = [part.input_spec for part in keras_graph.parts(self.model)]
             ranks = [spec.ndim or spec.min_ndim or 0 for spec in specs if isinstance(spec, keras.layers.InputSpec)]
             rank = next((rank - 2 for rank in ranks if rank > 2), 2)
-            shapes = self._shapes_of_subclassed() or [(None, *(given or (input_size,) * rank), 3)]  # not built yet: RGB
+            shapes = [(None, *(given or (input_size,) * rank), 3)]  # not built yet: RGB
+            with contextlib.suppress(ValueError):
+                calls = [] if self.guessed else layer_calls(self.model, batch_size=1)
+                built = [call.output_shapes[0] for call in calls if call.type == "InputLayer"]
+                shapes = [(None, *shape[1:]) for shape in built] or shapes
         first = self._channels_first() if first is None else first
         resized = []
         for shape in shapes:
@@ -94,20 +97,10 @@ class Walk:
             resized.append(tuple(shape))
         return resized if len(resized) > 1 else resized[0]
 
-    def _shapes_of_subclassed(self):
-        """The input shapes that a model without a graph was built with."""
-        if self.guessed:
-            return None
-        try:
-            calls = layer_calls(self.model, batch_size=1)
-        except ValueError:
-            return None
-        return [(None, *call.output_shapes[0][1:]) for call in calls if call.type == "InputLayer"]
-
     def _channels_first(self):
-        if self.calls is None:
-            return _channels_first(getattr(self.model, "layers", ()))
-        return _channels_first(call.layer for call in self.calls)
+        layers = getattr(self.model, "layers", ()) if self.calls is None else [call.layer for call in self.calls]
+        formats = (getattr(layer, "data_format", None) for layer in layers)
+        return next((one for one in formats if one), keras.config.image_data_format()) == "channels_first"
 
     def _start(self, input_name):
         sources = [call for call in self.calls if not call.inputs and call.type == "InputLayer"]
@@ -232,10 +225,11 @@ class Walk:
         return _rules.mix_all(call, fields)._replace(lost=f"{lost}; {advice}")
 
     def _refusal(self):
-        text = f", as {self.model.name!r} does not run on one image of {self.input_size}"
         if len(set(self.input_size)) == 1:
-            return f"{text}; build it for another size"
-        return f"{text}; if it takes the root of a number of positions for a side, as MiT does, build it for a square"
+            advice = "build it for another size"
+        else:
+            advice = "if it takes the root of a number of positions for a side, as MiT does, build it for a square"
+        return f", as {self.model.name!r} does not run on one image of {self.input_size}; {advice}"
 
     def _inside(self, outer, seen, inner, field):
         """The field behind a model or a layer of your own that a wrapper calls; None where it cannot be walked."""
@@ -287,22 +281,17 @@ class Walk:
         return next((at for at, key in enumerate(call.outputs) if key in self.used), 0)
 
     def _named(self, layer, calls):
-        if not isinstance(layer, str):
-            found = [call for call in calls if call.layer is layer]
-            name = getattr(layer, "name", layer)
-        else:
-            name = layer
-            found = [call for call in calls if call.path == layer]
-            if not found:
-                found = [call for call in calls if call.path.endswith("/" + layer)]
-                if len(found) > 1:
-                    paths = ", ".join(repr(call.path) for call in found)
-                    raise ValueError(
-                        f"{self.model.name!r} has several layers {layer!r}: {paths}; name one of these paths"
-                    )
-            if not found and "/" in layer:  # "conv1/conv" of Keras 2 is "conv1_conv" in Keras 3
-                found = [call for call in calls if call.path == layer.replace("/", "_")]
+        named = isinstance(layer, str)
+        found = [call for call in calls if (call.path == layer if named else call.layer is layer)]
+        if named and not found:
+            found = [call for call in calls if call.path.endswith("/" + layer)]
+            if len(found) > 1:
+                paths = ", ".join(repr(call.path) for call in found)
+                raise ValueError(f"{self.model.name!r} has several layers {layer!r}: {paths}; name one of these paths")
+        if named and not found:  # "conv1/conv" of Keras 2 is "conv1_conv" in Keras 3
+            found = [call for call in calls if call.path == layer.replace("/", "_")]
         if not found:
+            name = layer if named else getattr(layer, "name", layer)
             near = difflib.get_close_matches(str(name), [call.path for call in calls], 3, 0.4)
             hint = f"; near it are {', '.join(map(repr, near))}" if near else ""
             raise ValueError(f"{self.model.name!r} has no layer {name!r}{hint}")
@@ -340,8 +329,3 @@ def _reads_unseen(call):
     return any(isinstance(one, types.FunctionType | functools.partial) for one in options) or any(
         isinstance(leaf, keras.KerasTensor) for one in vars(call.layer).values() for leaf in keras.tree.flatten(one)
     )
-
-
-def _channels_first(layers):
-    formats = (getattr(layer, "data_format", None) for layer in layers)
-    return next((one for one in formats if one), keras.config.image_data_format()) == "channels_first"

@@ -131,14 +131,12 @@ def adaptive_pool(call, fields):
     return stepped(call, (field,), [adaptive_window(shape[a] or 1, out_shape[a]) for a in axes])
 
 
-def zero_padding(call, fields):
-    count = len(spatial_axes(call.layer, len(call.input_shapes[0])))
-    return shifted(call, fields, [-before for before, _ in pairs(call.layer.padding, count)])
-
-
-def cropping(call, fields):
-    count = len(spatial_axes(call.layer, len(call.input_shapes[0])))
-    return shifted(call, fields, [before for before, _ in pairs(call.layer.cropping, count)])
+def margins(call, fields):
+    """Zeros around the image, or its edges cut off."""
+    layer, count = call.layer, len(spatial_axes(call.layer, len(call.input_shapes[0])))
+    if hasattr(layer, "cropping"):
+        return shifted(call, fields, [before for before, _ in pairs(layer.cropping, count)])
+    return shifted(call, fields, [-before for before, _ in pairs(layer.padding, count)])
 
 
 def center_crop(call, fields):
