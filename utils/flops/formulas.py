@@ -44,9 +44,6 @@ class Cost:
         return Cost(self.macs + other.macs, self.elementwise + other.elementwise, unknown)
 
 
-MOST_STEPS = 100_000  # of a loop that is counted by running its counters
-
-
 def repeated(once, times):
     """Cost of a loop that runs so many times; None where the data decide."""
     if times is None:
@@ -66,6 +63,11 @@ def either(costs):
 def words(text):
     """The names in a table."""
     return frozenset(text.split())
+
+
+def by_name(table):
+    """{name: value} of a table {value: names}."""
+    return {name: value for value, names in table.items() for name in names.split()}
 
 
 def product(values):
@@ -88,12 +90,6 @@ def conv_macs(kernel_size, in_channels, out_shape, groups=1):
 
     MACs = batch * positions_out * C_out * kernel_elements * (C_in / groups).
     Dilation does not enter: it moves the taps, not their number. Howard et al. 2017, arXiv:1704.04861.
-
-    Args:
-        kernel_size: spatial kernel size, for example (3, 3).
-        in_channels: C_in.
-        out_shape: (batch, H_out, W_out, C_out) in any order, fully known.
-        groups: channel groups; C_in for a depthwise convolution.
 
     Example:
         >>> conv_macs((3, 3), 3, (1, 112, 112, 32))  # MobileNetV2 Conv1
@@ -132,10 +128,6 @@ def einsum_macs(equation, *shapes):
     One operand multiplies nothing (0). An index that only one operand has, and the result has not, is summed first, as
     the backends do. Three operands and more are contracted pairwise in the order that the backend takes: the cheapest
     one on JAX, the one that greedy search finds on TensorFlow.
-
-    Args:
-        equation: such as "abc,cd->abd"; an ellipsis stands for any number of dimensions.
-        *shapes: one known shape for each operand.
 
     Example:
         >>> einsum_macs("abc,cd->abd", (1, 10, 32), (32, 16))
@@ -191,19 +183,15 @@ def attention_macs(batch, heads, queries, keys, key_dim, value_dim):
 # --- element-wise operations ------------------------------------------------------------------------------------------
 
 # For each element, written out from each function's definition. Softmax: maximum, subtraction, exp, sum, division.
-ACTIVATION_OPS = {
-    name: operations
-    for operations, names in (
-        (0, "linear"),
-        (1, "relu exponential tanh"),
-        (2, "relu6 leaky_relu hard_tanh tanh_shrink threshold"),
-        (3, "elu softplus softsign glu hard_shrink"),
-        (4, "celu sigmoid hard_sigmoid sparse_sigmoid soft_shrink"),
-        (5, "selu log_sigmoid silu hard_silu gelu mish softmax log_softmax squareplus"),
-        (6, "sparse_plus"),
-    )
-    for name in names.split()
-}
+ACTIVATION_OPS = by_name({
+    0: "linear",
+    1: "relu exponential tanh",
+    2: "relu6 leaky_relu hard_tanh tanh_shrink threshold",
+    3: "elu softplus softsign glu hard_shrink",
+    4: "celu sigmoid hard_sigmoid sparse_sigmoid soft_shrink",
+    5: "selu log_sigmoid silu hard_silu gelu mish softmax log_softmax squareplus",
+    6: "sparse_plus",
+})  # fmt: skip
 INTERPOLATION_RADIUS = {"nearest": 0, "bilinear": 1, "area": 1, "bicubic": 2, "lanczos3": 3, "lanczos5": 5}
 
 

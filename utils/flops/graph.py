@@ -5,10 +5,13 @@ times their length, what stands in inner functions too. An operation that stands
 """
 
 from ..layer_calls import backend_graph
-from .formulas import MOST_STEPS, Cost, conv_transpose_macs, einsum_macs, either, elements, product, repeated, words
+from .formulas import Cost, by_name, conv_transpose_macs, einsum_macs, either, elements, product, repeated, words
 
-# TensorFlow's names and JAX's, each alike in what they cost.
-FREE = words("""
+MOST_STEPS = 100_000  # of a loop that is counted by running its counters
+# TensorFlow's names and JAX's, each alike in what they cost: so many operations for each output element (AddN and
+# pooling: for each further input, each element of a window), or one for each element of the first input.
+TIMES = by_name({
+    0: """
     Const Placeholder PlaceholderWithDefault Identity IdentityN NoOp ReadVariableOp VarHandleOp Reshape Transpose
     ExpandDims Squeeze Concat ConcatV2 Split SplitV Pack Unpack StridedSlice Slice Pad PadV2 MirrorPad Tile Gather
     GatherV2 GatherNd ResourceGather ResourceGatherNd ScatterNd TensorScatterUpdate Shape ShapeN Size Rank Range Fill
@@ -27,9 +30,8 @@ FREE = words("""
     bitcast_convert_type
     random_bits random_seed random_wrap random_unwrap random_fold_in random_split threefry2x32 split device_put real
     imag complex optimization_barrier top_k sort sharding_constraint layout_constraint split_p empty full
-    name pvary reduce_precision platform_index
-""")
-EACH = words("""
+    name pvary reduce_precision platform_index""",
+    1: """
     Add AddV2 Sub Mul Div RealDiv DivNoNan FloorDiv FloorMod Mod TruncateDiv TruncateMod Maximum Minimum Pow Atan2
     Square Sqrt Rsqrt Reciprocal Exp Expm1 Log Log1p Sin Cos Tan Sinh Cosh Asin Acos Atan Asinh Acosh Atanh Tanh Abs Neg
     Sign Floor Ceil Round Rint Erf Erfc Erfinv Ndtri Lgamma Digamma Inv Relu BiasAdd Equal NotEqual Less LessEqual
@@ -38,15 +40,14 @@ EACH = words("""
     add sub mul div rem max min pow atan2 integer_pow square sqrt rsqrt cbrt exp exp2 expm1 log log1p sin cos tan sinh
     cosh asin acos atan asinh acosh atanh tanh abs neg sign floor ceil round erf erfc erf_inv lgamma digamma eq ne lt le
     gt ge eq_to lt_to le_to and or not xor select_n is_finite shift_left shift_right_logical shift_right_arithmetic
-    add_any nextafter population_count clz
-""")
-TIMES = {  # AddN and pooling: for each input after the first, each element of a window
-    **dict.fromkeys([*EACH, "AddN", "MaxPool", "AvgPool"], 1),
-    "Relu6": 2, "LeakyRelu": 2, "SquaredDifference": 2, "ClipByValue": 2, "clamp": 2, "Softplus": 3,
-    "Softsign": 3, "Elu": 3, "L2Loss": 2, "Sigmoid": 4, "logistic": 4, "Selu": 5, "Softmax": 5, "LogSoftmax": 5,
-    "FusedBatchNorm": 2, "FusedBatchNormV2": 2, "FusedBatchNormV3": 2, "ResizeBilinear": 7,
-    "CropAndResize": 7, "ResizeBicubic": 31,
-}  # fmt: skip
+    add_any nextafter population_count clz AddN MaxPool AvgPool""",
+    2: "Relu6 LeakyRelu SquaredDifference ClipByValue clamp L2Loss FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3",
+    3: "Softplus Softsign Elu",
+    4: "Sigmoid logistic",
+    5: "Selu Softmax LogSoftmax",
+    7: "ResizeBilinear CropAndResize",
+    31: "ResizeBicubic",
+})  # fmt: skip
 REDUCE = words("""
     Sum Mean Max Min Prod All Any ArgMax ArgMin Cumsum Cumprod EuclideanNorm
     reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin cumsum cumprod cummax cummin
@@ -67,12 +68,13 @@ def operations_cost(operations):
 
 def _tensorflow(operation):
     kind = operation.type
-    if kind in FREE:
+    if TIMES.get(kind) == 0:
         return Cost()
     if kind in ("PartitionedCall", "StatefulPartitionedCall"):
         return _called(operation, operation.get_attr("f"))
     if kind in ("While", "StatelessWhile"):
-        return _loop(operation)
+        once = _called(operation, operation.get_attr("body"))
+        return once if once == Cost() else repeated(once, _steps(operation))
     if kind in ("If", "StatelessIf"):
         return either([_called(operation, operation.get_attr(name)) for name in ("then_branch", "else_branch")])
     if kind in ("Case", "StatelessCase"):
@@ -133,11 +135,6 @@ def _called(operation, function):
     return operations_cost(_graph(operation, function).get_operations())
 
 
-def _loop(operation):
-    once = _called(operation, operation.get_attr("body"))
-    return once if once == Cost() else repeated(once, _steps(operation))
-
-
 def _steps(operation):
     """How often a loop runs, by running its counters alone; None where they depend on the data."""
     import tensorflow as tf
@@ -189,7 +186,7 @@ def _equation(equation):
         return Cost(elements(equation.outvars[0].aval.shape) * product(left[axis] for axis in contracted))
     if kind == "conv_general_dilated":
         return Cost(_jax_conv(equation))
-    if kind in FREE:
+    if TIMES.get(kind) == 0:
         return Cost()
     if kind in REDUCE:
         return Cost(0, elements(equation.invars[0].aval.shape))

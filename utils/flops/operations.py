@@ -11,6 +11,7 @@ from .formulas import (
     ACTIVATION_OPS,
     Cost,
     attention_macs,
+    by_name,
     each,
     each_input,
     einsum_macs,
@@ -19,32 +20,7 @@ from .formulas import (
     product,
     relu_cost,
     resize_cost,
-    words,
 )
-
-# Data that is moved, made or looked up.
-FREE = words("""
-    Reshape Transpose Concatenate GetItem Squeeze ExpandDims Stack Pad Flip Fliplr Flipud Roll Repeat Tile Split
-    ArraySplit Hsplit Vsplit Dsplit Slice SliceUpdate Cast SaturateCast StopGradient BroadcastTo Swapaxes Moveaxis
-    Ravel Take TakeAlongAxis Copy Unstack DepthToSpace SpaceToDepth ExtractPatches Unfold OneHot MultiHot
-    ConvertToTensor Arange ZerosLike OnesLike EmptyLike Full FullLike Rot90 Diag Diagonal Diagflat Tril Triu Hstack
-    Vstack Dstack Append Array View Identity Real Imag ViewAsReal ViewAsComplex CropImages PadImages Rearrange
-    Scatter ScatterUpdate Meshgrid Size Ndim GetShape
-""")
-# One operation for each output element.
-EACH = words("""
-    Add Subtract Multiply Divide TrueDivide DivideNoNan FloorDivide Mod Fmod Power Maximum Minimum Fmax Fmin Arctan2
-    Absolute Abs Fabs Negative Square Sqrt Cbrt Rsqrt Reciprocal Exp Exp2 Expm1 Log Log2 Log10 Log1p Sin Cos Tan Sinh
-    Cosh Arcsin Arccos Arctan Arcsinh Arccosh Arctanh Erf Erfc Erfinv Sign Floor Ceil Round Trunc Where Equal NotEqual
-    Less LessEqual Greater GreaterEqual LogicalAnd LogicalOr LogicalNot LogicalXor Isnan Isinf Isfinite BitwiseAnd
-    BitwiseOr BitwiseXor BitwiseNot BitwiseInvert Outer
-""")
-# One operation for each input element.
-REDUCE = words("Sum Mean Max Min Amax Amin Prod Any All Argmax Argmin CountNonzero Cumsum Cumprod")
-
-
-def _matmul(operation, shapes, outputs):
-    return Cost(elements(outputs[0]) * shapes[0][-1])
 
 
 def _contraction(operation, shapes, outputs):
@@ -57,22 +33,10 @@ def _einsum(operation, shapes, outputs):
     return Cost(macs, elements(shapes[0]) if len(shapes) == 1 else 0)
 
 
-def _conv(operation, shapes, outputs):
-    return Cost(elements(outputs[0]) * product(shapes[1][:-1]))  # the kernel is (..., C_in / groups, C_out)
-
-
-def _depthwise(operation, shapes, outputs):
-    return Cost(elements(outputs[0]) * product(shapes[1][:-2]))
-
-
 def _separable(operation, shapes, outputs):
     depthwise, pointwise = shapes[1], shapes[2]
     positions = elements(outputs[0]) // pointwise[-1]
     return Cost(positions * (product(depthwise) + product(pointwise)))
-
-
-def _conv_transpose(operation, shapes, outputs):
-    return Cost(elements(shapes[0]) * product(shapes[1][:-1]))  # the kernel is (..., C_out, C_in)
 
 
 def _dot_product_attention(operation, shapes, outputs):
@@ -104,33 +68,42 @@ def _norm(operation, shapes, outputs):
     return Cost(0, 2 * elements(shapes[0]))
 
 
-RULES = {
-    **dict.fromkeys(FREE, nothing),
-    **dict.fromkeys(EACH, each(1)),
-    **dict.fromkeys(REDUCE, each_input(1)),
-    **{name.title().replace("_", ""): each(operations) for name, operations in ACTIVATION_OPS.items()},
-    "Gelu": _gelu,
-    "ReLU": lambda operation, shapes, outputs: relu_cost(operation, outputs[0]),
-    "Clip": each(2),
-    "Var": each_input(4),
-    "Std": each_input(4),
-    "Moments": each_input(4),
-    "Normalize": each(3),
-    "Norm": _norm,
-    "Logsumexp": each_input(4),
-    "BatchNorm": each(2),
-    "LayerNorm": each(7),
-    "RMSNorm": each(4),
-    "RGBToGrayscale": each(5),
-    "Matmul": _matmul,
-    **dict.fromkeys(("Dot", "Tensordot", "Inner", "Vdot"), _contraction),
-    "Einsum": _einsum,
-    "Conv": _conv,
-    "DepthwiseConv": _depthwise,
-    "SeparableConv": _separable,
-    "ConvTranspose": _conv_transpose,
-    "DotProductAttention": _dot_product_attention,
-    "MaxPool": _pool,
-    "AveragePool": _pool,
-    "Resize": _resize,
-}
+RULES = by_name({
+    # data that is moved, made or looked up
+    nothing: """
+        Reshape Transpose Concatenate GetItem Squeeze ExpandDims Stack Pad Flip Fliplr Flipud Roll Repeat Tile Split
+        ArraySplit Hsplit Vsplit Dsplit Slice SliceUpdate Cast SaturateCast StopGradient BroadcastTo Swapaxes Moveaxis
+        Ravel Take TakeAlongAxis Copy Unstack DepthToSpace SpaceToDepth ExtractPatches Unfold OneHot MultiHot
+        ConvertToTensor Arange ZerosLike OnesLike EmptyLike Full FullLike Rot90 Diag Diagonal Diagflat Tril Triu Hstack
+        Vstack Dstack Append Array View Identity Real Imag ViewAsReal ViewAsComplex CropImages PadImages Rearrange
+        Scatter ScatterUpdate Meshgrid Size Ndim GetShape""",
+    each(1): """
+        Add Subtract Multiply Divide TrueDivide DivideNoNan FloorDivide Mod Fmod Power Maximum Minimum Fmax Fmin Arctan2
+        Absolute Abs Fabs Negative Square Sqrt Cbrt Rsqrt Reciprocal Exp Exp2 Expm1 Log Log2 Log10 Log1p Sin Cos Tan
+        Sinh Cosh Arcsin Arccos Arctan Arcsinh Arccosh Arctanh Erf Erfc Erfinv Sign Floor Ceil Round Trunc Where Equal
+        NotEqual Less LessEqual Greater GreaterEqual LogicalAnd LogicalOr LogicalNot LogicalXor Isnan Isinf Isfinite
+        BitwiseAnd BitwiseOr BitwiseXor BitwiseNot BitwiseInvert Outer""",
+    each(2): "Clip BatchNorm",
+    each(3): "Normalize",
+    each(4): "RMSNorm",
+    each(5): "RGBToGrayscale",
+    each(7): "LayerNorm",
+    each_input(1): "Sum Mean Max Min Amax Amin Prod Any All Argmax Argmin CountNonzero Cumsum Cumprod",
+    each_input(4): "Var Std Moments Logsumexp",
+    _gelu: "Gelu",
+    lambda operation, shapes, outputs: relu_cost(operation, outputs[0]): "ReLU",
+    _norm: "Norm",
+    lambda operation, shapes, outputs: Cost(elements(outputs[0]) * shapes[0][-1]): "Matmul",
+    _contraction: "Dot Tensordot Inner Vdot",
+    _einsum: "Einsum",
+    # The kernels are (..., C_in / groups, C_out), (..., C_in, multiplier) and, transposed, (..., C_out, C_in).
+    lambda operation, shapes, outputs: Cost(elements(outputs[0]) * product(shapes[1][:-1])): "Conv",
+    lambda operation, shapes, outputs: Cost(elements(outputs[0]) * product(shapes[1][:-2])): "DepthwiseConv",
+    lambda operation, shapes, outputs: Cost(elements(shapes[0]) * product(shapes[1][:-1])): "ConvTranspose",
+    _separable: "SeparableConv",
+    _dot_product_attention: "DotProductAttention",
+    _pool: "MaxPool AveragePool",
+    _resize: "Resize",
+})  # fmt: skip
+for _name, _operations in ACTIVATION_OPS.items():
+    RULES.setdefault(_name.title().replace("_", ""), each(_operations))

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .formulas import CONVENTIONS, MOST_STEPS, Cost, either, elements, product, repeated, words
+from .formulas import CONVENTIONS, Cost, by_name, either, elements, product, repeated, words
+from .graph import MOST_STEPS
 from .report import CostReport, CostRow, Unsupported, check_choice, tell
 from .tflite_file import DAMAGED, File, unreadable
 
@@ -28,23 +29,17 @@ FREE = words("""
     VAR_HANDLE READ_VARIABLE ASSIGN_VARIABLE CALL_ONCE TOPK_V2 WHERE UNIQUE SEGMENT_SUM UNSORTED_SEGMENT_SUM
     UNSORTED_SEGMENT_MAX UNSORTED_SEGMENT_MIN
 """)
-EACH = {
-    **dict.fromkeys(
-        words("""
-            ADD SUB MUL DIV FLOOR_DIV FLOOR_MOD POW MAXIMUM MINIMUM SQUARE SQRT RSQRT ABS NEG EXP LOG SIN COS FLOOR
-            CEIL ROUND SIGN TANH RELU EQUAL NOT_EQUAL LESS LESS_EQUAL GREATER GREATER_EQUAL LOGICAL_AND LOGICAL_OR
-            LOGICAL_NOT SELECT SELECT_V2 ATAN2 BITWISE_XOR RIGHT_SHIFT
-        """),
-        1,
-    ),
-    **dict.fromkeys(("RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "SQUARED_DIFFERENCE", "LEAKY_RELU", "PRELU"), 2),
-    **dict.fromkeys(("ELU", "L2_NORMALIZATION"), 3),
-    "LOGISTIC": 4,
-    **dict.fromkeys(("HARD_SWISH", "GELU", "SOFTMAX", "LOG_SOFTMAX"), 5),
-    "RESIZE_BILINEAR": 7,
-    "DEQUANTIZE": 2,  # minus the zero point, times the scale
-    "QUANTIZE": 5,  # times the scale, plus the zero point, rounded, clipped below and above
-}
+EACH = by_name({  # DEQUANTIZE: minus the zero point, times the scale; QUANTIZE: the same back, rounded, clipped twice
+    1: """
+    ADD SUB MUL DIV FLOOR_DIV FLOOR_MOD POW MAXIMUM MINIMUM SQUARE SQRT RSQRT ABS NEG EXP LOG SIN COS FLOOR CEIL ROUND
+    SIGN TANH RELU EQUAL NOT_EQUAL LESS LESS_EQUAL GREATER GREATER_EQUAL LOGICAL_AND LOGICAL_OR LOGICAL_NOT SELECT
+    SELECT_V2 ATAN2 BITWISE_XOR RIGHT_SHIFT""",
+    2: "RELU6 RELU_N1_TO_1 RELU_0_TO_1 SQUARED_DIFFERENCE LEAKY_RELU PRELU DEQUANTIZE",
+    3: "ELU L2_NORMALIZATION",
+    4: "LOGISTIC",
+    5: "HARD_SWISH GELU SOFTMAX LOG_SOFTMAX QUANTIZE",
+    7: "RESIZE_BILINEAR",
+})  # fmt: skip
 REDUCE = words("MEAN SUM REDUCE_MAX REDUCE_MIN REDUCE_PROD REDUCE_ALL REDUCE_ANY ARG_MAX ARG_MIN CUMSUM")
 FUSED = {0: 0, 1: 1, 2: 2, 3: 2, 4: 1, 5: 1}  # none, relu, relu_n1_to_1, relu6, tanh, sign_bit
 # Inputs that say how (shapes, axes, paddings, indices) and hold no weights, by operator; all but the first where a list
