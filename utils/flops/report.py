@@ -86,6 +86,10 @@ def tell(name, problems, unsupported):
         warnings.warn(sentence, stacklevel=3)
 
 
+def _total(field, what):
+    return property(lambda report: sum(getattr(row, field) or 0 for row in report.rows), doc=what)
+
+
 @dataclasses.dataclass(frozen=True)
 class CostReport:
     """What every call of a model costs, and what they come to.
@@ -108,38 +112,16 @@ class CostReport:
     convention_text: str = ""
     unsupported: tuple = ()
 
-    def _total(self, field):
-        return sum(getattr(row, field) or 0 for row in self.rows)
-
-    @property
-    def total_macs(self):
-        """Multiply-accumulates of the whole batch."""
-        return self._total("macs")
-
-    @property
-    def total_flops(self):
-        """2 * total_macs."""
-        return 2 * self.total_macs
-
-    @property
-    def total_elementwise_ops(self):
-        """Element-wise operations of the whole batch; neither in MACs nor in FLOPs."""
-        return self._total("elementwise_ops")
-
-    @property
-    def total_params(self):
-        """Weights, each counted once."""
-        return self._total("params")
-
-    @property
-    def total_weight_bytes(self):
-        """Bytes of the weights as stored."""
-        return self._total("weight_bytes")
-
-    @property
-    def total_activation_bytes(self):
-        """Bytes of all outputs together (not the peak: memory is reused)."""
-        return self._total("activation_bytes")
+    total_macs = _total("macs", "Multiply-accumulates of the whole batch.")
+    total_flops = _total("flops", "2 * total_macs.")
+    total_elementwise_ops = _total(
+        "elementwise_ops", "Element-wise operations of the whole batch; neither in MACs nor in FLOPs."
+    )
+    total_params = _total("params", "Weights, each counted once.")
+    total_weight_bytes = _total("weight_bytes", "Bytes of the weights as stored.")
+    total_activation_bytes = _total(
+        "activation_bytes", "Bytes of all outputs together (not the peak: memory is reused)."
+    )
 
     # --- tables -------------------------------------------------------------------------------------------------------
 
