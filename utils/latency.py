@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from . import environment
+from ._checks import whole
 
 BUSY_PROCESSORS = 0.15  # more than this share of a processor used by others: the timings are suspect
 MIN_ROUNDS = 5  # even the slowest candidate takes part in this many rounds (fewer have no quartiles)
@@ -237,10 +238,7 @@ def _check(running, rounds, warmup, baseline, budget_s, calls, items):
         raise ValueError(f"baseline must be one of {', '.join(map(str, running))}, got {baseline!r}")
     least = {"rounds": (rounds, MIN_ROUNDS), "warmup": (warmup, 0), "calls": (calls, 1), "items": (items, 1)}
     for label, (value, bound) in least.items():
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise ValueError(f"{label} must be a whole number, got {value!r}")
-        if value < bound:
-            raise ValueError(f"{label} must be at least {bound}, got {value}")
+        whole(label, value, bound)
     if not budget_s > 0:
         raise ValueError(f"budget_s must be a positive number of seconds, got {budget_s}")
 

@@ -66,7 +66,7 @@ def test_load_images_keeps_the_order_and_names_the_bad_one(frame):
         with pytest.raises(ValueError, match="photos must be a DataFrame with the column path"):
             pipeline.load_images(paths, 16)
     for size in ((16, 16), 16.0, 0):
-        with pytest.raises(ValueError, match="input_size must be a positive integer, the side in pixels, got"):
+        with pytest.raises(ValueError, match="input_size must be a positive integer, got"):
             pipeline.load_images(frame, size)
 
 

@@ -82,10 +82,10 @@ def test_photos_without_a_photographer_stay_in_one_fold():
 @pytest.mark.parametrize(
     ("frame", "arguments", "message"),
     [
-        (people(), {"k": 1}, "k must be an integer between 2 and the number of photos"),
-        (people(), {"k": 2.5}, "k must be an integer between 2 and the number of photos .72., got 2.5"),
+        (people(), {"k": 1}, "k must be an integer from 2 to 72, got 1"),
+        (people(), {"k": 2.5}, "k must be an integer from 2 to 72, got 2.5"),
         (people(), {"k": 13}, "13 folds need 13 senders or more, got 12"),
-        (people(), {"k": 80, "protocol": "random"}, "number of photos .72., got 80"),
+        (people(), {"k": 80, "protocol": "random"}, "k must be an integer from 2 to 72, got 80"),
         (people(), {"protocol": "lucky"}, "protocol must be grouped or random, got 'lucky'"),
         (people().drop(columns="sender"), {}, "a column 'sender'"),
     ],

@@ -149,9 +149,9 @@ def test_channels_that_others_see_are_left_alone(between, expand):
     [
         ({"fraction": 1.0}, "fraction must be a share from 0 up to but excluding 1, got 1.0"),
         ({"fraction": -1}, "got -1"),
-        ({"divisor": 0}, "divisor must be a whole number, 1 or more, got 0"),
-        ({"divisor": 2.5}, "divisor must be a whole number, 1 or more, got 2.5"),
-        ({"minimum": None}, "minimum must be a whole number, 1 or more, got None"),
+        ({"divisor": 0}, "divisor must be a positive integer, got 0"),
+        ({"divisor": 2.5}, "divisor must be a positive integer, got 2.5"),
+        ({"minimum": None}, "minimum must be a positive integer, got None"),
         ({"model": "model.keras"}, "got str"),
     ],
 )

@@ -259,14 +259,14 @@ def test_a_model_that_keras_cannot_copy_is_refused_in_one_sentence_that_helps(ma
           for share in (-0.1, 1.0, "half", True, float("nan"))),
         (lambda: prune(network(), [], 0.5, schedule="slowly"), "schedule must be gradual or one_shot, got 'slowly'"),
         (lambda: prune(network(), iter([]), 0.5), "pass a list, or a stream with a length"),
-        *((lambda epochs=epochs: prune(network(), [], 0.5, epochs), f"a whole number, 0 or more, got {epochs!r}")
+        *((lambda epochs=epochs: prune(network(), [], 0.5, epochs), f"must be an integer from 0 up, got {epochs!r}")
           for epochs in (-1, 1.5, "one", None, True)),
         (lambda: prunable(keras.Sequential([keras.Input((4,)), L.ReLU()])), "no Dense layer and no convolution"),
         *((lambda given=given: prune(dense_network(), given, 0.5), "expected at least one batch, each .images")
           for given in ([], SIX[0], SIX[0][0], [SIX[0][:1]], {"x": SIX[0][0]}, "photos")),
         (lambda: pruning.find_blocks(subclassed()), r"a functional or Sequential model, got .* \(Subclassed\)"),
-        (lambda: MagnitudePruning(0.5, frequency=0), "frequency must be a whole number, 1 or more, got 0"),
-        (lambda: MagnitudePruning(0.5, end=2.5), "end must be a whole number, 0 or more, got 2.5"),
+        (lambda: MagnitudePruning(0.5, frequency=0), "frequency must be a positive integer, got 0"),
+        (lambda: MagnitudePruning(0.5, end=2.5), "end must be an integer from 0 up, got 2.5"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_sentence(call, message):

@@ -15,6 +15,8 @@ import warnings
 
 import numpy as np
 
+from utils._checks import whole
+
 from .interpreter import TFLiteModel
 from .photo import ENDINGS, endings, read_photo
 
@@ -71,8 +73,7 @@ def classify(model, photo, top=3):
     """
     if not isinstance(model, TFLiteModel):
         raise TypeError(f"expected a model that load() opened, got {type(model).__name__}")
-    if not isinstance(top, int | np.integer) or top < 1:
-        raise ValueError(f"top must be a positive integer, got {top!r}")
+    top = whole("top", top)
     pixels = read_photo(photo, model.input_size)
     if model.channels == 1:
         pixels = (pixels @ np.array([0.299, 0.587, 0.114]) + 0.5).astype(np.uint8)[..., None]  # as Pillow's "L"

@@ -5,9 +5,9 @@ import pathlib
 import unicodedata
 import warnings
 
-import numpy as np
 import pandas as pd
 
+from utils._checks import whole
 from utils.classify import photo
 
 from . import audit, splits
@@ -56,10 +56,8 @@ def from_folder(path, senders=None, split=None, seed=0, per_class=None):
         raise ValueError(f"split must be 'folders', 'grouped', 'random' or None, got {split!r}")
     if split == "grouped" and senders is None:
         raise ValueError("a grouped split needs senders, got None; say who took each photo, or use split='random'")
-    if per_class is not None and (not isinstance(per_class, int | np.integer) or per_class < 1):
-        raise ValueError(f"per_class must be a positive integer, got {per_class!r}")
-    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be an integer from 0 to {2**32 - 1}, got {seed!r}")
+    per_class = per_class if per_class is None else whole("per_class", per_class)
+    seed = whole("seed", seed, 0, 2**32 - 1)
     frame, others, in_parts, empty = _list(root)
     if split == "folders" and not in_parts:
         raise ValueError(f"split='folders' needs the folders train, validation and test, got none of them in {root}")

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from utils import files
+from utils._checks import whole
 from utils.classify import photo
 from utils.environment import describe
 
@@ -136,8 +137,7 @@ def batches(
     splits.require(frame, ["path", "label"], "a frame to make batches of")
     if strange := sorted(set(frame["label"]) - set(classes)):
         raise ValueError(f"labels must be among the classes {', '.join(map(str, classes))}, got {strange[0]!r}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be a positive integer, got {batch_size}")
+    batch_size = whole("batch_size", batch_size)
     augment = Augment.named(augment) if training else None
     n = len(frame)
     read = _reader(frame, input_size, cache, cache_dir)
@@ -191,8 +191,7 @@ def load_images(frame, input_size, out=None):
     """
     if not isinstance(frame, pd.DataFrame) or "path" not in frame:
         raise ValueError('photos must be a DataFrame with the column path; pass pd.DataFrame({"path": paths})')
-    if not isinstance(input_size, int | np.integer) or input_size < 1:
-        raise ValueError(f"input_size must be a positive integer, the side in pixels, got {input_size!r}")
+    input_size = whole("input_size", input_size)
     paths = list(frame["path"])
     copies = list(frame["copy"]) if "copy" in frame else [0] * len(paths)
     if out is None:

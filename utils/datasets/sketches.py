@@ -12,6 +12,7 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFilter
 
 from utils import files
+from utils._checks import whole
 
 VERSION = 2  # of the drawings: raise it when a change alters them
 CLASSES = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt")
@@ -39,10 +40,7 @@ def build(root=None, per_class=60, size=128, seed=0):
         >>> len(list(folder.glob("*/*.png")))
         30
     """
-    if not isinstance(per_class, int | np.integer) or per_class < 1:
-        raise ValueError(f"per_class must be a positive integer, got {per_class!r}")
-    if not isinstance(size, int | np.integer) or not 16 <= size <= 1024:
-        raise ValueError(f"size must be an integer from 16 to 1024, got {size!r}")
+    per_class, size = whole("per_class", per_class), whole("size", size, 16, 1024)
 
     def paint(part):
         rows = plan(per_class, seed)
@@ -52,7 +50,7 @@ def build(root=None, per_class=60, size=128, seed=0):
             draw(row["label"], row["sender"], size, row["number"], seed).save(target, compress_level=1)
         pd.DataFrame(rows).to_csv(part / _INDEX, index=False)
 
-    name = f"sketches-v{VERSION}-{int(per_class)}x{int(size)}-seed{seed}"
+    name = f"sketches-v{VERSION}-{per_class}x{size}-seed{seed}"
     return files.build_once(files.drawings_root(root) / name, paint)
 
 

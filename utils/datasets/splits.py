@@ -9,6 +9,8 @@ import warnings
 import numpy as np
 import pandas as pd
 
+from utils._checks import whole
+
 PARTS = ("train", "validation", "test")
 
 
@@ -193,8 +195,7 @@ def grouped_folds(frame, k=5, seed=0, tie=("sha256",)):
     from sklearn.model_selection import StratifiedGroupKFold
 
     require(frame, ["label", "sender"], "a frame to fold by sender")
-    if not isinstance(k, int | np.integer) or k < 2:
-        raise ValueError(f"k must be an integer, two folds or more, got {k!r}")
+    k = whole("k", k, 2)
     groups = _groups(frame, tie)
     if len(set(groups)) < k:
         raise ValueError(f"{k} folds need {k} senders or more, got {len(set(groups))}; use fewer folds")
@@ -226,8 +227,7 @@ def balance(frame, at_most=500, seed=0, before_split=False):
         >>> balance(photos, at_most=2)[["label", "copy"]].value_counts().to_dict()
         {('hat', 0): 2, ('shoes', 0): 1, ('shoes', 1): 1}
     """
-    if not isinstance(at_most, int | np.integer) or at_most < 1:
-        raise ValueError(f"at_most must be an integer, 1 photo per class or more, got {at_most!r}")
+    at_most = whole("at_most", at_most)
     require(frame, ["label", "split"], "a frame to balance")
     chosen = frame if before_split else frame[frame["split"] == "train"]
     if chosen.empty:

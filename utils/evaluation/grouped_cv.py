@@ -12,6 +12,7 @@ import pandas as pd
 from sklearn.model_selection import KFold, StratifiedKFold
 from tqdm import tqdm
 
+from utils._checks import whole
 from utils.datasets import splits
 from utils.evaluation.intervals import sender_name
 from utils.evaluation.judge import check_labels, check_probabilities, evaluate
@@ -108,7 +109,7 @@ def grouped_cv(fit_predict, frame, classes, k=5, seed=0, name=None, protocol="gr
         frame: DataFrame, one row per photo: `label`, `sender` (missing ones count as one photographer); the column
             `split` is ignored.
         classes: the C class names in the order of the probabilities' columns.
-        k: folds, at least 2.
+        k: folds, from 2 to the number of photos.
         seed: another seed, other folds.
         name: of the recipe, for tables.
         protocol: "grouped", or "random" for folds that ignore the photographers.
@@ -163,8 +164,7 @@ def grouped_cv(fit_predict, frame, classes, k=5, seed=0, name=None, protocol="gr
 def _folds(frame, labels, k, seed, protocol, tie):
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be {' or '.join(PROTOCOLS)}, got {protocol!r}")
-    if not hasattr(k, "__index__") or not 2 <= k <= len(frame):
-        raise ValueError(f"k must be an integer between 2 and the number of photos ({len(frame)}), got {k!r}")
+    k = whole("k", k, 2, len(frame))
     if protocol == "grouped":
         return splits.grouped_folds(frame, k=k, seed=seed, tie=tie)
     # A class with fewer photos than folds cannot be stratified; its few photos then fall where chance puts them.

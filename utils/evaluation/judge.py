@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from utils._checks import whole
 from utils.evaluation.intervals import sender_interval, sender_name, wilson
 
 # Keras clips probabilities here before taking the logarithm; the same clip keeps its losses and ours comparable.
@@ -198,8 +199,7 @@ def reliability(probabilities, labels, bins=15):
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599.
     """
-    if not hasattr(bins, "__index__") or bins < 1:
-        raise ValueError(f"bins must be a positive integer, got {bins!r}")
+    bins = whole("bins", bins)
     probabilities, labels = check_numbers(probabilities, labels)
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     edges = np.linspace(0, 1, bins + 1)

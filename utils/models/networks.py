@@ -6,6 +6,8 @@ import operator
 import keras
 import numpy as np
 
+from utils._checks import whole
+
 from . import efficientnet_lite, pretrained
 from .parts import CLASSIFIER, POOLED
 from .pretrained import WeightsUnavailable
@@ -50,7 +52,7 @@ def baseline_cnn(classes, input_size=224):
         >>> baseline_cnn(17).count_params()
         2996305
     """
-    count, size = _class_count(classes), _input_size(input_size, least=22)
+    count, size = _class_count(classes), whole("input_size", input_size, 22, 1024)
     image = keras.Input((size, size, 3), name="image")
     x = keras.layers.Rescaling(1 / 255, name="preprocess")(image)
     for number, channels in enumerate((128, 128, 64)):
@@ -146,7 +148,7 @@ def needs_batch_norm(backbone, weights="auto"):
 
 def _pooled(backbone, input_size, weights):
     """(image tensor, pooled feature tensor) of a backbone with its weights."""
-    name, size = _known(backbone).name, _input_size(input_size)
+    name, size = _known(backbone).name, whole("input_size", input_size, 32, 1024)
     _, fill = _weights(name, weights)
     image = keras.Input((size, size, 3), name="image")
     body = _BODIES[name](image)
@@ -257,10 +259,3 @@ def _class_count(classes):
     if count < 2:
         raise ValueError(f"classes must be at least two, got {count}")
     return count
-
-
-def _input_size(input_size, least=32):
-    size = operator.index(input_size)
-    if not least <= size <= 1024:
-        raise ValueError(f"input_size must be an integer from {least} to 1024 pixels, got {input_size}")
-    return size

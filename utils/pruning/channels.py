@@ -11,10 +11,11 @@ import keras
 import numpy as np
 import pandas as pd
 
+from utils._checks import whole
 from utils.layer_calls import keras_graph, layer_calls
 from utils.models import set_weights
 
-from .magnitude import check_count, check_kernels, check_model, check_share
+from .magnitude import check_kernels, check_model, check_share
 
 L = keras.layers
 _KEEPS_CHANNELS = (
@@ -277,8 +278,8 @@ def prune_channels(model, fraction, divisor=8, minimum=8):
         True
     """
     check_share(fraction, "fraction")
-    check_count(divisor, "divisor", 1)
-    check_count(minimum, "minimum", 1)
+    whole("divisor", divisor)
+    whole("minimum", minimum)
     found, kept = find_blocks(model), {}
     for block in found:
         wanted = round(block.channels * (1 - fraction) / divisor) * divisor if fraction else block.channels

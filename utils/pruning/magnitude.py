@@ -9,12 +9,12 @@ alone as well. Source: Zhu and Gupta 2017, "To prune, or not to prune", arXiv:17
 import contextlib
 import dataclasses
 import gzip
-import numbers
 
 import keras
 import numpy as np
 import pandas as pd
 
+from utils._checks import whole
 from utils.layer_calls.keras_graph import parts
 from utils.layer_calls.shapes import first_line
 from utils.models import reestimate_batch_norm, set_weights
@@ -111,12 +111,6 @@ def check_share(share, name):
         raise ValueError(f"{name} must be a share from 0 up to but excluding 1, got {share!r}")
 
 
-def check_count(count, name, least):
-    """Raise ValueError unless `count` is a whole number of `least` or more; `name` is what the message calls it."""
-    if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < least:
-        raise ValueError(f"{name} must be a whole number, {least} or more, got {count!r}")
-
-
 class MagnitudePruning(keras.callbacks.Callback):
     """Keras callback that keeps masks over the kernels of `prunable(model)` while the model trains.
 
@@ -138,9 +132,7 @@ class MagnitudePruning(keras.callbacks.Callback):
     def __init__(self, sparsity, end=0, frequency=10):
         super().__init__()
         check_share(sparsity, "sparsity")
-        check_count(end, "end", 0)
-        check_count(frequency, "frequency", 1)
-        self.sparsity, self.end, self.frequency = float(sparsity), end, frequency
+        self.sparsity, self.end, self.frequency = float(sparsity), whole("end", end, 0), whole("frequency", frequency)
         self.step, self.masks, self.records, self.kernels = 0, None, [], []
 
     def set_model(self, model):
@@ -305,7 +297,7 @@ def fine_tune(
     Raises:
         ValueError: epochs that are no count, no batches, or arrays in their place.
     """
-    check_count(epochs, "epochs", 0)
+    whole("epochs", epochs, 0)
     if not epochs:
         if norm_photos is not None:
             reestimate_batch_norm(model, norm_photos)
@@ -358,7 +350,7 @@ def prune(
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be {' or '.join(SCHEDULES)}, got {schedule!r}")
     schedule = schedule if epochs else "one_shot"
-    check_count(epochs, "epochs", 0)
+    whole("epochs", epochs, 0)
     total = _steps(train_batches) * epochs if epochs else 1
     end = max(round(RAMP * total), 1) if schedule == "gradual" else 0
     callback = MagnitudePruning(sparsity, end, frequency=max(end // UPDATES, 1))

@@ -9,6 +9,8 @@ import hashlib
 import json
 import re
 
+from utils._checks import whole
+
 BASELINE = "baseline_cnn"
 CHOICES = {
     "mode": ("scratch", "frozen", "fine_tune"),
@@ -92,9 +94,8 @@ class RunConfig:
             self._expect(field, getattr(self, field) in choices, f"one of {', '.join(map(repr, choices))}")
         for field in ("epochs", "input_size", "batch_size", "balance_to", "patience", "views", "seed"):
             value, least = getattr(self, field), int(field not in ("views", "seed"))
-            optional = value is None and field in ("balance_to", "patience")
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-            self._expect(field, optional or whole, "a positive integer" if least else "an integer from 0 up")
+            if value is not None or field not in ("balance_to", "patience"):
+                object.__setattr__(self, field, whole(f"RunConfig.{field}", value, least))
         for field in ("label_smoothing", "dropout"):
             self._expect(field, _number(self, field) and 0 <= getattr(self, field) < 1, "at least 0 and below 1")
         for field in ("learning_rate", "weight_decay", "warmup_epochs"):
