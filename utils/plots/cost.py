@@ -111,21 +111,17 @@ def regions_on_photo(photo, regions):
         Figure; grey is padding, shown only where a region reaches over the edge.
     """
     rows = math.ceil(len(regions) / 2)
-    page, axes = style.figure(8.8, 4.9 * rows, rows, 2, photos=True)
+    page, axes = style.drawing(8.8, 4.9 * rows, 2, rows, photos=True)
     height, width = photo.shape[:2]
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, (title, (start, stop, center)) in zip(axes.flat, regions.items(), strict=False):
+    for axis, (title, (start, stop, center)) in zip(axes, regions.items(), strict=False):
         pixels = np.clip(photo, 0, 255).astype("uint8")
         (top, left), (bottom, right) = start, stop
         low, high = (min(0, top), min(0, left)), (max(height, bottom), max(width, right))
-        axis.add_patch(Rectangle((low[1], low[0]), high[1] - low[1], high[0] - low[0], color="#d9d9d9", zorder=0))
+        style.box(axis, low[::-1], high[1] - low[1], high[0] - low[0], color="#d9d9d9", zorder=0)
         axis.imshow(pixels, extent=(0, width, height, 0), zorder=1)
         for colour, line in (("white", 5), (WRONG, 3)):
-            box = Rectangle(
-                (left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=line, zorder=3
-            )
-            axis.add_patch(box)
+            look = {"fill": False, "edgecolor": colour, "linewidth": line}
+            style.box(axis, (left, top), right - left, bottom - top, zorder=3, **look)
         axis.set(xlim=(low[1] - 2, high[1] + 2), ylim=(high[0] + 2, low[0] - 2), aspect="equal")
         if max(bottom - top, right - left) < 0.2 * min(height, width):
             _enlarged(axis, pixels, (top, left, bottom, right))
@@ -159,25 +155,20 @@ def effective_maps(maps, photo):
     """
     columns = min(3, len(maps))
     rows = math.ceil(len(maps) / columns)
-    lines = 1 + max(title.count("\n") for title in maps)
-    page, axes = style.figure(3.3 * columns, (3.3 + 0.25 * lines) * rows + 0.4, rows, columns, photos=True)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, (title, (values, start, stop, center, size)) in zip(axes.flat, maps.items(), strict=False):
+    lines, outline = 1 + max(title.count("\n") for title in maps), {"fill": False, "edgecolor": WRONG, "linewidth": 2.5}
+    page, axes = style.drawing(3.3 * columns, (3.3 + 0.25 * lines) * rows + 0.4, columns, rows, photos=True)
+    for axis, (title, (values, start, stop, center, size)) in zip(axes, maps.items(), strict=False):
         height, width = values.shape
         canvas = np.asarray(photo, float)
         strength = np.sqrt(np.clip(values, 0, 1))[..., None]  # as a root: the flanks of the Gaussian stay visible
         shown = strength * canvas + (1 - strength) * 0.22 * canvas.mean(axis=-1, keepdims=True)
         axis.imshow(shown.astype("uint8"), extent=(0, width, height, 0))
-        axis.add_patch(
-            Rectangle(start[::-1], stop[1] - start[1], stop[0] - start[0], fill=False, edgecolor=WRONG, linewidth=2.5)
-        )
+        style.box(axis, start[::-1], stop[1] - start[1], stop[0] - start[0], **outline)
         middle = (center[1] + 0.5, center[0] + 0.5)
         axis.add_patch(Ellipse(middle, size[1], size[0], fill=False, edgecolor="white", linewidth=2.2, linestyle="--"))
         axis.set(xlim=(-2, width + 2), ylim=(height + 2, -2), aspect="equal")
         style.labels(axis, title=title)
-    keys = [Rectangle((0, 0), 1, 1, fill=False, edgecolor=WRONG, linewidth=2.5),
-            Line2D([], [], color="black", linestyle="--", linewidth=2)]  # fmt: skip
+    keys = [Rectangle((0, 0), 1, 1, **outline), Line2D([], [], color="black", linestyle="--", linewidth=2)]
     said = ["theoretical receptive field", "measured: a Gaussian that holds 95% of the gradient"]
     style.key(page, keys, said)
     return page

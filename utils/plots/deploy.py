@@ -50,12 +50,10 @@ def changed_answers(table):
     style.need(table, "path", "true", "float32", "int8")
     columns, side = min(3, len(table)), 150
     rows = -(-len(table) // columns)
-    page, axes = style.figure(3.9 * columns, 0.5 + 1.95 * rows, rows, 2 * columns, photos=True,
-                              width_ratios=[side, 1.25 * side] * columns)  # fmt: skip
-    for axis in axes.flat:
-        axis.set_axis_off()
+    widths = [side, 1.25 * side] * columns
+    page, axes = style.drawing(3.9 * columns, 0.5 + 1.95 * rows, len(widths), rows, photos=True, width_ratios=widths)
     for place, row in enumerate(table.to_dict("records")):
-        photo, bars = axes[place // columns, 2 * (place % columns) :][:2]
+        photo, bars = axes[2 * place :][:2]
         photo.imshow(style.thumbnail(row["path"], side))
         photo.set_title(f"true: {row['true']}", fontsize=LABEL)
         classes = sorted(row["float32"], key=lambda name: -(row["float32"][name] + row["int8"].get(name, 0)))[:3]
@@ -67,7 +65,7 @@ def changed_answers(table):
             ink = "black" if name == row["true"] else WRONG
             bars.text(0, -1.4 * number + 0.4, name, va="bottom", fontsize=TEXT, color=ink)
         bars.set(xlim=(0, 1.3), ylim=(-3.3, 1))
-    handles = [axes[0, 1].barh([0], [0], color=colour) for colour in (FLOAT, INT8)]
+    handles = [axes[1].barh([0], [0], color=colour) for colour in (FLOAT, INT8)]
     style.key(page, handles, ["float32", "int8"])
     return page
 

@@ -12,17 +12,13 @@ def _grid(axis, values, corner=(0, 0), shaded=(), edge=None, colour=CONV):
     for (y, x), value in np.ndenumerate(np.asarray(values, object)):
         place = (corner[0] + x, corner[1] - y - 1)
         face = (colour, 0.25) if (y, x) in shaded else "white"
-        _box(axis, place, 1, 1, facecolor=face, edgecolor=GREY, linewidth=0.8)
+        style.box(axis, place, 1, 1, facecolor=face, edgecolor=GREY, linewidth=0.8)
         words = str(value).replace("-", "−")
         axis.text(place[0] + 0.5, place[1] + 0.5, words, ha="center", va="center", fontsize=LABEL)
     if edge is not None:
         y, x, height, width = edge
         place = (corner[0] + x, corner[1] - y - height)
-        _box(axis, place, width, height, fill=False, edgecolor=colour, linewidth=3, zorder=3)
-
-
-def _box(axis, corner, width, height, **kwargs):
-    axis.add_patch(Rectangle(corner, width, height, **kwargs))
+        style.box(axis, place, width, height, fill=False, edgecolor=colour, linewidth=3, zorder=3)
 
 
 def _arrow(axis, end, start):
@@ -92,11 +88,11 @@ def kinds_of_convolution(side, channels):
     for axis, (title, colour, window, read, said, macs) in zip(axes, kinds, strict=True):
         for plane in reversed(range(4)):
             left, bottom = 0.42 * plane, 0.42 * plane
-            _box(axis, (left, bottom), 5, 5, facecolor="white", edgecolor=GREY, linewidth=0.9)
+            style.box(axis, (left, bottom), 5, 5, facecolor="white", edgecolor=GREY, linewidth=0.9)
             if plane in read:
                 start = (5 - window) / 2
-                _box(axis, (left + start, bottom + start), window, window, facecolor=colour, edgecolor="white")
-        _box(axis, (8.4, 2.7), 1, 1, facecolor=colour, edgecolor=GREY)
+                style.box(axis, (left + start, bottom + start), window, window, facecolor=colour, edgecolor="white")
+        style.box(axis, (8.4, 2.7), 1, 1, facecolor=colour, edgecolor=GREY)
         _arrow(axis, (8.3, 3.2), (6.6, 3.2))
         axis.text(0, 6.7, title, fontsize=LABEL, va="bottom")
         axis.text(0, -0.4, said, fontsize=TEXT, va="top", color=GREY)
@@ -139,7 +135,7 @@ def receptive_field_steps(layers):
             mine = np.isclose(seen[level], x).any()
             box = (x - 0.42 * step, level - 0.17)
             face = CONV if mine else "white"
-            _box(axis, box, 0.84 * step, 0.34, facecolor=face, edgecolor=GREY, linewidth=0.8, zorder=2)
+            style.box(axis, box, 0.84 * step, 0.34, facecolor=face, edgecolor=GREY, linewidth=0.8, zorder=2)
         name = layers[level - 1][0] if level else "input pixels"
         axis.text(pixels[0] - 1.2, level, name, ha="right", va="center", fontsize=TEXT)
         axis.text(pixels[-1] + 1.5, level, f"r = {size}, j = {step}", va="center", fontsize=TEXT)
@@ -165,10 +161,10 @@ def splits_drawing():
             test = np.full(count, row in whole) if by_person else rng.permutation(np.arange(count) < max(1, count // 4))
             axis.text(-0.3, -row, f"photographer {chr(65 + row)}", ha="right", va="center", fontsize=TEXT)
             for place in range(count):
-                _box(axis, (place + 0.06, -row - 0.4), 0.8, 0.8, facecolor=colour if test[place] else style.TRAIN)
+                style.box(axis, (place + 0.06, -row - 0.4), 0.8, 0.8, facecolor=colour if test[place] else style.TRAIN)
         said = "test: nobody in it is in training" if by_person else "test: everybody in it is in training too"
         for place, (face, words) in enumerate(((style.TRAIN, "training"), (colour, said))):
-            _box(axis, (-3.2, -len(photos) - 0.8 * place - 0.3), 0.8, 0.4, facecolor=face)
+            style.box(axis, (-3.2, -len(photos) - 0.8 * place - 0.3), 0.8, 0.4, facecolor=face)
             axis.text(-2.2, -len(photos) - 0.8 * place - 0.1, words, va="center", fontsize=TEXT)
         axis.text(-3.2, 0.75, f"split {title}", fontsize=LABEL)
         axis.set(xlim=(-3.3, max(photos)), ylim=(-len(photos) - 1.3, 1.3), aspect="equal")
@@ -191,12 +187,12 @@ def transfer_drawing():
             style_of = {"facecolor": colour, "edgecolor": "white"} if title == "fine-tuned" else {
                 "facecolor": "white", "edgecolor": colour, "hatch": "///",
             }  # fmt: skip
-            _box(axis, body, 0.72, height, linewidth=1.4, **style_of)
+            style.box(axis, body, 0.72, height, linewidth=1.4, **style_of)
             _arrow(axis, (body[0], y + 0.6), (body[0] - 0.24, y + 0.6))
         right = 1 + 0.95 * blocks
         head_colour = style.FROZEN if title == "frozen" else colour
         _arrow(axis, (right, y + 0.6), (right - 0.24, y + 0.6))
-        _box(axis, (right, y + 0.2), 0.72, 0.8, facecolor=head_colour, edgecolor="white")
+        style.box(axis, (right, y + 0.2), 0.72, 0.8, facecolor=head_colour, edgecolor="white")
         axis.text(right + 0.9, y + 0.6, "class", fontsize=TEXT, va="center")
         for x, words in (((1 + right) / 2, "backbone, trained on ImageNet"), (right + 0.36, "new head")):
             axis.text(x, y - 0.18, words, fontsize=TEXT, ha="center", va="top", color=GREY)
@@ -253,7 +249,7 @@ def pruning_drawing():
     for axis, (title, values, zero, said) in zip(axes, panels, strict=True):
         for (y, x), value in np.ndenumerate(values):
             face = "white" if zero[y, x] else (POINTWISE, 0.25 + 0.75 * value)
-            _box(axis, (x, rows - y - 1), 0.92, 0.92, facecolor=face, edgecolor=LIGHT if zero[y, x] else "none")
+            style.box(axis, (x, rows - y - 1), 0.92, 0.92, facecolor=face, edgecolor=LIGHT if zero[y, x] else "none")
         axis.text(0, rows + 0.3, title, fontsize=LABEL)
         axis.text(0, -0.4, said, fontsize=TEXT, va="top", color=GREY)
         axis.set(xlim=(-0.2, columns), ylim=(-2.8, rows + 1.3), aspect="equal")

@@ -106,8 +106,8 @@ def class_f1(evaluation, published):
     table = evaluation.per_class.assign(published=evaluation.per_class.index.map(published).astype(float))
     gain = table["f1"] - table["published"]
     table = table.loc[gain.sort_values(na_position="first", kind="stable").index]
-    page, axes = style.figure(8, max(3.0, 1.3 + 0.36 * len(table)))
-    axis, places = axes[0, 0], np.arange(len(table))
+    page, ((axis,),) = style.figure(8, max(3.0, 1.3 + 0.36 * len(table)))
+    places = np.arange(len(table))
     axis.hlines(places, table["published"], table["f1"], color=LIGHT, linewidth=5, zorder=1)
     axis.plot(table["published"], places, "D", markerfacecolor="white", markeredgecolor="black", markersize=8)
     axis.plot(table["f1"], places, "o", color="black", markersize=9)
@@ -144,8 +144,7 @@ def random_against_grouped(table):
     if unknown := sorted({str(folds) for folds in table["folds"]} - set(FOLDS)):
         raise ValueError(f"folds must be random or grouped, got {', '.join(unknown)}")
     sets = list(dict.fromkeys(table["photos"]))
-    page, axes = style.figure(8.6, 1.4 + 1.2 * len(sets))
-    axis = axes[0, 0]
+    page, ((axis,),) = style.figure(8.6, 1.4 + 1.2 * len(sets))
     for place, name in enumerate(sets):
         rows = table[table["photos"] == name].set_index("folds")
         for folds, row in rows.iterrows():
@@ -180,8 +179,7 @@ def balancing_order(table):
             was trained on) is written into the bar where it is given, and colours it.
     """
     style.need(table, "protocol", "n", "macro_recall", "recall_low", "recall_high")
-    page, axes = style.figure(8.8, 1.1 + 0.85 * len(table))
-    axis = axes[0, 0]
+    page, ((axis,),) = style.figure(8.8, 1.1 + 0.85 * len(table))
     for place, row in enumerate(table.to_dict("records")):
         copies = row.get("shared_photos", 0)
         colour = style.WRONG if copies else NEW_PHOTOGRAPHERS if place == 0 else SEEN_PHOTOGRAPHERS

@@ -25,14 +25,13 @@ TRAIN, VALIDATION, TEST = "#C7CED6", "#8C98A4", "#3D4650"  # parts of a split
 GREY = "#6b6b6b"  # axes, notes, and what has no meaning of its own
 LIGHT = "#e5e5e5"
 
-MODES = {"frozen": FROZEN, "frozen_online": FROZEN, "fine_tune": FINE_TUNED, "scratch": SCRATCH}
+MODES = {"frozen": FROZEN, "fine_tune": FINE_TUNED, "scratch": SCRATCH}
 TRAINED = {"frozen": FROZEN, "fine-tuned": FINE_TUNED, "from scratch": SCRATCH}
 KINDS = {
     "k×k convolution": CONV, "convolution": CONV, "full convolution": CONV, "1×1 convolution": POINTWISE,
     "depthwise": DEPTHWISE, "depthwise convolution": DEPTHWISE, "dense": DENSE,
 }  # fmt: skip
 PARTS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-COLOURS = ("#000000", "#7a7a7a", "#b5b5b5", "#4a4a4a", "#969696")  # lines without a meaning of their own
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -95,9 +94,9 @@ def figure(width, height, rows=1, columns=1, photos=False, **kwargs):
     return page, axes
 
 
-def drawing(width, height, columns=1, **kwargs):
-    """A Picture whose axes have neither frame nor ticks, and the axes as a list."""
-    page, axes = figure(width, height, 1, columns, **kwargs)
+def drawing(width, height, columns=1, rows=1, **kwargs):
+    """A Picture whose axes have neither frame nor ticks, and the axes as a list, row by row."""
+    page, axes = figure(width, height, rows, columns, **kwargs)
     for axis in axes.flat:
         axis.set_axis_off()
     return page, list(axes.flat)
@@ -123,6 +122,11 @@ def sheet(count, columns, side, foot=0, head=0):
     return page, axes
 
 
+def box(axis, corner, width, height, **look):
+    """Draw a rectangle whose lower left corner is at `corner`, in data units."""
+    axis.add_patch(Rectangle(corner, width, height, **look))
+
+
 def nothing(words):
     """A Picture that says that there is nothing to draw."""
     page, (axis,) = drawing(6, 0.5)
@@ -134,7 +138,7 @@ def show_photo(axis, photo, side, words="", colour="black", frame=None):
     """Draw a photo, cut to a square, into axes of :func:`sheet`, with words below it."""
     axis.imshow(thumbnail(photo, side), extent=(0, 1, 0, 1), aspect="auto")
     if frame:
-        axis.add_patch(Rectangle((0, 0), 1, 1, fill=False, edgecolor=frame, linewidth=5))
+        box(axis, (0, 0), 1, 1, fill=False, edgecolor=frame, linewidth=5)
     note(axis, words, (0, 0), (0, -3), va="top", color=colour)
 
 
