@@ -61,12 +61,9 @@ def atomic_path(target):
         ('whole', 1)
     """
     target = pathlib.Path(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _named(error, target) from error
     part = target.with_name(f".{secrets.token_hex(4)}.part.{target.name}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield part
         _flush(part)
         part.replace(target)

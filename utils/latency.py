@@ -236,9 +236,10 @@ def _check(running, rounds, warmup, baseline, budget_s, calls, items):
             raise TypeError(f"candidate {name!r} must be a callable or a string that says why not, got {call!r}")
     if baseline is not None and baseline not in running:
         raise ValueError(f"baseline must be one of {', '.join(map(str, running))}, got {baseline!r}")
-    least = {"rounds": (rounds, MIN_ROUNDS), "warmup": (warmup, 0), "calls": (calls, 1), "items": (items, 1)}
-    for label, (value, bound) in least.items():
-        whole(label, value, bound)
+    whole("rounds", rounds, MIN_ROUNDS)
+    whole("warmup", warmup, 0)
+    whole("calls", calls)
+    whole("items", items)
     if not budget_s > 0:
         raise ValueError(f"budget_s must be a positive number of seconds, got {budget_s}")
 

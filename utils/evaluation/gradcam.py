@@ -151,11 +151,7 @@ def _is_map(tensor):
 
 
 def _logits(output):
-    """(tensor, kernel): the tensor times the kernel (None: the tensor itself) is the logits, but for the bias.
-
-    A model that ends in a Dense with softmax or sigmoid, or in one of its own, has logits; of any other we use the
-    output.
-    """
+    """(tensor, kernel): their product is the logits but for the bias; without a kernel the tensor itself is taken."""
     import keras
 
     last = keras_graph.maker(output)

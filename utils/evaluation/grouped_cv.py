@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from utils._checks import whole
 from utils.datasets import splits
-from utils.evaluation.intervals import sender_name
+from utils.evaluation.intervals import sender_names
 from utils.evaluation.judge import check_labels, check_probabilities, evaluate
 
 PROTOCOLS = ("grouped", "random")
@@ -135,7 +135,7 @@ def grouped_cv(fit_predict, frame, classes, k=5, seed=0, name=None, protocol="gr
     labels = check_labels(frame, classes)
     if "sender" not in frame:
         raise ValueError("expected a frame of photos with a column 'sender'; take it from datasets.load")
-    senders = np.array([sender_name(sender) for sender in frame["sender"]], dtype=object)
+    senders = sender_names(frame["sender"])
     probabilities = np.full((len(frame), len(classes)), np.nan)
     fold_of = np.zeros(len(frame), dtype=int)
     absent, rows = [], []

@@ -59,7 +59,7 @@ def sender_interval(correct, senders, labels=None):
     Source: the cluster bootstrap, Davison and Hinkley 1997, section 3.8 (strategy 1).
     """
     correct = np.asarray(correct, dtype=float)
-    names, codes = np.unique([sender_name(sender) for sender in senders], return_inverse=True)
+    names, codes = np.unique(sender_names(senders), return_inverse=True)
     if correct.shape != codes.shape:
         raise ValueError(f"expected one sender per answer, got {correct.size} answers and {codes.size} senders")
     if np.isnan(correct).any():
@@ -83,7 +83,7 @@ def sender_interval(correct, senders, labels=None):
     return float(low), float(high)
 
 
-def sender_name(sender):
-    """A sender as text; a missing one is "unknown"."""
-    missing = sender is None or sender != sender or str(sender) in ("", "<NA>", "nan")  # NaN differs from itself
-    return "unknown" if missing else str(sender)
+def sender_names(senders):
+    """Senders as text, an object array (n,); missing ones are "unknown"."""
+    names = ["" if sender is None or sender != sender else str(sender) for sender in senders]  # NaN differs from itself
+    return np.array(["unknown" if name in ("", "<NA>", "nan") else name for name in names], dtype=object)

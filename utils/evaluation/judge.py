@@ -8,7 +8,7 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from utils._checks import whole
-from utils.evaluation.intervals import sender_interval, sender_name, wilson
+from utils.evaluation.intervals import sender_interval, sender_names, wilson
 
 # Keras clips probabilities here before taking the logarithm; the same clip keeps its losses and ours comparable.
 EPSILON = 1e-7
@@ -161,7 +161,7 @@ def evaluate(predict, frame, classes, name=None, bins=15):
     per_class["support"], per_class["predicted"] = support, confusion.sum(axis=0)
     macro = per_class.loc[present, columns].mean()
     reliable = reliability(probabilities, labels, bins)
-    senders = np.array([sender_name(s) for s in frame["sender"]], dtype=object) if "sender" in frame else None
+    senders = sender_names(frame["sender"]) if "sender" in frame else None
     per_sender = _per_sender(correct, senders)
     several = len(per_sender) > 1
     sender_low, sender_high = sender_interval(correct, senders) if several else (None, None)

@@ -213,11 +213,8 @@ def _weights(name, weights, download=True):
 
 
 def _square_normalization(body):
-    """Undo the quirk of the official EfficientNetB0 file, whose normalization stores the deviation as the variance.
-
-    `keras.applications` makes up for it with a further rescaling by 1 / sqrt(deviation), which it adds only together
-    with weights="imagenet". The right variance in the layer itself gives the same pixels and one graph for all.
-    """
+    """Undo a quirk of the official EfficientNetB0 file: its normalization stores the deviation as the variance."""
+    # keras.applications rescales by 1 / sqrt(deviation) instead, but with weights="imagenet" only: another graph
     mean, variance, count = body.get_layer("normalization").get_weights()
     deviation = np.array([0.229, 0.224, 0.225], "float32")  # keras/src/applications/efficientnet.py
     _normalize(body, mean, variance * deviation, count)
