@@ -64,7 +64,7 @@ def test_a_bad_index_is_named(tmp_path, text, reason):
 
 
 def test_an_index_that_is_not_there_or_no_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no index"):
+    with pytest.raises(FileNotFoundError, match="there is no CSV file"):
         audit.read_index(tmp_path / "images.csv")
     with pytest.raises(ValueError, match=r"cannot be read as a table of photos \(.*directory"):
         audit.read_index(tmp_path)

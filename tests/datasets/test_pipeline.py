@@ -131,8 +131,8 @@ def test_every_epoch_of_fit_is_one_pass(frame):
 @pytest.mark.parametrize(
     ("change", "options", "reason"),
     [
-        (lambda frame: frame, {"classes": ["a"]}, "labels must be among the classes a, got 'b'"),
-        (lambda frame: frame, {"classes": {"a", "b"}}, "classes must be a list in the order of the columns, got a set"),
+        (lambda frame: frame, {"classes": ["a"]}, "expected labels among .'a',., got 'b'"),
+        (lambda frame: frame, {"classes": {"a", "b"}}, "classes must be a list in the order of the numbers, got a set"),
         (lambda frame: frame.assign(label=None), {}, "needs a label in every row"),
         (lambda frame: frame, {"cache": "tape"}, "cache must be .*, got 'tape'"),
         (lambda frame: frame, {"augment": "wild", "training": True}, "augment must be .*, got 'wild'"),

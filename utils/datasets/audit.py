@@ -25,15 +25,20 @@ _FACTS = ("sha256", "width", "height", "mode", "format", "orientation", "problem
 _log = logging.getLogger(__name__)
 
 
-def read_index(path):
-    """The full set's `images.csv`: id, sender, label (str), kids (boolean or <NA>); what is wrong is named by row."""
+def read_csv(path):
+    """A CSV file as text; one that is not there or cannot be read is named."""
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no index {path}; expected the full set as published") from None
+        raise FileNotFoundError(f"there is no CSV file {path}; check the path") from None
     except (OSError, ValueError) as error:  # pandas' and the codec's errors are ValueErrors
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read as a table of photos ({reason}); expected UTF-8 CSV") from error
+
+
+def read_index(path):
+    """The full set's `images.csv`: id, sender, label (str), kids (boolean or <NA>); what is wrong is named by row."""
+    frame = read_csv(path)
     frame.columns = frame.columns.str.strip()
     if missing := [name for name in INDEX_COLUMNS if name not in frame]:
         found = ", ".join(frame.columns)[:200]

@@ -201,12 +201,7 @@ def _people(frame, root, senders):
     if not isinstance(senders, (tuple, list)) or len(senders) != 2:
         raise ValueError(f"senders must be a function or (CSV file, column), got {senders!r}")
     table, column = pathlib.Path(senders[0]), senders[1]
-    try:
-        rows = pd.read_csv(table, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no CSV file {table}; check the path") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{table} cannot be read as CSV ({' '.join(str(error).split())})") from error
+    rows = audit.read_csv(table)
     if column not in rows:
         raise ValueError(f"{table} needs the column {column!r}, got {', '.join(map(str, rows.columns))}")
     rows = rows.fillna("").apply(lambda values: values.str.normalize("NFC").str.replace("\\", "/").str.strip())

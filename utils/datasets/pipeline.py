@@ -131,18 +131,12 @@ def batches(
     """
     import tensorflow as tf
 
-    if isinstance(classes, set | frozenset):
-        raise ValueError(f"classes must be a list in the order of the columns, got a {type(classes).__name__}")
-    classes = list(classes)
     splits.require(frame, ["path", "label"], "a frame to make batches of")
-    if strange := sorted(set(frame["label"]) - set(classes)):
-        raise ValueError(f"labels must be among the classes {', '.join(map(str, classes))}, got {strange[0]!r}")
+    targets = tf.constant(label_numbers(frame["label"], classes), tf.int32)
     batch_size = whole("batch_size", batch_size)
     augment = Augment.named(augment) if training else None
     n = len(frame)
     read = _reader(frame, input_size, cache, cache_dir)
-    columns = {label: column for column, label in enumerate(classes)}
-    targets = tf.constant([columns[label] for label in frame["label"]], tf.int32)
     passes = itertools.count(first_epoch) if not callable(first_epoch) else iter(first_epoch, object())
 
     def rows_of_next_pass():
@@ -167,6 +161,16 @@ def batches(
     stream = tf.data.Dataset.from_generator(rows_of_next_pass, output_signature=signature)
     stream = stream.apply(tf.data.experimental.assert_cardinality(-(-n // batch_size)))
     return stream.map(batch, num_parallel_calls=describe()["cores"], deterministic=True).prefetch(2)
+
+
+def label_numbers(labels, classes):
+    """int array (n,): the number of each label in `classes`; an unknown one is named."""
+    if isinstance(classes, set | frozenset):
+        raise ValueError(f"classes must be a list in the order of the numbers, got a {type(classes).__name__}")
+    index = {name: number for number, name in enumerate(classes)}
+    if unknown := sorted(set(labels) - set(index), key=str):
+        raise ValueError(f"expected labels among {tuple(classes)}, got {unknown[0]!r}; load the dataset again")
+    return np.array([index[label] for label in labels], int)
 
 
 def decode(path, input_size, copy=0):

@@ -105,7 +105,7 @@ def draw(label, sender, size, number=0, seed=0):
     def place(points):
         return [tuple(point) for point in (np.asarray(points) * scale @ turn.T + shift).tolist()]
 
-    bodies, trims, seams = _garment(label, lambda low, high: rng.uniform(low, high))
+    bodies, trims, seams = _garment(label, rng.uniform)
     mask = Image.new("L", (big, big))
     for body in bodies:
         ImageDraw.Draw(mask).polygon(place(body), fill=255)
@@ -129,13 +129,11 @@ def draw(label, sender, size, number=0, seed=0):
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def _garment(label, draw_from):
+def _garment(label, u):
     """(bodies, trims, seams) of a garment: lists of point lists; x and y (downwards) run from -1 to 1."""
-    u = draw_from
     if label in ("t-shirt", "longsleeve", "shirt", "outwear"):
-        sleeve = {"t-shirt": u(0.2, 0.4), "longsleeve": u(0.6, 0.9), "shirt": u(0.3, 0.85), "outwear": u(0.6, 0.95)}[
-            label
-        ]
+        sleeves = {"t-shirt": u(0.2, 0.4), "longsleeve": u(0.6, 0.9), "shirt": u(0.3, 0.85), "outwear": u(0.6, 0.95)}
+        sleeve = sleeves[label]
         width, long = (u(0.48, 0.6), u(0.7, 0.9)) if label == "outwear" else (u(0.38, 0.5), u(0.6, 0.75))
         down, neck = u(0.4, 1.2), u(0.12, 0.2)  # the sleeve's angle below the horizontal
         shoulder = np.array([width, 0.1 - long])
