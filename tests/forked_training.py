@@ -33,7 +33,7 @@ def train(name, told_of_epochs):
     os.fsync = lambda descriptor: (time.sleep(0.05), flush(descriptor))  # so that kills fall into writes too
     told = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: os.write(told_of_epochs, b"."))  # once it is kept
     done = loop.train(config, photos, folder=folder / name, strategy=strategy, verbose=0, callbacks=[told])
-    weights = run.read_arrays(done.folder / run.WEIGHTS)
+    weights = run.read_arrays(done.folder / "weights.npz")
     left = {
         "history": done.history.drop(columns="seconds").to_dict("records"),
         "best_epoch": done.best_epoch,

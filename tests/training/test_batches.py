@@ -25,7 +25,7 @@ def test_class_weights_and_targets_by_hand():
 def test_each_photo_comes_with_its_own_target_and_weight_in_every_epoch(tmp_path, monkeypatch):
     monkeypatch.setenv("CLOTHING_CACHE_DIR", str(tmp_path))
     frame, epoch = tiny_training.squares(tmp_path / "squares").part("train"), [0]
-    numbers = batches.label_numbers(frame["label"], tiny_training.CLASSES)
+    numbers = pipeline.label_numbers(frame["label"], tiny_training.CLASSES)
     labels, weights = batches.class_targets(3, 0.1)[numbers], np.array([1.0, 2.0, 3.0], np.float32)
     run = tiny_training.config(label_smoothing=0.1, batch_size=5)
     data = batches.photo_batches(frame, tiny_training.CLASSES, weights, run, lambda: epoch[0])

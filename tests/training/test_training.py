@@ -72,7 +72,7 @@ def finished(trained_once, tiny):
 
 
 def accuracy(run, frame):
-    return (run.predict(frame).argmax(1) == batches.label_numbers(frame["label"], CLASSES)).mean()
+    return (run.predict(frame).argmax(1) == pipeline.label_numbers(frame["label"], CLASSES)).mean()
 
 
 def no_training(monkeypatch):

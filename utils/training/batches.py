@@ -29,7 +29,7 @@ def class_weights(frame, classes):
 
     Source: King & Zeng 2001 (as in scikit-learn).
     """
-    counts = np.bincount(label_numbers(frame["label"], classes), minlength=len(classes)).astype(float)
+    counts = np.bincount(pipeline.label_numbers(frame["label"], classes), minlength=len(classes)).astype(float)
     if not counts.all():
         absent = [name for name, count in zip(classes, counts, strict=True) if not count]
         raise ValueError(f"no training photo of {', '.join(absent)}; drop the class, or use another split")
@@ -53,16 +53,6 @@ def augmentation(name):
     if name == "study_b":
         return pipeline.Augment(flip=True, rotation=36.0)
     return pipeline.Augment.named(name)
-
-
-def label_numbers(labels, classes):
-    """int array (n,): the number of each label in `classes`; an unknown one is named."""
-    if isinstance(classes, set | frozenset):
-        raise ValueError(f"classes must be a list in the order of the numbers, got a {type(classes).__name__}")
-    index = {name: number for number, name in enumerate(classes)}
-    if unknown := sorted(set(labels) - set(index), key=str):
-        raise ValueError(f"expected labels among {tuple(classes)}, got {unknown[0]!r}; load the dataset again")
-    return np.array([index[label] for label in labels], int)
 
 
 def class_targets(n_classes, label_smoothing=0.0):

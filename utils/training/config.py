@@ -131,11 +131,18 @@ class RunConfig:
     @property
     def run_id(self):
         """Readable slug and a hash of the choices, e.g. ``"b-frozen-1f0c2d9a"``; see :meth:`run_id_for`."""
-        return self._id("")
+        return self.run_id_for("")
 
     def run_id_for(self, fingerprint):
         """The id of this run on one dataset, given the dataset's fingerprint: the name of the run's folder."""
-        return self._id(str(fingerprint))
+        # 1 and 1.0 are the same choice; repr of a float is exact, so that no two rates share an id.
+        facts = {
+            key: repr(float(value)) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+            for key, value in self.to_dict().items()
+        }
+        text = json.dumps([facts, str(fingerprint)], sort_keys=True)
+        slug = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:48] or "run"
+        return f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def to_dict(self):
         """The fields that differ from their defaults, fit for JSON; :meth:`from_dict` reads it back."""
@@ -155,24 +162,13 @@ class RunConfig:
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(fields))
-        missing = [
-            name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values
-        ]
+        needed = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+        missing = [name for name in needed if name not in values]
         if unknown or missing:
             raise ValueError(
                 f"not a RunConfig of this version: unknown fields {unknown}, missing fields {missing}; train again"
             )
         return cls(**values)
-
-    def _id(self, fingerprint):
-        # 1 and 1.0 are the same choice; repr of a float is exact, so that no two rates share an id.
-        facts = {
-            key: repr(float(value)) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-            for key, value in self.to_dict().items()
-        }
-        text = json.dumps([facts, fingerprint], sort_keys=True)
-        slug = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:48] or "run"
-        return f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _number(config, field):

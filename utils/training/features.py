@@ -16,8 +16,6 @@ import numpy as np
 from utils import files, models
 from utils.datasets import pipeline
 
-from .batches import label_numbers
-
 BATCH_SIZE = 32  # photos a forward pass; 16 to 32 are fastest on small CPUs
 BLOCK = 256  # photos that are decoded at a time; memory does not grow with their number
 
@@ -57,8 +55,7 @@ def extract(
         raise ValueError("there is no photo to extract features from: the frame is empty; check the split")
     if views and augment is None:
         raise ValueError(f"views={views} needs an augmentation, got None; pass augment=pipeline.Augment.light()")
-    copies = frame["copy"].to_numpy() if "copy" in frame.columns else np.zeros(len(frame), int)
-    photos = [f"{content(path)}/{int(copy)}" for path, copy in zip(frame["path"], copies, strict=True)]
+    photos = _keys(frame)
     extractor, weights_id = _extractor(backbone, input_size, calibration, cache_dir)
     stacks = []
     for view in range(views + 1):
@@ -69,7 +66,8 @@ def extract(
         missing = {key: row for row, key in enumerate(photos) if key not in known}
         rows = np.array(list(missing.values()), int)
         # A view depends on the photo, the seed and its number, not on its neighbours.
-        draws = [(seed, view, int(photos[row][:12], 16), int(copies[row]), 31) for row in rows] if view else None
+        drawn = [photos[row].split("/") for row in rows]
+        draws = [(seed, view, int(photo[:12], 16), int(copy), 31) for photo, copy in drawn] if view else None
         fresh = {}
         try:
             for block in _compute(extractor, frame.iloc[rows], input_size, augment, draws, verbose):
@@ -90,6 +88,12 @@ def content(path):
         raise FileNotFoundError(f"the photo {path} is missing; load the dataset again") from error
 
 
+def _keys(frame):
+    """What tells photos apart: the digest of each one's bytes, and the number of its copy where it was balanced."""
+    copies = frame["copy"] if "copy" in frame.columns else [0] * len(frame)
+    return [f"{content(path)}/{int(copy)}" for path, copy in zip(frame["path"], copies, strict=True)]
+
+
 def calibrate(model, frame, input_size, cache_dir=None):
     """Re-estimate a model's batch-norm statistics on 1,500 training photos, once: the result is kept on disk."""
     rows = np.sort(np.random.default_rng([0, 32]).permutation(len(frame))[:1500])
@@ -102,9 +106,7 @@ def calibrate(model, frame, input_size, cache_dir=None):
     for layer in model.layers[: names.index("pooled_features")]:
         for weight in layer.weights[:2] if layer in norms else layer.weights:
             digest.update(weight.numpy().tobytes())
-    copies = some["copy"] if "copy" in some.columns else [0] * len(some)
-    for path, copy in zip(some["path"], copies, strict=True):
-        digest.update(f"{content(path)}/{int(copy)}".encode())
+    digest.update("".join(_keys(some)).encode())
     path = files.cache_dir(cache_dir or None) / f"batch-norm-{digest.hexdigest()[:24]}.npz"
     known = {} if cache_dir is False else _read(path)
     if not known:
@@ -252,7 +254,7 @@ def linear_probe(
     """
     from sklearn.linear_model import LogisticRegression
 
-    labels, features = label_numbers(labels, classes), np.asarray(features, np.float32)
+    labels, features = pipeline.label_numbers(labels, classes), np.asarray(features, np.float32)
     if absent := [name for number, name in enumerate(classes) if number not in labels]:
         raise ValueError(f"a probe needs a photo of every class, got none of {', '.join(map(str, absent))}")
     mean, spread = features.mean(axis=0), features.std(axis=0)
@@ -273,7 +275,8 @@ def linear_probe(
         kernel = kernel / spread[:, None]
         probe = LinearProbe(kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32), strength, None)
         if judged:
-            right = probe.predict(validation_features).argmax(axis=1) == label_numbers(validation_labels, classes)
+            wanted = pipeline.label_numbers(validation_labels, classes)
+            right = probe.predict(validation_features).argmax(axis=1) == wanted
             probe = dataclasses.replace(probe, validation_accuracy=float(right.mean()))
         if best is None or probe.validation_accuracy > best.validation_accuracy:
             best = probe

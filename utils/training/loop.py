@@ -143,7 +143,9 @@ class _Trainer:
         if state["content"] != content_of(self.dataset.frame):
             raise runs.DamagedRun(OTHER_CONTENT)
         with self.strategy.scope() if self.strategy else contextlib.nullcontext():
-            network, stream, validation, full = self._set_up()
+            network, stream, validation, full = self._frozen() if config.mode == "frozen" else self._on_photos()
+            if self.strategy:  # a photo for every device in every step
+                stream = stream.take(max(len(self.frame) // config.batch_size, 1))
             optimizer = make_optimizer(config, -(-len(self.frame) // config.batch_size))
             # XLA ("auto" turns it on) is several times slower on CPUs, and compiles for minutes. A step of a head takes
             # microseconds: a whole epoch of them in one call of the compiled function.
@@ -206,35 +208,25 @@ class _Trainer:
 
     # --- what each mode trains ----------------------------------------------------------------------------------------
 
-    def _set_up(self):
-        """(network to train, its batches, its validation batches or None, function that returns the full network)."""
-        network, stream, validation, full = self._frozen() if self.config.mode == "frozen" else self._on_photos()
-        if self.strategy:  # a photo for every device in every step
-            stream = stream.take(max(len(self.frame) // self.config.batch_size, 1))
-        return network, stream, validation if len(self.validation) else None, full
-
     def _frozen(self):
+        """(network to train, its batches, its validation batches or None, function that returns the full network)."""
         import tensorflow as tf
 
         config = self.config
         trained = self._extract(self.frame, views=config.views, augment=batches.augmentation(config.augment))
         validation = None
         if len(self.validation):
-            targets = batches.class_targets(len(self.classes))[
-                batches.label_numbers(self.validation["label"], self.classes)
-            ]
+            labels = pipeline.label_numbers(self.validation["label"], self.classes)
+            targets = batches.class_targets(len(self.classes))[labels]
             validation = tf.data.Dataset.from_tensor_slices((self._extract(self.validation), targets)).batch(32)
         # Just before the weights are drawn: what was built or cached until here must not tell in them.
         keras.utils.set_random_seed(config.seed)
-        network = keras.Sequential(
-            [
-                keras.Input((trained.shape[-1],), name="features"),
-                keras.layers.Dropout(config.dropout, name="dropout"),
-                keras.layers.Dense(len(self.classes), activation="softmax", name="classifier"),
-            ],
-            name="head",
-        )
-        labels = batches.label_numbers(self.frame["label"], self.classes)
+        network = keras.Sequential([
+            keras.Input((trained.shape[-1],), name="features"),
+            keras.layers.Dropout(config.dropout, name="dropout"),
+            keras.layers.Dense(len(self.classes), activation="softmax", name="classifier"),
+        ], name="head")  # fmt: skip
+        labels = pipeline.label_numbers(self.frame["label"], self.classes)
         stream = batches.feature_batches(trained, labels, self.weights, config, lambda: self.epoch)
         return (
             network, stream, validation,
@@ -242,6 +234,7 @@ class _Trainer:
         )  # fmt: skip
 
     def _on_photos(self):
+        """As :meth:`_frozen`."""
         config = self.config
         scratch = config.mode == "scratch"
         head = None if scratch else self._probe()
@@ -273,7 +266,7 @@ class _Trainer:
 
     def _probe(self):
         judged = (self._extract(self.validation), self.validation["label"]) if len(self.validation) else ()
-        weights = self.weights[batches.label_numbers(self.frame["label"], self.classes)]
+        weights = self.weights[pipeline.label_numbers(self.frame["label"], self.classes)]
         probe = features.linear_probe(
             self._extract(self.frame), self.frame["label"], *judged, classes=self.classes, sample_weight=weights
         )

@@ -26,7 +26,7 @@ from .config import BASELINE, RunConfig
 
 SHIPPED = files.PROJECT / "models"  # finished runs that are part of the repository
 SCHEMA = 1
-STATE, WEIGHTS, PREDICTIONS, CHECKPOINT = "run.json", "weights.npz", "predictions.npz", "checkpoint.npz"
+STATE, CHECKPOINT = "run.json", "checkpoint.npz"
 HEAD_ARRAYS = 2  # kernel and bias of the dense layer that a frozen run trains
 
 
@@ -280,10 +280,10 @@ def _same_backbone(run):
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write(folder, state, arrays):
-    """Write a finished run: its weights, and then the state that names them."""
-    entry = files.write_arrays(folder / WEIGHTS, arrays)
-    files.write_json(folder / STATE, {**state, "schema": SCHEMA, "files": {"weights": entry}})
+def write(folder, state, arrays, kind="weights"):
+    """Write a finished run: its arrays, and then the state with their hash; arrays without it count as not there."""
+    entry = files.write_arrays(folder / f"{kind}.npz", arrays)
+    files.write_json(folder / STATE, {**state, "schema": SCHEMA, "files": {kind: entry}})
 
 
 def export(run, folder=None):
@@ -337,9 +337,7 @@ def export_record(run, dataset):
         raise ValueError(f"run {run.run_id} was trained on photos {run.fingerprint}, got {dataset.fingerprint}")
     folder, frame = SHIPPED / run.run_id, dataset.frame[dataset.frame["split"] != "train"]
     arrays = {"id": np.array([str(one) for one in frame["id"]]), "probabilities": run.predict(frame)}
-    entry = files.write_arrays(folder / PREDICTIONS, arrays)
-    # The state comes last and names the hash: predictions without it count as not there.
-    files.write_json(folder / STATE, {**_to_state(run), "schema": SCHEMA, "files": {"predictions": entry}})
+    write(folder, _to_state(run), arrays, "predictions")
     return folder
 
 
