@@ -175,10 +175,8 @@ def _folds(options, known, data):
             cluster.train(client, [(config, photos, load | {"fold": fold}) for config, photos, fold in jobs])
 
     elsewhere = on_cluster if options.cluster else None
-    for judged in folds.cross_validate(
-        row.run, data(row), k=options.k, verbose=2, tie=row.tie, elsewhere=elsewhere
-    ).values():
-        print(judged, flush=True)
+    found = folds.cross_validate(row.run, data(row), options.k, verbose=2, tie=row.tie, elsewhere=elsewhere)
+    print(*found.values(), sep="\n", flush=True)
     if options.keep:
         print(folds.export(row.run, data(row), k=options.k, tie=row.tie).name)
 
@@ -280,8 +278,7 @@ def _pruning(options, known, data):
 
 _WORK = {
     "train": _train, "folds": _folds, "choose": _choose, "seeds": _seeds, "splits": _splits, "trials": _trials,
-    "keep": _keep, "files": _files, "pruning": _pruning, "elsewhere": _elsewhere,
-    "further": _further,
+    "keep": _keep, "files": _files, "pruning": _pruning, "elsewhere": _elsewhere, "further": _further,
 }  # fmt: skip
 
 

@@ -26,16 +26,11 @@ DONE = "finished run: "
 
 
 @contextlib.contextmanager
-def connect(address, timeout=10):
-    """A Dask client; ``local:N`` starts N worker processes of one thread on this machine for the time of the block.
+def connect(address):
+    """A Dask client of the scheduler at `address`, such as ``tcp://host:8786``.
 
-    Args:
-        address: of a running scheduler, such as ``tcp://host:8786``, or ``local:N``.
-        timeout: seconds to wait for the scheduler.
-
-    Raises:
-        LookupError: `distributed` is not installed.
-        ValueError: the address cannot be read. ConnectionError: no scheduler answers there.
+    ``local:N`` starts N worker processes of one thread on this machine for the time of the block. Raises LookupError
+    without the package `distributed`, ValueError for what is no address, ConnectionError where no scheduler answers.
     """
     try:
         distributed = importlib.import_module("distributed")
@@ -50,7 +45,7 @@ def connect(address, timeout=10):
             )
             address = opened.enter_context(cluster).scheduler_address
         try:
-            client = opened.enter_context(distributed.Client(address, timeout=timeout))
+            client = opened.enter_context(distributed.Client(address, timeout=10))
         except (OSError, ValueError) as error:
             raise ConnectionError(
                 f"no Dask scheduler answers at {address} ({error}); start one with "
@@ -64,7 +59,8 @@ def connect(address, timeout=10):
 def train(client, jobs, folder=None):
     """Train on the cluster what is not finished here; each run folder appears whole or not at all.
 
-    A task whose worker is lost goes to another worker. A training that fails does not stop the others.
+    A task whose worker is lost goes to another worker. A training that fails does not stop the others; the ValueError
+    at the end names each with its reason.
 
     Args:
         client: of :func:`connect`.
@@ -74,9 +70,6 @@ def train(client, jobs, folder=None):
 
     Returns:
         list of finished Runs, in the order of `jobs`.
-
-    Raises:
-        ValueError: some trainings failed; names each with its reason. The others are kept.
     """
     from distributed import as_completed
     from tqdm import tqdm
@@ -104,18 +97,10 @@ def train(client, jobs, folder=None):
 
 
 def work(config, load, fingerprint, expected):
-    """Train one run in a process of its own; this is what a worker does.
+    """Train one run in a process of its own and return its folder's files as a zip; this is what a worker does.
 
-    Dask's threads draw from Python's global random numbers, so a training among them would not be repeatable.
-
-    Args:
-        config: RunConfig.to_dict().
-        load: as in :func:`train`, fit for JSON.
-        fingerprint: of the caller's photos.
-        expected: `sources()` of the caller.
-
-    Returns:
-        bytes, a zip with the files of the run's folder.
+    Dask's threads draw from Python's global random numbers, so a training among them would not be repeatable. `config`
+    and `load` are plain JSON; `fingerprint` and `expected` are of the caller's photos and of the caller's `sources`.
     """
     child = subprocess.Popen(
         [sys.executable, "-m", "study.cluster", json.dumps([config, load, fingerprint, expected])],

@@ -199,10 +199,6 @@ def save(content, run, dataset):
 
 
 def ship(run, dataset, calibration_photos=CALIBRATION_PHOTOS, seed=0):
-    """Make a finished run the int8 file that ships, and compare it with its float32 file on the test set.
-
-    Returns:
-        (pathlib.Path of the .tflite file, DataFrame of quantization.evaluate_schemes for float32 and int8).
-    """
+    """Make a finished run the int8 file that ships: its path, and evaluate_schemes' comparison with float32 on test."""
     made, judged = _made_and_judged(run, dataset, ("float32", "int8"), calibration_photos, seed)
     return save(made["int8"], run, dataset)[0], judged

@@ -57,10 +57,9 @@ def pictures():
 
 
 def measure(shown, loaded):
-    """What each model says of the `shown` pictures, and of its own validation and test photos (`loaded` by name).
+    """The record's metrics: what each model says of the `shown` pictures ("answers"), and how often it doubts ("said").
 
-    Returns the record's metrics: "said", a line for each model and set of photos (share with 95% Wilson), and
-    "answers", one for each sample picture.
+    "said" has a line for each model and set of photos, also of its own validation and test photos (`loaded` by name).
     """
     said, answers = [], []
     for name, photos in MODELS.items():
@@ -72,16 +71,13 @@ def measure(shown, loaded):
 
         known = shown.drop(columns="path").to_dict("records")
         given = [{"model": name} | row | answer(path) for row, path in zip(known, shown["path"], strict=True)]
-        doubted = {}
-        for row in given:
-            doubted.setdefault(row["set"], []).append(row["said"])
+        doubted = {kind: [row["said"] for row in given if row["set"] == kind] for kind in shown["set"].unique()}
         for part in ("validation", "test"):
             frame = dataset.part(part)
-            own = [answer(path) for path in frame["path"]]
-            for judged, right in (("right", True), ("wrong", False)):
-                which = [(one["label"] == label) is right for one, label in zip(own, frame["label"], strict=True)]
-                kept = [one["said"] for one, here in zip(own, which, strict=True) if here]
-                doubted[f"{part} photos, {judged} answer"] = kept
+            own = pd.DataFrame([answer(path) for path in frame["path"]])
+            right = own["label"] == frame["label"]
+            for judged, rows in (("right", own[right]), ("wrong", own[~right])):
+                doubted[f"{part} photos, {judged} answer"] = rows["said"].tolist()
         for kind, values in doubted.items():
             low, high = wilson(sum(values), len(values))
             said.append({

@@ -60,13 +60,11 @@ def fold_of(dataset, number, k, seed, tie):
 def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, shipped=True, tie=TIE, elsewhere=None):
     """Train the recipe once per fold and judge each photo by the model that has seen nobody of its sender.
 
+    All photos of the Dataset take part, whatever their split, and the RunConfig's validation choices do not apply.
+
     Args:
-        config: RunConfig; its validation choices do not apply (each fold keeps its last epoch).
-        dataset: datasets.Dataset; all its photos take part, whatever their split.
-        k, seed: of the folds.
-        folder, verbose: as in ``training.train``.
+        k, seed, tie: of ``splits.grouped_folds``; folder, verbose: as in ``training.train``.
         shipped: False trains the folds, though their predictions ship in ``models/``.
-        tie: columns whose equal values tie photographers together, as in ``datasets.grouped_split``.
         elsewhere: function that trains a list of (RunConfig, FoldDataset, arguments of :func:`fold_of`) into `folder`
             beforehand, on the machines of a cluster.
 
@@ -98,14 +96,8 @@ def cross_validate(config, dataset, k=5, seed=0, folder=None, verbose=1, shipped
 def compare(rows, dataset, numbers=(0,), k=5, seed=1, folder=None, verbose=1):
     """Lines of `results/fold_trials.json`: what recipes give on the same folds, trained or taken from what ships.
 
-    Args:
-        rows: list of recipes.Row; the others are compared with the first.
-        dataset: datasets.Dataset of all of them.
-        numbers, k, seed: which of the `k` folds of `seed`; those that are reported have seed 0.
-        folder, verbose: as in ``training.train``.
-
-    Returns:
-        list of dictionaries, one per row, in that order; `paired` is of ``evaluation.compare``, None for the first.
+    `numbers` says which of the `k` folds of `seed`; those that are reported have seed 0. In the line of each
+    recipes.Row `paired` compares it with the first row (``evaluation.compare``); the first has None.
     """
     first, lines = None, []
     for row in rows:
@@ -134,16 +126,16 @@ def _line(row, note, judged, first, numbers, seed, runs):
     }  # fmt: skip
 
 
-def soup(row, dataset, number=0, k=5, seed=1, folder=None, verbose=1):
+def soup(row, dataset, k=5, verbose=1):
     """Lines as of :func:`compare`: two further seeds of a row on one fold, then what the three make together.
 
     A soup is one network whose weights are the mean of theirs (Wortsman et al. 2022, arXiv:2203.05482). The mean of
     their answers takes three passes, six with mirror images: a bound for what a soup or a student of them can give.
     """
-    photos = fold_of(dataset, number, k, seed, row.tie)
+    photos = fold_of(dataset, 0, k, 1, row.tie)
     test = photos.frame[photos.frame["split"] == "test"]
     configs = [recipe_of(dataclasses.replace(row.run, seed=one)) for one in range(3)]
-    runs = [training.train(config, photos, folder=folder, verbose=verbose) for config in configs]
+    runs = [training.train(config, photos, verbose=verbose) for config in configs]
     answers = [run.predict(test) for run in runs]
     together = {"the mean of three seeds' answers, each photo mirrored too: six passes": np.mean(
         [run.predict(test, tta=True) for run in runs], axis=0
@@ -158,7 +150,7 @@ def soup(row, dataset, number=0, k=5, seed=1, folder=None, verbose=1):
     for note, found in (seeds | together).items():
         used = [runs[int(note[-1])]] if note in seeds else runs
         judged = evaluation.evaluate(found, test, dataset.classes, name=f"{row.id}, {note}")
-        lines.append(_line(row, note, judged, first, [number], seed, used))
+        lines.append(_line(row, note, judged, first, [0], 1, used))
     return lines
 
 
@@ -221,9 +213,9 @@ def load(folder, dataset):
     return judged
 
 
-def export(config, dataset, k=5, seed=0, folder=None, tie=TIE):
+def export(config, dataset, k=5, folder=None, tie=TIE):
     """Copy a finished cross-validation into the repository's ``models/``; returns the folder."""
-    name = cv_id(config, dataset.fingerprint, k, seed, tie)
+    name = cv_id(config, dataset.fingerprint, k, tie=tie)
     source = files.runs_dir(folder) / name
     if not (source / RECORD).exists():
         raise FileNotFoundError(f"{source} is not there; train the folds first")

@@ -52,10 +52,10 @@ def tidy(notebook):
     return notebook
 
 
-def smaller_png(text, colours=96):
+def smaller_png(text):
     """A figure's PNG (base64) with a palette, where that is smaller: a notebook on GitHub has to stay under 1 MB."""
     data = base64.b64decode(text)
-    picture = Image.open(io.BytesIO(data)).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
+    picture = Image.open(io.BytesIO(data)).convert("RGB").quantize(96, dither=Image.Dither.NONE)
     small = io.BytesIO()
     picture.save(small, format="PNG", optimize=True)
     return text if small.tell() >= len(data) else base64.b64encode(small.getvalue()).decode()

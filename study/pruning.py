@@ -50,16 +50,13 @@ class Lessons:
 
 
 def sweep(model, lessons, photos, labels, levels, representative, folder, epochs=1, learning_rate=1e-4):
-    """Prune one model to several levels by each kind, fine-tune, convert, and judge every file.
+    """Prune copies of a trained model to several levels by each kind, fine-tune, convert, and judge every file.
 
     Args:
-        model: a trained Keras 3 classifier; it is copied, not changed.
-        lessons: Lessons to fine-tune on.
         photos: uint8 (n, height, width, 3) to judge on; labels: int (n,), class numbers.
         levels: "weights" (removed gradually), "weights, one-shot" or "channels" -> shares to remove.
         representative: photos for calibration, and for batch-norm statistics that follow what was removed.
         folder: where finished points are kept and looked for.
-        epochs, learning_rate: of the fine-tuning after each removal.
 
     Returns:
         (DataFrame, one row per point and scheme: kind ("weights", "channels, int8" ...), removed (share asked for),
@@ -146,23 +143,15 @@ def _point_path(folder, model, lessons, photos, facts):
 
 
 def iterative_prune(model, lessons, target, rounds, score, norm_photos, folder, learning_rate=1e-4):
-    """Score importance, remove, fine-tune, repeat until `target` of the weights are gone.
+    """Score importance, remove, fine-tune, repeat until `target` (a share below 1) of a model's weights are gone.
 
-    After round i of n the share 1 - (1 - target)^(i / n) is removed.
-
-    Args:
-        model: a trained Keras 3 classifier; it is copied, not changed.
-        lessons: Lessons to fine-tune on, one pass a round.
-        target: share to remove in the end, in [0, 1).
-        rounds: how many, 1 or more.
-        score: function of a model that returns a number, such as validation accuracy.
-        norm_photos: photos by which batch-norm statistics follow each removal, see `pruning.fine_tune`.
-        folder: where every round is kept and looked for.
-        learning_rate: of fine-tuning.
+    After round i of n the share 1 - (1 - target)^(i / n) is removed, and one pass over the lessons follows. `score` is
+    a function of a model, such as its validation accuracy; `norm_photos` as for `pruning.fine_tune`; every round is
+    kept in `folder`, and looked for there.
 
     Returns:
-        (the last round's Keras model, DataFrame with one row per round, round 0 being the model as it came: round,
-        removed, parameters, nonzero_weights, macs, gzip_bytes, before_tuning and score).
+        (the last round's Keras model, DataFrame with one row per round, as `_round` makes it; round 0 is the model as
+        it came).
     """
     tuning = {"epochs": 1, "learning_rate": learning_rate, "norm_photos": norm_photos}
     whole, value = _size(model), score(model)
@@ -196,13 +185,7 @@ def _round(number, removed, model, before, after):
 def measure(run, dataset, size, seed=0):
     """The sweep and the loop of notebook 3: the metrics of `results/pruning.json`. On photos it takes hours.
 
-    Args:
-        run: finished Run with weights; dataset: its Dataset.
-        size: of recipes.sizes().
-        seed: of the photos and their order.
-
-    Returns:
-        dict, "pruning" and "pruning_loop" -> list of rows.
+    `run` has its weights, `size` is of recipes.sizes(), and `seed` of the photos and their order.
     """
     model, side, labels = run.model(), run.config.input_size, list(dataset.classes)
     parts = {name: dataset.part(name) for name in ("train", "validation", "test")}
@@ -213,12 +196,8 @@ def measure(run, dataset, size, seed=0):
     calibration = quantization.representative_photos(dataset.frame, size["calibration_photos"], side, seed=seed)
     lessons, rate = Lessons(train, dataset.classes, side, seed), size["prune_learning_rate"]
     keep = files.runs_dir() / "pruning" / run.run_id
-    levels = {
-        kind: size["channel_levels" if kind == "channels" else "prune_levels"] for kind in size["prune_kinds"]
-    }  # fmt: skip
-    frame, contents = sweep(
-        model, lessons, photos, answers, levels, calibration, keep, size["prune_epochs"], rate
-    )  # fmt: skip
+    levels = {kind: size["channel_levels" if kind == "channels" else "prune_levels"] for kind in size["prune_kinds"]}
+    frame, contents = sweep(model, lessons, photos, answers, levels, calibration, keep, size["prune_epochs"], rate)
     timing = {"rounds": size["timing_rounds"], "budget_s": size["timing_budget_s"]}
     held = pipeline.load_images(parts["validation"], side).astype("float32")
     right = parts["validation"]["label"].map(labels.index).to_numpy()

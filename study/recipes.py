@@ -153,12 +153,9 @@ def trials():
 
 
 def folds():
-    """Recipes of sender-grouped cross-validation, fixed beforehand; the last epoch is kept.
+    """Recipes of sender-grouped cross-validation by name, fixed beforehand; the last epoch is kept.
 
     Ten classes: the rows' recipes, shortened. 17 classes: the row's.
-
-    Returns:
-        dict, name -> Row.
 
     Example:
         >>> {name: row.run.epochs for name, row in folds().items()}

@@ -34,14 +34,9 @@ def output_dir(name):
 
 
 def write(name, parameters, metrics, data, folder=None):
-    """Write down what was measured, whole or not at all; returns the path.
+    """Write down what was measured, whole or not at all, into `folder`, else `output_dir("results")`; returns the path.
 
-    Args:
-        name: one of NAMES.
-        parameters: name -> literal of the parameters cell, or options of the command.
-        metrics: dictionary of what :func:`plain` takes.
-        data: name of the dataset behind the numbers; "sketches" marks synthetic drawings.
-        folder: default: `output_dir("results")`.
+    `parameters` are those of the notebook's parameters cell, or options of the command; `data` names the dataset.
     """
     path = _path(name, folder or output_dir("results"))
     record = {

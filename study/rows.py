@@ -43,19 +43,16 @@ def best_by_validation(runs):
 
 
 def result_rows(rows, runs, verdicts, data, grouped=None):
-    """The rows of `results/01_data_and_training.json`, in the order of the study.
+    """The rows of `results/01_data_and_training.json`, in the order of the study: a list of dictionaries fit for JSON.
+
+    Rows that this run did not load, and folds that it did not compute, stay as the committed record holds them
+    (`recorded`).
 
     Args:
-        rows: row id -> recipes.Row.
-        runs: row id -> Run.
-        verdicts: row id -> Evaluation on the test set.
+        rows, runs, verdicts: row id -> recipes.Row, Run, Evaluation on the test set.
         data: study ("A", "B") -> Dataset.
         grouped: (dataset name, model) -> GroupedCV of a frozen backbone with a linear probe, for the frozen rows; and
             row id -> GroupedCV of a fine-tuned one.
-
-    Returns:
-        list of dictionaries fit for JSON. Rows that this run did not load, and folds that it did not compute, stay as
-        the committed record holds them (`recorded`).
     """
     try:
         recorded = {line["id"]: line for line in records.read("01_data_and_training")["metrics"]["rows"]}
