@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pathlib
 import resource
 import subprocess
@@ -94,6 +95,36 @@ def test_folders_are_walked_and_bad_photos_do_not_stop_the_rest(capsys, model_pa
     assert [sorted(entry) for entry in entries] == [["error", "photo"], ["classes", "low_confidence", "photo"]]
 
 
+def test_links_and_pipes_in_a_folder_are_told_or_left_and_never_waited_for(capsys, model_path, tmp_path, photo):
+    """Before, linked folders and links to nothing were left out without a word."""
+    (folder := tmp_path / "album").mkdir()
+    (folder / "own.jpe").write_bytes(photo.read_bytes())
+    (folder / "photo.jpg").symlink_to(photo)
+    (folder / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (folder / "more").symlink_to(tmp_path)
+    (folder / "loop").symlink_to(folder)
+    os.mkfifo(folder / "pipe.jpg")
+    code, out, err = run(capsys, folder, "--model", model_path)
+    assert (code, out.count("\n"), err.count("\n")) == (1, 2, 2)
+    assert f"there is no photo {folder / 'gone.jpg'}" in err
+    assert f"skipped 2 linked folders in {folder} (loop, more): name" in err
+
+
+def test_a_folder_below_that_cannot_be_read_is_told(capsys, model_path, tmp_path, photo, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def closed(path):
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    code, out, err = run(capsys, tmp_path, "--model", model_path)
+    assert (code, out.count("\n"), err.count("\n")) == (1, 1, 1)
+    assert f"{tmp_path / 'closed'} cannot be read (Permission denied); check" in err
+
+
 KINDS = {".jfif": "JPEG", ".gif": "GIF", ".bmp": "BMP", ".webp": "WEBP", ".avif": "AVIF", ".HEIC": "HEIF"}
 
 
@@ -143,7 +174,7 @@ def test_nothing_done_is_exit_code_two(capsys, model_path, tmp_path):
     assert run(capsys, tmp_path / "bad.jpg", "--model", model_path)[0] == 2
     (tmp_path / "empty").mkdir()
     code, _, err = run(capsys, tmp_path / "empty", "--model", model_path)
-    assert code == 2 and "there is no photo (.avif, .bmp, .gif" in err and str(tmp_path / "empty") in err
+    assert code == 2 and "there is no photo (.apng, .avif, .bmp, .gif" in err and str(tmp_path / "empty") in err
     for arguments in ([], ["p.jpg", "--top", "0"], ["p.jpg", "--top", "x"], ["p.jpg", "--threads", "0"]):
         with pytest.raises(SystemExit) as stop:
             classify.main(arguments)
@@ -201,6 +232,17 @@ def test_closed_pipe_is_no_traceback(model_path, photo):
     assert (process.wait(60), error) == (1, b"")
 
 
+@pytest.mark.parametrize("sink, code, said", [("/dev/full", 1, "cannot be written (No space left"), (None, 0, "")])
+def test_a_full_disk_is_one_sentence_and_a_closed_output_none_and_a_dash_is_what_comes_in(
+    model_path, photo, sink, code, said
+):
+    """Before: two tracebacks, and "there is no photo -"."""
+    command = f'exec "$0" -m utils.classify - --model "$1" < "$2" >{sink or "&-"}'
+    shell = ["sh", "-c", command, sys.executable, model_path, photo]
+    done = subprocess.run(shell, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (code, bool(said)) and said in done.stderr
+
+
 def test_json_is_json_in_any_encoding_and_pillow_adds_no_lines_of_its_own(model_path, tmp_path, photo):
     """Before, the backslashes of names that the pipe's encoding lacks made no JSON; Pillow warned in two more lines."""
     (name := tmp_path / "\u00e9 \U0001f600.jpg").write_bytes(photo.read_bytes())
@@ -211,6 +253,17 @@ def test_json_is_json_in_any_encoding_and_pillow_adds_no_lines_of_its_own(model_
     done = subprocess.run([*command, *photos], capture_output=True, cwd=tmp_path, check=False, env=environment)
     assert json.loads(done.stdout)[0]["photo"] == str(name)
     assert done.stderr.count(b"\n") == 1 and b"10000 x 10000 pixels" in done.stderr
+
+
+def test_a_temperature_of_sigmoids_is_refused(tmp_path, photo):
+    """Before, one sigmoid became 100 % whatever it said, and several were made to sum to 1."""
+    for units in (1, 3):
+        image = keras.Input((8, 8, 3))
+        head = keras.layers.Dense(units, activation="sigmoid", kernel_initializer="zeros", bias_initializer="ones")
+        content = quantization.convert(keras.Model(image, head(keras.layers.Flatten()(image))), "float32")
+        path = quantization.save(tmp_path / "s.tflite", content, "abc"[:units], temperature=0.9)
+        with pytest.raises(ValueError, match=rf"expected a softmax for the temperature .*, got {units}"):
+            classify.classify(classify.load(path), photo)
 
 
 def test_a_very_small_temperature_is_certain_and_never_nan(tmp_path, photo):

@@ -65,6 +65,23 @@ def test_the_orientation_is_obeyed(turn):
     assert photo.check_photo(data)["orientation"] == turn
 
 
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_heic_that_says_its_turn_as_phones_do_is_turned_once(turn):
+    """In the picture's own "irot" and "imir", which libheif obeys, and in EXIF, which then must not count again."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    upright = Image.new("RGB", (64, 40), "blue")
+    upright.paste("red", (0, 0, 32, 20))
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    stored = upright if turn == 1 else upright.transpose(Image.Transpose(undo[turn]))
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    stored.info["exif"] = exif.tobytes()
+    data = encoded(stored, "HEIF", quality=95)
+    assert (turn == 1) != (b"irot" in data or b"imir" in data)
+    red = photo.read_photo(data, 16)[..., 0] > 128
+    assert red[:7, :7].all() and not red[9:].any() and not red[:, 9:].any()
+
+
 def test_unusual_kinds_become_rgb():
     base = Image.fromarray(smooth(40, 40))
     cases = {mode: encoded(base.convert(mode), "PNG") for mode in ("L", "P", "1", "LA", "RGBA")}
@@ -124,6 +141,14 @@ def test_endless_scans_and_endless_files_are_refused(tmp_path, monkeypatch):
             photo.read_photo(source, 16)
 
 
+def test_the_film_behind_a_motion_photo_is_no_scan():
+    """Before, a JPEG with more than about 7 MB of film behind it was refused for "more than 100 scans"."""
+    film = b"\xff\xda" * 200
+    for inside in ({}, {"progressive": True}, {"exif": b"Exif\0\0" + film}, {"comment": b"\xff\xd9" * 9}):
+        data = encoded(smooth(16, 16), **inside)
+        assert np.array_equal(photo.read_photo(data + film, 16), photo.read_photo(data, 16))
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"no photo at all", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF-3.0"]
 )
@@ -145,13 +170,15 @@ def test_one_transparent_colour_is_white_in_rgb_and_16_bits_too():
     assert photo.read_photo(data, 9)[0, :, 0].tolist() == [255] * 4 + [20_000 >> 8] * 5
 
 
-def test_a_decoders_error_of_several_lines_becomes_one(monkeypatch):
-    def fails(data):
-        raise ValueError("Unexpected end of file\n(position 374)\n")  # as libheif says it
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])  # as libheif says it, and as libavif raises it
+def test_a_decoders_error_of_several_lines_becomes_one(monkeypatch, kind):
+    def fails(data, facts=None):
+        raise kind("Unexpected end of file\n(position 374)\n")
 
     monkeypatch.setattr(photo, "_open", fails)
     with pytest.raises(ValueError, match=r"\(Unexpected end of file \(position 374\)\); replace it"):
         photo.read_photo(b"x", 8)
+    assert photo.check_photo(b"x")["problem"] == "Unexpected end of file (position 374)"
 
 
 @pytest.mark.parametrize("size", [0, -1, 16.0, "16", None, (16,), (8, 8, 3), 10**6])

@@ -48,7 +48,11 @@ def load(model=None, num_threads=2):
             "as quantization.save does"
         )
     if opened.channels not in (1, 3):
-        raise ValueError(f"expected a model of RGB or grey photos, got {opened.channels} channels in {path.name}")
+        sides = " x ".join(map(str, (*opened.input_size, opened.channels)))
+        raise ValueError(
+            f"expected a model of RGB or grey photos (height, width, channels), got {sides} in {path.name}; "
+            "convert it for such photos"
+        )
     threshold(opened)
     _temperature(opened)
     return opened
@@ -85,6 +89,11 @@ def classify(model, photo, top=3):
         )
     temperature = _temperature(model)
     if temperature != 1:
+        if len(probabilities) == 1 or probabilities.sum() > 1.5:
+            raise ValueError(
+                f"expected a softmax for the temperature in {model.name}'s JSON, got {len(probabilities)} sigmoids; "
+                "take the temperature out"
+            )
         powers = np.maximum(probabilities, np.finfo(np.float32).tiny)
         powers = powers / powers.max()  # the largest is 1, so that a small T makes no 0 / 0
         powers = np.power(powers, 1 / temperature, dtype=np.float64)
@@ -121,10 +130,13 @@ def find_photos(names):
         elif "://" in name:
             problems.append(f"expected a photo or a folder on this machine, got the address {name}; download it first")
         elif not os.path.isdir(name):  # noqa: PTH112 (pathlib's raises for a name that is too long)
-            found.append(pathlib.Path(name))
+            found.append(pathlib.Path("/dev/stdin" if name == "-" else name))
         else:
-            every = [path for path in sorted(pathlib.Path(name).rglob("*")) if path.is_file()]
-            every = [path for path in every if not path.name.startswith(".")]
+            every, links = [], []
+            for base, folders, files in os.walk(name, onerror=lambda error: problems.append(_unread(error))):
+                every += [pathlib.Path(base, file) for file in files if not file.startswith(".")]
+                links += [path for path in (pathlib.Path(base, folder) for folder in folders) if path.is_symlink()]
+            every = sorted(path for path in every if path.is_file() or not path.exists())  # a pipe may never end
             inside = [path for path in every if path.suffix.lower() in endings()]
             unread = [path for path in every if path.suffix.lower() in UNREAD_PHOTOS - endings()]
             rest = [path for path in every if path.suffix.lower() not in UNREAD_PHOTOS]
@@ -136,14 +148,20 @@ def find_photos(names):
             if unread:
                 problems.append(f"{_skipped(name, unread)}: save them as JPEG")
             if rest:
-                notes.append(f"{_skipped(name, rest)}: not photos")
+                notes.append(f"{_skipped(name, rest)}: not photos by their names")
+            if links:
+                notes.append(f"{_skipped(name, sorted(links), 'linked folder')}: name it too for the photos in it")
     return found, problems, notes
 
 
-def _skipped(folder, paths):
+def _unread(error):
+    return f"{error.filename} cannot be read ({error.strerror}); check the folder and its rights"
+
+
+def _skipped(folder, paths, kind="file"):
     names = [str(path.relative_to(folder)) for path in paths]
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"skipped {len(names)} file{'s'[: len(names) != 1]} in {folder} ({', '.join(names[:5])}{more})"
+    return f"skipped {len(names)} {kind}{'s'[: len(names) != 1]} in {folder} ({', '.join(names[:5])}{more})"
 
 
 def main(arguments=None):
@@ -195,14 +213,17 @@ def _positive(text):
 
 def run():
     """Entry point: a closed pipe (`| head`) and Ctrl-C end the command quietly, names of any characters are printed."""
+    sys.stdout = sys.stdout or pathlib.Path(os.devnull).open("w")  # noqa: SIM115 (None where the caller closed it)
     sys.stdout.reconfigure(errors="backslashreplace")
     warnings.simplefilter("ignore")  # Pillow's about large photos and damaged EXIF, beside our sentence or none
     try:
         code = main()
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nowhere to go
+        if not isinstance(error, BrokenPipeError):
+            print(f"classify: the answers cannot be written ({error.strerror or error})", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

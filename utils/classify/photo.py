@@ -12,12 +12,16 @@ import io
 import operator
 import os
 import pathlib
+import re
 import struct
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
-ENDINGS = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".avif", ".heic", ".heif", ".hif"))
+ENDINGS = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".avif", ".heic", ".heif",
+    ".hif",
+))  # fmt: skip
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # no format whose reader starts a program (EPS)
 MAX_PIXELS = 50_000_000  # 50 megapixels: the largest phone photos; 150 MB decoded
 MAX_BYTES = 64 * 2**20
@@ -35,8 +39,9 @@ _TURNS = {
 _ON_ITS_SIDE = [_TURNS[tag] for tag in (5, 6, 7, 8)]
 _DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, MemoryError,
-    AttributeError, RecursionError, struct.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
+    AttributeError, RuntimeError, struct.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # of a JPEG; the others stand inside a scan
 
 
 def read_photo(source, input_size):
@@ -164,9 +169,18 @@ def _open(data, facts=None):
         facts.update(width=width, height=height, mode=image.mode, format=image.format)
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS // 10**6} megapixels")
-    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+    if image.format in ("JPEG", "MPO") and _scans(data) > MAX_SCANS:
         raise ValueError(f"a JPEG with more than {MAX_SCANS} scans")
     return image
+
+
+def _scans(data):
+    """Scans of a JPEG up to its end, behind which a motion photo has its film."""
+    at, scans = 2, 0
+    while (found := _MARKER.search(data, at)) and found[1] != b"\xd9":
+        scans += found[1] == b"\xda"
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+    return scans
 
 
 @functools.cache
