@@ -2,14 +2,18 @@
 
 import concurrent.futures
 import functools
+import io
 import json
 import subprocess
 import sys
+import zipfile
 
+import flatbuffers
 import keras
 import numpy as np
 import pytest
 import quantization_models as small
+from ai_edge_litert import schema_py_generated as schema
 from PIL import Image
 
 from utils import quantization
@@ -240,3 +244,96 @@ def test_threads_beyond_reason_are_refused():
     for count in (100_000, 10**23):  # before: minutes at full load; a traceback with the whole model in it
         with pytest.raises(ValueError, match=r"num_threads must be a positive integer, got .*; 1 to 1024 work"):
             TFLiteModel(small.files()["float32"], count)
+
+
+# --- what a file says of itself ---------------------------------------------------------------------------------------
+
+
+def built(fields, builder=None):
+    """A flatbuffer of nested tables {field: value}: table, list of tables or floats, text, or a byte."""
+    top, builder = builder is None, builder or flatbuffers.Builder(256)
+    placed = {}
+    for field, value in fields.items():
+        if isinstance(value, list):
+            items = [built(item, builder) if isinstance(item, dict) else item for item in value]
+            builder.StartVector(4, len(items), 4)
+            for item in reversed(items):
+                (builder.PrependFloat32 if isinstance(item, float) else builder.PrependUOffsetTRelative)(item)
+            placed[field] = builder.EndVector()
+        elif not isinstance(value, int):
+            placed[field] = built(value, builder) if isinstance(value, dict) else builder.CreateString(value)
+    builder.StartObject(8)
+    for field, value in fields.items():
+        if isinstance(value, int):
+            builder.PrependUint8Slot(field, value, 0)
+        else:
+            builder.PrependUOffsetTRelativeSlot(field, placed[field], 0)
+    table = builder.EndObject()
+    if not top:
+        return table
+    builder.Finish(table, file_identifier=b"M001")
+    return bytes(builder.Output())
+
+
+def with_metadata(content, mean, deviation, labels=None):
+    """A file as published ones are: normalization and labels by metadata_schema.fbs, the labels in a zip behind it."""
+    unit = {0: 1, 1: {0: mean, 1: deviation}}
+    answers = {6: [{0: "labels.txt", 2: 2}]}
+    data = built({3: [{2: [{0: "image", 4: [unit]}], 3: [answers]}]})
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    model.metadata = [schema.MetadataT(b"TFLITE_METADATA", len(model.buffers))]
+    model.buffers.append(schema.BufferT(np.frombuffer(data, np.uint8)))
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    behind = io.BytesIO()
+    if labels:
+        with zipfile.ZipFile(behind, "w") as archive:
+            archive.writestr("labels.txt", labels)
+    return bytes(builder.Output()) + behind.getvalue()
+
+
+def test_a_published_float_file_is_scaled_and_named_as_its_metadata_say(tmp_path):
+    """Before, MediaPipe's and TensorFlow Hub's float classifiers got 0..255 for -1..1, in silence."""
+    files, photos, exact = scaled_files(-1, 1)
+    (path := tmp_path / "m.tflite").write_bytes(
+        with_metadata(files["float32"], [127.5], [127.5], "boot\nfur hat\ncap\n")
+    )
+    model = load(path)
+    assert (model.input_range, model.labels) == ((-1, 1), ("boot", "fur hat", "cap"))
+    assert np.abs(model(photos) - exact).max() < 1e-5
+    made = TFLiteModel(quantization.convert(path, "int8_io", photos))  # calibrated in that range, its labels are lost
+    assert np.abs(made(photos) - exact).mean() < 0.05 and made.labels is None
+    assert TFLiteModel(path, labels="abc", input_range=(0, 1)).input_range == (0, 1)
+    again = quantization.save(tmp_path / "n.tflite", model.content, "abc")
+    assert read_description(again)["input_range"] == [-1, 1] and TFLiteModel(again).labels == tuple("abc")
+    quantized = with_metadata(files["int8_io"], [0.0], [1.0])  # which those who call such files do not look at
+    assert TFLiteModel(quantized).input_range == (-1, 1)
+    for mean, message in (([1.0, 2.0, 3.0], "channels have different scales"), ([], "different scales")):
+        with pytest.raises(ValueError, match=f"has metadata that cannot be read .*{message}"):
+            TFLiteModel(with_metadata(files["float32"], mean, [1.0]))
+
+
+def test_a_range_in_the_json_beside_a_float_file_is_that_of_its_calibration(tmp_path):
+    """Before, `convert` did not look there, and calibrated in 0..255."""
+    files, photos, exact = scaled_files(0, 1)
+    path = quantization.save(tmp_path / "m.tflite", files["float32"], input_range=(0, 1))
+    for made in (quantization.convert(path, "int8", photos), quantization.convert_all(path, "int8", photos)["int8"]):
+        assert TFLiteModel(made).input_range == (0, 1)
+        assert np.abs(TFLiteModel(made)(photos) - exact).mean() < 0.05
+
+
+def test_names_that_are_no_text_and_answers_that_are_no_tensor_are_told_in_our_words():
+    model = schema.ModelT.InitFromPackedBuf(small.files()["float32"], 0)
+
+    def packed():
+        builder = flatbuffers.Builder(1024)
+        builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+        return bytes(builder.Output())
+
+    (graph,) = model.subgraphs
+    graph.operators, operators = [], graph.operators
+    with pytest.raises(ValueError, match=r"the model is damaged .*; copy or convert it again"):
+        TFLiteModel(packed())(small.photos(1))
+    graph.operators, graph.tensors[0].name = operators, b"\xff"
+    with pytest.raises(ValueError, match=r"the model cannot run on this LiteRT runtime .*utf-8"):
+        TFLiteModel(packed())

@@ -38,9 +38,11 @@ class TFLiteModel:
         model: path of a .tflite file, or its bytes.
         num_threads: threads of one inference, at least 1. None: the cores this process may use, at most 4.
         kernels: "xnnpack", "builtin" (LiteRT's own optimized ones) or "reference" (slow and plain).
-        labels: class names in the order of the output. None: those of the JSON beside the file, if there is one.
+        labels: class names in the order of the output. None: those of the JSON beside the file, if there is one, else
+            of the file's metadata.
         input_range: (low, high) that pixels 0..255 are scaled to before they go in. None: what the JSON beside the file
-            says, else what the scale of a quantized input (or of a first QUANTIZE) says, else (0, 255).
+            says, else the metadata of a float input, else the scale of a quantized input (or of a first QUANTIZE), else
+            (0, 255).
 
     Attributes:
         input_size: (height, width) in pixels; channels: 1 for grey, 3 for RGB; n_classes: size of the output.
@@ -82,9 +84,9 @@ class TFLiteModel:
         self._input, self._output = source["index"], target["index"]
         self._scale_in, self._scale_out = source["quantization"], target["quantization"]
         self._wants_pixels = self.input_dtype.kind != "f"  # sure to be wrong with anything but 0..255
-        self.input_range = self._range(self.description.get("input_range") if input_range is None else input_range)
+        labels, input_range = self._said(labels, input_range)
+        self.input_range = self._range(input_range)
         self._wants_pixels |= self.input_range != PIXELS
-        labels = labels if labels is not None else self.description.get("labels")
         if isinstance(labels, set | frozenset):
             raise ValueError(f"labels must be a list in the order of the output, got a {type(labels).__name__}")
         self.labels = tuple(labels) if labels is not None else None
@@ -114,10 +116,11 @@ class TFLiteModel:
                 interpreter.set_tensor(source, self.to_input(image[None]))
                 try:
                     interpreter.invoke()
-                except RuntimeError as error:
+                    answer = interpreter.get_tensor(target)
+                except (RuntimeError, ValueError) as error:
                     reason = " ".join(str(error).split())[:200]
                     raise ValueError(f"{self.name} is damaged ({reason}); copy or convert it again") from error
-                probabilities[row] = self.to_float(interpreter.get_tensor(target).reshape(-1))
+                probabilities[row] = self.to_float(answer.reshape(-1))
         return probabilities
 
     @property
@@ -131,6 +134,18 @@ class TFLiteModel:
             f"TFLiteModel({self.name}: {takes} {self.input_dtype} -> {self.n_classes} {self.output_dtype}, "
             f"{self.size_bytes:,} bytes, {self.kernels}, {self.num_threads} thread{'s'[: self.num_threads != 1]})"
         )
+
+    def _said(self, *given):
+        """(labels, input range) as given, or as the JSON says, or as the metadata inside the file say; else None."""
+        keys, description = ("labels", "input_range"), self.description
+        said = {key: description.get(key) if one is None else one for key, one in zip(keys, given, strict=True)}
+        if b"TFLITE_METADATA" in self.content and any(one is None for one in said.values()):
+            from . import metadata
+
+            for key, one in metadata.read(self.content, self.name).items():
+                if said[key] is None and (key == "labels" or self.input_dtype.kind == "f"):  # else its scale is surer
+                    said[key] = one
+        return tuple(said.values())
 
     def _range(self, said):
         dtype, (scale, zero) = self._first_quantized()
@@ -246,6 +261,7 @@ def open_interpreter(content, num_threads=1, kernels="xnnpack", name="the model"
                 experimental_preserve_all_tensors=keep_tensors,
             )
             interpreter.allocate_tensors()
+            interpreter.get_input_details(), interpreter.get_output_details()  # whose names may be no text
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         if "Flatbuffer" in reason:

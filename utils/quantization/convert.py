@@ -9,11 +9,11 @@ import re
 
 import numpy as np
 
-from utils.classify import PIXELS, TFLiteModel, checked_range, open_interpreter
+from utils.classify import TFLiteModel, open_interpreter
 from utils.environment import quiet
 
 from . import calibration
-from .inputs import as_keras_model, as_representative, collect, is_tflite, reason, traceable
+from .inputs import as_keras_model, as_representative, collect, is_tflite, reason, traceable, wanted_range
 
 TOOLS = ("quantizer", "converter")
 MAX_VERIFY_DIFFERENCE = 1e-3  # probabilities of the Keras model and of its float32 file
@@ -48,7 +48,7 @@ SCHEMES = {
 
 def convert(
     model, scheme, representative=None, *, tool=None, calibrate="min-max", io="int8", keep_float=(), statistics=None,
-    lift_biases=True, input_range=PIXELS,
+    lift_biases=True, input_range=None,
 ):  # fmt: skip
     """A model in one of `SCHEMES`, as the bytes of a .tflite file.
 
@@ -69,7 +69,8 @@ def convert(
         lift_biases: False leaves biases that pass 32 bits to the tool, to measure what that does (see :func:`lift`);
             quantizer only.
         input_range: (low, high) that the model takes where pixels are scaled outside it, as (0, 1) or (-1, 1). Pass it
-            to `save` too: callers of the file go on passing pixels.
+            to `save` too: callers of the file go on passing pixels. None: what a .tflite, or the JSON beside it, says,
+            else (0, 255).
 
     Returns:
         bytes.
@@ -97,7 +98,7 @@ def convert(
         raise ValueError("io='uint8' works with scheme int8_io and tool='converter' only; use io='int8'")
     if tool == "converter" and (keep_float or calibrate != "min-max"):
         raise ValueError("the converter keeps no layer in float and calibrates by min-max; use tool='quantizer'")
-    photos, input_range = collect(representative), checked_range(input_range)
+    photos, input_range = collect(representative), wanted_range(model, input_range)
     model = model if is_tflite(model) else as_keras_model(model, photos)
     if scheme.calibrated and not (statistics is not None and tool == "quantizer"):
         photos = as_representative(photos, scheme, input_shape(model), input_range)
@@ -109,7 +110,7 @@ def convert(
     return _quantized(source, scheme, statistics, calibrate, io, keep_float, lift_biases)
 
 
-def convert_all(model, schemes=tuple(SCHEMES), representative=None, input_range=PIXELS):
+def convert_all(model, schemes=tuple(SCHEMES), representative=None, input_range=None):
     """A model in several schemes: traced once, calibrated once.
 
     Args:
@@ -123,7 +124,7 @@ def convert_all(model, schemes=tuple(SCHEMES), representative=None, input_range=
         as :func:`convert`.
     """
     chosen, statistics = [find_scheme(name) for name in ([schemes] if isinstance(schemes, str) else schemes)], None
-    photos, input_range = collect(representative), checked_range(input_range)
+    photos, input_range = collect(representative), wanted_range(model, input_range)
     model = model if is_tflite(model) else as_keras_model(model, photos)
     calibrated = [scheme for scheme in chosen if scheme.calibrated]
     if calibrated:  # refused before the minute that tracing takes

@@ -13,7 +13,7 @@ from utils.environment import default_threads, quiet
 
 from . import calibration
 from .convert import SCHEMES, computed, convert, input_shape, open_file, tensor_layers
-from .inputs import as_representative, collect
+from .inputs import as_representative, collect, wanted_range
 from .measure import difference, time_ratios
 
 QUIET_SIGNAL = 1e-12  # mean square below which an activation is called silent
@@ -153,5 +153,6 @@ class _Run:
 def _statistics(float_content, given):
     if isinstance(given, calibration.Statistics):
         return given
-    photos = as_representative(collect(given), SCHEMES["int8"], input_shape(float_content))
-    return calibration.measure(float_content, photos)
+    input_range = wanted_range(float_content, None)
+    photos = as_representative(collect(given), SCHEMES["int8"], input_shape(float_content), input_range)
+    return calibration.measure(float_content, photos, input_range)

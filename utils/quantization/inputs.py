@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from utils.classify import PIXELS
+from utils.classify import PIXELS, TFLiteModel, checked_range
 
 MAX_PHOTOS = 1000  # taken from a stream that may have no end
 
@@ -17,6 +17,13 @@ def is_tflite(model):
     if isinstance(model, bytes | bytearray | memoryview):
         return True
     return isinstance(model, str | os.PathLike) and pathlib.Path(model).suffix.lower() == ".tflite"
+
+
+def wanted_range(model, said):
+    """The range of pixels that a model takes: as said, else as a .tflite (or the JSON beside it) says, else 0..255."""
+    if said is not None:
+        return checked_range(said)
+    return TFLiteModel(model, num_threads=1).input_range if is_tflite(model) else PIXELS
 
 
 def reason(error):

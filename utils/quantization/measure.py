@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from utils import files, latency
-from utils.classify import PIXELS, TFLiteModel, checked_range, description_path, open_interpreter, read_photo
+from utils.classify import PIXELS, TFLiteModel, description_path, open_interpreter, read_photo
 
 from . import calibration
 from .convert import SCHEMES, convert, find_scheme, float_tflite, open_file
-from .inputs import as_representative, collect
+from .inputs import as_representative, collect, wanted_range
 
 PREPROCESSING = "RGB 0..255; scaling is inside the model"
 
@@ -46,8 +46,8 @@ def save(path, data, labels=None, scheme=None, source=None, input_range=None, **
         labels: class names in the order of the output.
         scheme: its key of `SCHEMES`.
         source: one phrase: which model, which weights, trained on what.
-        input_range: (low, high) that callers' pixels are scaled to, as given to :func:`convert`; None: 0..255, or what
-            the file's own quantized input says.
+        input_range: (low, high) that callers' pixels are scaled to, as given to :func:`convert`; None: what the file
+            itself says, else 0..255.
         facts: anything else worth keeping that JSON can hold (accuracy, low_confidence=0.45, …).
 
     Returns:
@@ -64,7 +64,7 @@ def save(path, data, labels=None, scheme=None, source=None, input_range=None, **
         raise ValueError(f"path must end in .tflite, so that runtimes know the file, got {path}")
     model = TFLiteModel(data, num_threads=1, labels=labels, input_range=input_range)
     labels = list(map(str, model.labels)) if model.labels is not None else None
-    input_range = input_range if input_range is None else list(model.input_range)  # plain numbers
+    input_range = None if input_range is None and model.input_range == PIXELS else list(model.input_range)
     height, width = model.input_size
     description = {
         "labels": labels,
@@ -199,7 +199,7 @@ def _judged(probabilities, labels, name):
 
 
 def calibration_study(
-    model, representative, images, labels=None, counts=(1, 3, 10, 30, 100), methods=None, input_range=PIXELS
+    model, representative, images, labels=None, counts=(1, 3, 10, 30, 100), methods=None, input_range=None
 ):
     """int8 against the number of calibration photos, and against the rule that turns photos into ranges.
 
@@ -216,7 +216,7 @@ def calibration_study(
         DataFrame, a row a trial: "method", "photos", "agreement" (with the float model's first class), "mean_change",
         "largest_change" (of a probability), with labels also "accuracy", "accuracy_low", "accuracy_high" (Wilson).
     """
-    photos, input_range = collect(representative), checked_range(input_range)
+    photos, input_range = collect(representative), wanted_range(model, input_range)
     source = float_tflite(model)
     reference = TFLiteModel(source, input_range=input_range)
     photos = as_representative(photos, SCHEMES["int8"], (*reference.input_size, reference.channels), input_range)
