@@ -313,6 +313,14 @@ def test_a_published_float_file_is_scaled_and_named_as_its_metadata_say(tmp_path
             TFLiteModel(with_metadata(files["float32"], mean, [1.0]))
 
 
+def test_a_range_that_the_files_own_scale_contradicts_is_refused(tmp_path):
+    """Before, (0, 1) for an input of 0..255 made all photos black, in silence."""
+    for low, high, wrong in ((0, 255, (0, 1)), (-1, 1, (0, 255))):
+        for scheme in ("int8", "int8_io"):
+            with pytest.raises(ValueError, match=r"takes values in .*, got input_range=\(0.0, .*; leave it out"):
+                TFLiteModel(scaled_files(low, high)[0][scheme], input_range=wrong)
+
+
 def test_a_range_in_the_json_beside_a_float_file_is_that_of_its_calibration(tmp_path):
     """Before, `convert` did not look there, and calibrated in 0..255."""
     files, photos, exact = scaled_files(0, 1)

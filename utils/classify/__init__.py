@@ -15,6 +15,7 @@ from .interpreter import (  # noqa: F401
     description_path,
     open_interpreter,
     read_description,
+    read_model,
     try_apart,
 )
 from .photo import check_photo, read_photo  # noqa: F401

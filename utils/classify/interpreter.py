@@ -65,7 +65,8 @@ class TFLiteModel:
     def __init__(self, model, num_threads=None, kernels="xnnpack", labels=None, input_range=None):
         self.kernels = kernels
         self.num_threads = default_threads() if num_threads is None else checked_threads(num_threads, "num_threads")
-        self.name, self.content = _read(model)
+        self.name, content = read_model(model)
+        self.content = bytes(content)
         # Before native code sees the bytes: a damaged file can end the process there.
         in_memory = isinstance(model, bytes | bytearray | memoryview)
         self.description = {} if in_memory else read_description(model)
@@ -153,11 +154,17 @@ class TFLiteModel:
             raise ValueError(
                 f"{self.name} takes {self.input_dtype} without a scale, which holds no pixels 0..255; convert it again"
             )
+        low, high = ((end - zero) * scale for end in (np.iinfo(dtype).min, np.iinfo(dtype).max)) if scale else PIXELS
         if said is not None:
-            return checked_range(said)
+            said = checked_range(said)
+            if scale and not 0.2 < (said[1] - said[0]) / (high - low) < 5:
+                raise ValueError(
+                    f"{self.name} takes values in {low:.3g}..{high:.3g}, got input_range={said}; leave it out, of the "
+                    "JSON too, or convert the model again"
+                )
+            return said
         if not scale:  # a float network, or bytes that the network casts
             return PIXELS
-        low, high = (np.iinfo(dtype).min - zero) * scale, (np.iinfo(dtype).max - zero) * scale
         if 60 < high < 300 and (abs(low) < 25 or dtype == np.int16):  # also from calibration on dark photos
             self._wants_pixels |= bool(abs(low) < 25)
             return PIXELS
@@ -240,7 +247,7 @@ def open_interpreter(content, num_threads=1, kernels="xnnpack", name="the model"
     """A LiteRT interpreter with its tensors allocated.
 
     Args:
-        content: bytes of a .tflite file.
+        content: bytes of a .tflite file, or its path.
         num_threads: at least 1.
         kernels: "xnnpack", "builtin" (optimized, without the delegate) or "reference".
         name: what an error message calls the model.
@@ -249,7 +256,7 @@ def open_interpreter(content, num_threads=1, kernels="xnnpack", name="the model"
     Raises:
         ValueError: damaged or foreign bytes, operators that the runtime lacks, or unknown kernels.
     """
-    resolver = _resolver(kernels)
+    resolver, content = _resolver(kernels), read_model(content)[1]
     if bytes(content[4:8]) != _MAGIC:
         raise ValueError(f"{name} is not a .tflite model; pass a file that quantization.convert or a converter wrote")
     try:
@@ -355,9 +362,10 @@ def read_description(path):
     return description
 
 
-def _read(model):
+def read_model(model):
+    """(name, content) of a .tflite as path or bytes; content is bytes, or the bytearray that was given."""
     if isinstance(model, bytes | bytearray | memoryview):
-        return "the model", bytes(model)
+        return "the model", bytes(model) if isinstance(model, memoryview) else model
     if not isinstance(model, str | os.PathLike):
         raise TypeError(f"expected a .tflite model as a path or bytes, got {type(model).__name__}; convert it first")
     path = pathlib.Path(model)
