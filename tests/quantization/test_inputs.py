@@ -35,12 +35,20 @@ def test_every_kind_of_representative_data_gives_the_same_file_byte_by_byte(floa
         def __getitem__(self, place):
             return pixels[5 * place : 5 * place + 5], np.zeros(5)
 
+    class MapStyle:  # PyTorch's
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, place):
+            return pixels[5 * place : 5 * place + 5], np.zeros(5)
+
     pixels = GREY[..., None].astype("float32")
     data = tf.data.Dataset.from_tensor_slices((pixels, np.zeros(len(GREY), int)))
     ways = {
         "array": pixels, "bytes": GREY, "list": list(pixels), "tf.data": data, "batches": data.batch(8),
         "generator": (photo for photo in pixels), "converter's": lambda: ([photo[None]] for photo in pixels),
         "dictionary": data.map(lambda x, y: {"image": x}).batch(3), "PyDataset": Batches(),
+        "map style": MapStyle(),
     }  # fmt: skip
     made = {name: quantization.convert(float_file, "int8", photos) for name, photos in ways.items()}
     assert len(set(made.values())) == 1
@@ -49,7 +57,7 @@ def test_every_kind_of_representative_data_gives_the_same_file_byte_by_byte(floa
             quantization.convert(float_file, "int8", wrong)
     endless = quantization.convert(float_file, "int8", data.repeat().batch(7))
     assert TFLiteModel(endless)(pixels).shape == (20, 3)
-    for wrong in (1, None, (1, 0), (0, 1, 2), (float("nan"), 1)):  # NaN ended the process
+    for wrong in (1, (1, 0), (0, 1, 2), (float("nan"), 1)):  # NaN ended the process
         with pytest.raises(ValueError, match=r"input_range must be two numbers \(low, high\)"):
             quantization.convert(float_file, "int8", GREY, input_range=wrong)
 
@@ -218,8 +226,21 @@ def test_odd_representative_data_and_statistics_of_others_get_one_sentence(float
     for photos in (GREY[:0], GREY / 255, GREY * np.nan):  # before: raw errors, or ranges of black photos in silence
         with pytest.raises(ValueError, match="representative photos"):
             error.alone(float_file, photos, GREY)
-    (tmp_path / "M.TFLITE").write_bytes(float_file)
-    assert quantization.convert(tmp_path / "M.TFLITE", "float32") == float_file
+    for black in (GREY * 0, GREY.astype(np.uint16) * 257, GREY * np.nan):  # before: "pass input_range=(0, 1)"
+        with pytest.raises(ValueError, match=r"must be pixels in 0\.\.255, got .*; check how they were read"):
+            quantization.convert(float_file, "int8", black)
+    for name in ("M.TFLITE", "m.bin"):  # before, the second was "no Keras model"
+        (tmp_path / name).write_bytes(float_file)
+        assert quantization.convert(tmp_path / name, "float32") == float_file
+
+
+def test_a_float_file_that_casts_to_bytes_inside_is_not_quantized_already():
+    content = quantization.convert(flat(14, 14, 1, dtype="uint8"), "float32")
+    exact = TFLiteModel(content)(GREY)
+    assert np.abs(TFLiteModel(quantization.convert(content, "int8", GREY))(GREY) - exact).max() < 0.1
+    for scheme in ("float16", "dynamic_range", "int8", "weight_int4"):
+        with pytest.raises(ValueError, match="is quantized already"):
+            quantization.convert(quantization.convert(network(), scheme, GREY), "float16")
 
 
 def test_answers_that_are_nan_none_or_of_other_classes_are_not_judged():

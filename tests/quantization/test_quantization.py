@@ -186,6 +186,7 @@ def test_memory_by_hand():
     "options, message",
     [
         ({"scheme": "int3"}, "scheme must be one of .* got 'int3'"),
+        ({"scheme": ["int8"]}, r"scheme must be one of .* got \['int8'\]"),
         ({"scheme": "int8"}, "needs representative photos"),
         ({"scheme": "int8", "representative": np.zeros((0, 32, 32, 3))}, "needs representative photos"),
         ({"scheme": "int8", "representative": np.zeros((2, 16, 16, 3))}, r"must have shape \(n, 32, 32, 3\)"),
@@ -234,6 +235,16 @@ def test_models_that_cannot_be_converted(tmp_path):
         quantization.convert(small.files()["float32"], "float16", tool="converter")
 
 
+@pytest.mark.parametrize("tool", ["quantizer", "converter"])
+def test_weights_beyond_float16_are_refused(tool):
+    """Before, the quantizer's file answered inf, and the converter's had other weights, in silence."""
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(2, 1, kernel_initializer=keras.initializers.Constant(1e5), activation="relu")(image)
+    x = keras.layers.Dense(2, kernel_initializer=keras.initializers.Constant(1e-6))(keras.layers.Flatten()(x))
+    with pytest.raises(ValueError, match=r"float16 holds weights up to 65,504, got larger ones in '.*conv"):
+        quantization.convert(keras.Model(image, x), "float16", tool=tool)
+
+
 def test_lost_weights_are_noticed(monkeypatch):
     """The known trap of the converter: a file without its weights, and no error."""
     other = keras.models.clone_model(small.network())
@@ -249,7 +260,9 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     content = small.files()["int8"]
     for arguments, facts in (
         ((path, content[:900]), {}), ((path, content, ["a", "b"]), {}), ((tmp_path / "m.bin", content), {}),
-        ((path, content), {"scheme": "int3"}),
+        ((path, content), {"scheme": "int3"}), ((path, content), {"accuracy": np.nan}),
+        ((path, content), {"accuracy": np.zeros(2)}), ((path, content), {"sha256": "of another"}),
+        ((path, content, [None] * 4), {}),
     ):  # fmt: skip
         with pytest.raises(ValueError):
             quantization.save(*arguments, **facts)
@@ -259,6 +272,20 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     description = TFLiteModel(path).description
     assert [description[key] for key in ("labels", "scheme", "low_confidence")] == [list(small.CLASSES), "int8", 0.5]
     assert "0..255" in description["preprocessing"]
+
+
+def test_what_would_be_refused_later_is_not_saved_and_logits_make_no_threshold(tmp_path):
+    for facts, message in (
+        ({"input": 1, "sha256": 2}, "names of their own, got input, sha256"),
+        ({"accuracy": np.nan}, "must be what JSON can hold"),
+        ({"accuracy": object()}, "must be what JSON can hold"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            quantization.save(tmp_path / "m.tflite", small.files()["int8"], **facts)
+    with pytest.raises(ValueError, match=r"expected probabilities, got -1\.\.9; apply the softmax first"):
+        quantization.confidence_threshold([[9, -1]], [0])
+    with pytest.raises(TypeError, match="expected a dict, name -> bytes or path"):
+        quantization.evaluate_schemes([small.files()["float32"]], small.photos(1))
 
 
 def test_a_file_is_saved_from_its_path_and_a_range_of_any_numbers(tmp_path):

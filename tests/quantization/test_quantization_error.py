@@ -86,6 +86,35 @@ def test_mixed_scheme_ends_at_float():
     assert table["size_bytes"][0] == len(small.files()["int8"]) < table["size_bytes"][2]
 
 
+def test_layers_counts_and_labels_that_do_not_fit_are_refused_and_never_counted():
+    """Before: an unknown layer was harmless, -1 kept all but one, names as labels were all wrong, in silence."""
+    content, photos = small.files()["float32"], small.photos(2)
+    statistics = calibration.measure(content, photos)
+    with pytest.raises(ValueError, match="the model has no layer 'none'"):
+        quantization_error.alone(content, statistics, photos, ["none"])
+    assert list(quantization_error.alone(content, statistics, photos, "a_project")["layer"]) == ["a_project"]
+    assert quantization_error.alone(content, statistics, photos, []).empty
+    table = quantization_error.mixed(content, statistics, "a_project", photos, counts=(0, 1, 8))
+    assert list(table["layers_in_float"]) == [0, 1]
+    with pytest.raises(ValueError, match="counts must be numbers of layers"):
+        quantization_error.mixed(content, statistics, ["a_project"], photos, counts=(-1,))
+    for labels in (["boot", "sock"], [0]):
+        with pytest.raises(ValueError, match="labels must hold one class index for each of 2 photos"):
+            quantization_error.mixed(content, statistics, [], photos, counts=(0,), labels=labels)
+    with pytest.raises(ValueError, match="at least one photo"):
+        quantization_error.alone(content, statistics, photos[:0], ["a_project"])
+    for wrong in (photos[:0], photos[0], photos[:, :8]):
+        with pytest.raises(ValueError, match=r"representative photos must have shape \(n, 32, 32, 3\), got"):
+            calibration.measure(content, wrong)
+
+
+def test_files_are_taken_by_their_path_and_keras_models_refused(tmp_path):
+    path = quantization.save(tmp_path / "m.tflite", small.files()["float32"])
+    assert len(quantization_error.by_layer(path, small.files()["int8"], small.photos(1))) == 14
+    with pytest.raises(TypeError, match=r"a \.tflite model as a path or bytes, got Functional; convert it first"):
+        quantization_error.by_layer(small.network(), small.files()["int8"], small.photos(1))
+
+
 def test_a_layer_kept_in_float_is_float():
     content = quantization.convert(small.files()["float32"], "int8", small.photos(), keep_float=["a_dwconv"])
     table = quantization_error.by_layer(small.files()["float32"], content, small.photos(2))

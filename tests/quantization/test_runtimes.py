@@ -3,9 +3,11 @@ apart."""
 
 import importlib.util
 
+import flatbuffers
 import keras
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 
 from utils import flops, latency, quantization
 from utils.classify.interpreter import open_interpreter
@@ -164,6 +166,21 @@ def test_files_of_the_converter_come_apart_and_each_piece_gives_what_the_whole_g
         np.testing.assert_allclose(runner.interpreter.get_tensor(first["index"]), expected, atol=1e-6)
     times = operator_times.per_operator_times(content, rounds=5, calls=1, budget_s=1)
     assert len(times.frame) == len(pieces.places) and not times.frame["output_shape"].str.contains("None").any()
+
+
+def test_a_path_is_taken_a_keras_model_refused_and_a_ring_of_operators_ends(files, model, tmp_path):
+    """Before: a TypeError of bytes(), minutes of pickling, a RecursionError."""
+    with pytest.raises(TypeError, match=r"expected a \.tflite model as a path or bytes, got"):
+        operator_times.per_operator_times(model)
+    path = quantization.save(tmp_path / "m.tflite", files["int8"])
+    assert len(operator_times.per_operator_times(path, rounds=5, calls=1, budget_s=1).frame) > 3
+    ring = schema.ModelT.InitFromPackedBuf(files["float32"], 0)
+    (graph,) = ring.subgraphs
+    graph.operators[0].inputs = np.full_like(graph.operators[0].inputs, graph.outputs[0])
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(ring.Pack(builder), file_identifier=b"TFL3")
+    with pytest.raises(ValueError, match="cannot run"):
+        operator_times.per_operator_times(bytes(builder.Output()))
 
 
 def test_tensors_that_an_operator_names_beside_its_inputs_go_with_it(files):

@@ -43,6 +43,14 @@ def test_a_zero_kernel_keeps_its_bias_by_less_than_a_step_and_a_usual_one_is_lef
     assert lift(source, {}) == (source, {})
 
 
+@pytest.mark.parametrize("kernel, bias", [(0.0, 4.0), (1e-7, -4.0), (1e-5, 4.0), (1e-3, 1000.0)])
+def test_with_activations_of_16_bits_such_a_bias_is_kept_too(kernel, bias):
+    """Before, int16x8 answered 0, or -132 for 1000: biases are clipped to 32 bits before they are stored in 64."""
+    source = float_tflite(network("conv", kernel, bias))
+    exact = TFLiteModel(source)(PHOTOS)
+    assert TFLiteModel(convert(source, "int16x8", PHOTOS))(PHOTOS) == pytest.approx(exact, rel=0.005)
+
+
 @pytest.mark.parametrize("bias", [4.0, -4.0])
 @pytest.mark.parametrize("kernel", [0.0, 1e-7])
 def test_what_either_tool_stores_for_a_bias_beyond_32_bits(kernel, bias):

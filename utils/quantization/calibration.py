@@ -108,6 +108,10 @@ def _measured(float_tflite, representative, input_range, kernels):
     with quiet():  # the interpreter warns that keeping tensors is for debugging
         interpreter = open_interpreter(float_tflite, default_threads(), kernels, keep_tensors=True)
     (source,) = interpreter.get_input_details()
+    representative, wanted = np.asarray(representative), tuple(map(int, source["shape"][1:]))
+    if len(representative) == 0 or representative.shape[1:] != wanted:
+        expected = ", ".join(map(str, wanted))
+        raise ValueError(f"representative photos must have shape (n, {expected}), got {representative.shape}")
     computed = {int(index) for op in interpreter._get_ops_details() for index in op["outputs"]}
     details = {
         detail["index"]: detail for detail in interpreter.get_tensor_details()

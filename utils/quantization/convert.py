@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from utils.classify import TFLiteModel, open_interpreter
+from utils.classify import TFLiteModel, open_interpreter, read_model
 from utils.environment import quiet
 
 from . import calibration
@@ -143,9 +143,10 @@ def float_tflite(model):
     """
     if is_tflite(model):
         opened = TFLiteModel(model, num_threads=1)
-        details = open_interpreter(opened.content, kernels="builtin").get_tensor_details()
-        coarse = {np.int8, np.uint8, np.int16, np.float16} & {detail["dtype"] for detail in details}
-        if opened.input_dtype != np.float32 or coarse:
+        file = open_file(opened.content)
+        halves = any(tensor.dtype == "FLOAT16" and file.data(at).size for at, tensor in enumerate(file.tensors))
+        scaled = any(tensor.quantization and (tensor.quantization.scale is not None) for tensor in file.graph.tensors)
+        if opened.input_dtype != np.float32 or halves or scaled:
             raise ValueError(f"{opened.name} is quantized already; start from the float32 .tflite or the Keras model")
         return opened.content
     model = as_keras_model(model)
@@ -175,7 +176,7 @@ def _quantized(source, scheme, statistics, method="min-max", io="int8", keep_flo
     with quiet():
         from ai_edge_quantizer import quantizer
 
-    ranges, kept = None, _tensors_of(source, [keep_float] if isinstance(keep_float, str) else keep_float)
+    ranges, kept = None, tensors_of(source, keep_float)
     if scheme.calibrated:
         tensors = {tensor.name for tensor in open_file(source).tensors}
         if not (isinstance(statistics, calibration.Statistics) and tensors.issuperset(statistics.names)):
@@ -184,12 +185,12 @@ def _quantized(source, scheme, statistics, method="min-max", io="int8", keep_flo
                 "pass calibration.measure(float_tflite(model), photos)"
             )
         found = statistics.ranges(method)
-        if scheme.name == "int16x8":  # whose biases have 64 bits
+        if scheme.name == "int16x8":
             # An ADD whose three scales are powers of two (pixels scaled to -1..1 have them) is taken for another
             # kernel, which then refuses to run; a hundredth of a range is nothing to 16 bits.
             found = {name: (low * 1.01, high * 1.01) for name, (low, high) in found.items()}
-        elif lift_biases:
-            source, _ = lift(source, found)
+        if lift_biases:
+            source, _ = lift(source, found, 16 if scheme.name == "int16x8" else 8)
         ranges = calibration.quantizer_statistics(found, statistics.ranks)
     with quiet():
         work = quantizer.Quantizer(source)
@@ -200,12 +201,24 @@ def _quantized(source, scheme, statistics, method="min-max", io="int8", keep_flo
         for pattern, operation in excluded:
             _exclude(work, pattern, operation)
         result = work.quantize(ranges, enable_progress_report=False, enable_progress_bar=False)
-    data = bytes(result.quantized_model)
+    data = _whole_halves(bytes(result.quantized_model))
     try:
         open_interpreter(data, name=f"the {scheme.name} model")
     except ValueError as error:
         raise ValueError(f"{error}; or use scheme='dynamic_range', or tool='converter'") from error
     return data
+
+
+def _whole_halves(content):
+    """The file, unless float16 could not hold its weights: the quantizer makes them infinite, the converter 65,504."""
+    file = open_file(content)
+    for at, tensor in enumerate(file.tensors):
+        if tensor.dtype == "FLOAT16" and (np.abs(file.data(at).view(np.float16)) >= np.finfo(np.float16).max).any():
+            raise ValueError(
+                f"float16 holds weights up to 65,504, got larger ones in {tensor.name!r}; use another scheme, or scale "
+                "the layer down"
+            )
+    return content
 
 
 def _recipe(work, name):
@@ -238,7 +251,9 @@ def _exclude(work, regex, operation):
     work.update_quantization_recipe(regex, qtyping.TFLOperationName[operation], algorithm_key=AlgorithmName.NO_QUANTIZE)
 
 
-def _tensors_of(source, layers):
+def tensors_of(source, layers):
+    """Computed activations of the named layers."""
+    layers = [layers] if isinstance(layers, str) else layers
     if not layers:
         return []
     known = tensor_layers(source)
@@ -253,10 +268,10 @@ _STAYED = {"CONV_2D": "convolution", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CO
 
 
 def open_file(content):
-    """The reader of .tflite files; `utils.flops` imports Keras, so only here."""
+    """The reader of .tflite files, as path or bytes; `utils.flops` imports Keras, so only here."""
     with quiet():
         from utils.flops import tflite
-    return tflite.File(content)
+    return tflite.File(read_model(content)[1])
 
 
 def computed(file):
@@ -296,10 +311,10 @@ def layer_name(tensor, operator):
 # Position of the kernel and of the bias among an operator's inputs, and the kernel's axis of output channels.
 _BIASED = {"CONV_2D": (1, 2, 0), "FULLY_CONNECTED": (1, 2, 0), "DEPTHWISE_CONV_2D": (1, 2, 3)}
 _LARGEST = 2**30  # half of what int32 holds: ranges measured on other photos may be narrower
-_LEVELS, _KERNEL_LEVELS = 255, 127
+_LEVELS, _SYMMETRIC_LEVELS, _KERNEL_LEVELS = 255, 32767, 127
 
 
-def lift(content, ranges):
+def lift(content, ranges, bits=8):
     """Raise one weight of each channel whose bias would not fit into 32 bits, just enough for it to fit.
 
     A quantized layer adds its bias to sums of products, in their unit: scale of the input times scale of the kernel. A
@@ -309,11 +324,13 @@ def lift(content, ranges):
     channels, dead ones, squeeze-and-excitation that starts neutral (EfficientNetB0's warm start).
 
     With s = (high - low) / 255 of the input, a bias b fits where max|w| >= 127 |b| / (s 2^30). The raised weight adds
-    at most 127 * 255 / 2^30 = 3e-5 of the bias to the channel's output, far below one step of 8 bits.
+    at most 127 * 255 / 2^30 = 3e-5 of the bias to the channel's output, far below one step of 8 bits. (With 16 bits
+    s is max(high, -low) / 32767, and that is up to 4e-3: biases are stored in 64 bits, but clipped to 32 before.)
 
     Args:
         content: bytes of a float32 .tflite.
         ranges: tensor name -> (low, high) of its values, as `calibration.Statistics.ranges` returns them.
+        bits: of the activations, 8 or 16.
 
     Returns:
         (bytes, dict tensor name of the kernel -> number of channels raised); the bytes as given where none had to be.
@@ -326,7 +343,8 @@ def lift(content, ranges):
             continue
         source, kernel, bias = (operator.inputs[at] for at in (0, kernel_at, bias_at))
         low, high = ranges.get(file.tensors[source].name, (0.0, 0.0))
-        step = (max(high, 0.0) - min(low, 0.0)) / _LEVELS
+        low, high = min(low, 0.0), max(high, 0.0)
+        step = (high - low) / _LEVELS if bits == 8 else max(-low, high) / _SYMMETRIC_LEVELS
         weights, biases = file.floats(kernel), file.floats(bias)
         if weights is None or biases is None or step <= 0:
             continue
@@ -358,7 +376,7 @@ def _converted(model, scheme, representative, io):
         if scheme.name == "int8_io":
             converter.inference_input_type = converter.inference_output_type = getattr(tf, io)
 
-    return _run_converter(model, configure, scheme.calibrated)
+    return _whole_halves(_run_converter(model, configure, scheme.calibrated))
 
 
 def _run_converter(model, configure=None, calibrated=False):
@@ -415,7 +433,7 @@ def _verify(model, content):
 
 def find_scheme(name):
     """The Scheme of that name."""
-    if name not in SCHEMES:
+    if not isinstance(name, str) or name not in SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {name!r}")
     return SCHEMES[name]
 

@@ -12,7 +12,7 @@ from utils.classify import TFLiteModel, open_interpreter
 from utils.environment import default_threads, quiet
 
 from . import calibration
-from .convert import SCHEMES, computed, convert, input_shape, open_file, tensor_layers
+from .convert import SCHEMES, computed, convert, input_shape, open_file, tensor_layers, tensors_of
 from .inputs import as_representative, collect, wanted_range
 from .measure import difference, time_ratios
 
@@ -85,6 +85,8 @@ def alone(float_content, statistics, images, layers=None):
         (share of photos whose first class changes).
     """
     statistics = _statistics(float_content, statistics)
+    tensors_of(float_content, layers)  # refuses unknown ones
+    layers = [layers] if isinstance(layers, str) else layers
     every = list(dict.fromkeys(tensor_layers(float_content).values()))
     reference, rows = TFLiteModel(float_content, input_range=statistics.input_range)(images), []
     for layer in layers if layers is not None else every:
@@ -93,7 +95,8 @@ def alone(float_content, statistics, images, layers=None):
         change = difference(TFLiteModel(content, input_range=statistics.input_range)(images), reference)
         chosen = {key: change[key] for key in ("mean_change", "largest_change")}
         rows.append({"layer": layer, **chosen, "changed_answers": 1 - change["agreement"]})
-    return pd.DataFrame(rows).sort_values("mean_change", ascending=False, ignore_index=True)
+    frame = pd.DataFrame(rows, columns=["layer", "mean_change", "largest_change", "changed_answers"])
+    return frame.sort_values("mean_change", ascending=False, ignore_index=True)
 
 
 def mixed(float_content, statistics, worst, images, counts=(0, 1, 2, 4, 8), labels=None):
@@ -104,7 +107,7 @@ def mixed(float_content, statistics, worst, images, counts=(0, 1, 2, 4, 8), labe
         statistics: `calibration.Statistics` of that file, or representative photos in 0..255.
         worst: layer names, worst first (from :func:`alone`).
         images: (n, height, width, 3) photos in 0..255.
-        counts: how many of `worst` to keep in float.
+        counts: how many of `worst` to keep in float; those above its length are left out, all of `worst` comes last.
         labels: (n,) class indices, to add the accuracy.
 
     Returns:
@@ -112,9 +115,13 @@ def mixed(float_content, statistics, worst, images, counts=(0, 1, 2, 4, 8), labe
         "largest_change", "size_bytes", "time_ratio" (median of interleaved runs of one photo).
     """
     statistics = _statistics(float_content, statistics)
+    worst = [worst] if isinstance(worst, str) else list(worst)
+    if min(counts, default=0) < 0:
+        raise ValueError(f"counts must be numbers of layers from 0 on, got {counts}")
+    counts = list(dict.fromkeys(min(count, len(worst)) for count in counts))
     reference = TFLiteModel(float_content, input_range=statistics.input_range)(images)
     files = {
-        count: convert(float_content, "int8", statistics=statistics, keep_float=list(worst)[:count])
+        count: convert(float_content, "int8", statistics=statistics, keep_float=worst[:count])
         for count in dict.fromkeys((0, *counts))
     }
     opened = {count: TFLiteModel(data, input_range=statistics.input_range) for count, data in files.items()}

@@ -16,7 +16,11 @@ def is_tflite(model):
     """Whether the model is a .tflite, as bytes or path."""
     if isinstance(model, bytes | bytearray | memoryview):
         return True
-    return isinstance(model, str | os.PathLike) and pathlib.Path(model).suffix.lower() == ".tflite"
+    path = pathlib.Path(model) if isinstance(model, str | os.PathLike) else None
+    if path is None or not path.is_file():
+        return path is not None and path.suffix.lower() == ".tflite"
+    with path.open("rb") as file:
+        return path.suffix.lower() == ".tflite" or file.read(8)[4:] == b"TFL3"
 
 
 def wanted_range(model, said):
@@ -122,9 +126,9 @@ def collect(photos):
     """
     if photos is None or isinstance(photos, np.ndarray):
         return photos
-    stream = photos() if callable(photos) else photos
-    if hasattr(stream, "__getitem__") and hasattr(stream, "__len__") and not hasattr(stream, "__iter__"):
-        stream = (stream[place] for place in range(len(stream)))
+    stream = source = photos() if callable(photos) else photos
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not hasattr(source, "__iter__"):
+        stream = (source[place] for place in range(len(source)))
     if isinstance(stream, str | os.PathLike) or not hasattr(stream, "__iter__"):
         raise TypeError(f"expected representative photos as an array or a stream of them, got {type(stream).__name__}")
     found = []
@@ -160,6 +164,8 @@ def as_representative(photos, scheme, shape, input_range=PIXELS):
     if not (low >= 0 and 2 < high <= 255):
         guess = (0, 1) if low >= 0 and high <= 1 else (-1, 1) if low >= -1 and high <= 1 else "(low, high)"
         advice = f"if the model takes them scaled, pass input_range={guess}"
+        if not scaled or not np.isfinite([low, high]).all():  # black, 16 bits, NaN
+            advice = "check how they were read"
         raise ValueError(f"representative photos must be pixels in 0..255, got {low:.3g}..{high:.3g}; {advice}")
     if input_range == PIXELS:
         return photos

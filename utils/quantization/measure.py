@@ -3,6 +3,7 @@
 import functools
 import gzip
 import hashlib
+import json
 import pathlib
 import warnings
 
@@ -64,6 +65,8 @@ def save(path, data, labels=None, scheme=None, source=None, input_range=None, **
         raise ValueError(f"path must end in .tflite, so that runtimes know the file, got {path}")
     model = TFLiteModel(data, num_threads=1, labels=labels, input_range=input_range)
     labels = list(map(str, model.labels)) if model.labels is not None else None
+    if labels is not None and None in model.labels:
+        raise ValueError(f"labels must be names, got {labels}")
     input_range = None if input_range is None and model.input_range == PIXELS else list(model.input_range)
     height, width = model.input_size
     description = {
@@ -76,8 +79,15 @@ def save(path, data, labels=None, scheme=None, source=None, input_range=None, **
         "scheme": find_scheme(scheme).name if scheme is not None else None,
         "source": source,
         "sha256": hashlib.sha256(model.content).hexdigest(),
-        **{name: value.item() if isinstance(value, np.generic) else value for name, value in facts.items()},
     }
+    clash = sorted(facts.keys() & {*description, "input_range"})
+    if clash:
+        raise ValueError(f"facts must have names of their own, got {', '.join(clash)}, which the file itself says")
+    description |= {name: value.item() if isinstance(value, np.generic) else value for name, value in facts.items()}
+    try:
+        json.dumps(description, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"source and facts must be what JSON can hold, got another thing ({error})") from error
     # The JSON first: its digest tells if the disk was full, or the process killed, before the new model came.
     files.write_json(description_path(path), description)
     files.write_bytes(path, model.content)
@@ -106,6 +116,9 @@ def confidence_threshold(probabilities, labels, keep=0.95):
     """
     probabilities = np.asarray(probabilities, dtype=float)
     labels = _checked_labels(labels, probabilities)
+    if probabilities.min() < -0.01 or probabilities.max() > 1.01:
+        got = f"{probabilities.min():.3g}..{probabilities.max():.3g}"
+        raise ValueError(f"expected probabilities, got {got}; apply the softmax first")
     if not 0 < keep <= 1:
         raise ValueError(f"keep must be a share above 0 and up to 1, got {keep}")
     right = probabilities.max(1)[probabilities.argmax(1) == labels]
@@ -143,6 +156,8 @@ def evaluate_schemes(models, images, labels=None, reference="float32", num_threa
     """
     from utils.flops import count_tflite
 
+    if not isinstance(models, dict):
+        raise TypeError(f"expected a dict, name -> bytes or path of a .tflite, got {type(models).__name__}")
     if reference not in models:
         raise ValueError(f"reference must be one of {', '.join(models)}, got {reference!r}")
     rows, exact, wanted = {}, None, None
@@ -237,9 +252,13 @@ def difference(probabilities, reference, labels=None):
 
     Accuracy is NaN without labels, both are where there are no classes (one output).
     """
+    if not len(probabilities):
+        raise ValueError("expected at least one photo to compare answers on, got none; pass some")
+    if labels is not None:
+        labels = _checked_labels(labels, probabilities)
     change, answers, classes = np.abs(probabilities - reference), probabilities.argmax(1), probabilities.shape[1] > 1
     return {
-        "accuracy": np.nan if labels is None or not classes else np.mean(answers == np.asarray(labels)),
+        "accuracy": np.nan if labels is None or not classes else np.mean(answers == labels),
         "agreement": np.mean(answers == reference.argmax(1)) if classes else np.nan,
         "mean_change": change.mean(),
         "largest_change": change.max(),

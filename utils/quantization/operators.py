@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from utils import latency
-from utils.classify import checked_threads, open_interpreter, try_apart
+from utils.classify import checked_threads, open_interpreter, read_model, try_apart
 from utils.environment import quiet
 
 from .convert import layer_name, open_file
@@ -70,7 +70,7 @@ def per_operator_times(content, threads=1, kernels="xnnpack", rounds=10, calls=5
     """Time every operator of a .tflite file, beside the MACs counted from the same file.
 
     Args:
-        content: bytes of a .tflite file with one subgraph, by this project, the converter or others.
+        content: bytes (or path) of a .tflite file with one subgraph, by this project, the converter or others.
         threads: of the interpreter.
         kernels: "xnnpack", "builtin" or "reference".
         rounds, calls, budget_s, seed: as for `latency.measure`.
@@ -84,6 +84,7 @@ def per_operator_times(content, threads=1, kernels="xnnpack", rounds=10, calls=5
     from utils import flops
 
     checked_threads(threads)
+    content = bytes(read_model(content)[1])
     try_apart([(content, None)], ["the file"], kernels)
     pieces = Pieces(content, seed)
     cut = {place: pieces.cut(place) for place in pieces.places}
@@ -131,22 +132,19 @@ class Pieces:
         if any(tensor.dtype in ("RESOURCE", "VARIANT") for tensor in self.file.tensors):
             raise ValueError("expected a file without variables that outlive a call, which no piece of it would have")
         self.maker = {at: place for place, op in enumerate(self.file.operators) for at in op.outputs}
-        self.constant = {}
+        # Known before a photo comes: stored, made of such, or a state that starts at 0.
+        self.constant = {
+            at for at, tensor in enumerate(self.file.graph.tensors) if self.file.data(at).size or tensor.isVariable
+        }
+        for op in self.file.operators:
+            if self.constant.issuperset(at for at in op.inputs if at is not None):
+                self.constant.update(op.outputs)
         self.places = [
-            place for place, op in enumerate(self.file.operators) if not all(self._is_constant(at) for at in op.outputs)
+            place for place, op in enumerate(self.file.operators) if not self.constant.issuperset(op.outputs)
         ]
         _feed_noise(interpreter, np.random.default_rng(seed))
         read = {at for op in self.file.operators for at in (*op.inputs, *op.outputs) if at is not None}
-        self.computed = {at: interpreter.get_tensor(at) for at in read if not self._is_constant(at)}
-
-    def _is_constant(self, at):
-        """Whether a tensor is known before a photo comes: stored, made of stored ones, or a state that starts at 0."""
-        if at not in self.constant:
-            self.constant[at] = bool(self.file.data(at).size or self.file.graph.tensors[at].isVariable) or (
-                at in self.maker
-                and all(self._is_constant(i) for i in self.file.operators[self.maker[at]].inputs if i is not None)
-            )
-        return self.constant[at]
+        self.computed = {at: interpreter.get_tensor(at) for at in read - self.constant}
 
     def cut(self, place):
         """(bytes of a file that holds this operator and those that prepare its constants, values of its inputs)."""
@@ -154,13 +152,13 @@ class Pieces:
         while todo:
             for at in self.file.operators[todo.pop()].inputs:
                 maker = self.maker.get(at)
-                if maker is not None and maker not in wanted and self._is_constant(at):
+                if maker is not None and maker not in wanted and at in self.constant:
                     wanted.add(maker)
                     todo.append(maker)
         operators = [self.file.operators[place] for place in sorted(wanted)]
         made = {at for op in operators for at in op.outputs}
         read = [at for op in operators for at in op.inputs if at is not None]
-        inputs = list(dict.fromkeys(at for at in read if at not in made and not self._is_constant(at)))
+        inputs = list(dict.fromkeys(at for at in read if at not in made | self.constant))
         content = self._pack(sorted(wanted), inputs, self.file.operators[place].outputs, made | set(read))
         return content, [self.computed[at] for at in inputs]
 
