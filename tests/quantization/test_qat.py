@@ -158,6 +158,10 @@ ONE_HOT = np.eye(3)[np.arange(32) % 3]
         ("softmax", 2, LABELS, LOGITS, "ends in 'softmax', got a loss of logits"),
         ("softmax", 2, LABELS + 1, None, r"class indices must be in 0..1, got 1..2"),
         ("softmax", 2, ONE_HOT, None, r"\(32, 2\) or class indices \(32,\), got \(32, 3\)"),
+        ("softmax", 3, 5 * ONE_HOT, None, r"must be probabilities in 0\.\.1, got 0\.\.5"),
+        ("sigmoid", 1, 2 * LABELS, None, r"must be probabilities in 0\.\.1, got 0\.\.2"),  # before: a loss below 0
+        (None, 1, 2 * LABELS, keras.losses.BinaryCrossentropy(from_logits=True), "must be probabilities"),
+        ("sigmoid", 1, LABELS, "categorical_crossentropy", "of one output is always 0; pass 'binary"),
         ("softmax", 2, LABELS[:3], None, r"each of 32 photos.* got \(3,\)"),
         ("sigmoid", 3, LABELS, None, r"needs targets of shape \(n, 3\)"),
         ("softmax", 3, ONE_HOT, "sparse_categorical_crossentropy", r"needs class indices \(n,\)"),
@@ -176,6 +180,10 @@ def test_heads_targets_and_losses_that_do_not_fit_are_refused(head, units, targe
         ({"representative": PHOTOS * np.nan}, "representative photos must be finite numbers"),
         ({"targets": np.full((len(PHOTOS), 2), np.nan)}, "targets must be finite numbers, got float64 such as"),
         ({"targets": np.array(["a"] * len(PHOTOS))}, "targets must be finite numbers, got <U1 such as"),
+        ({"images": PHOTOS / 255}, "expected images and representative photos of one scale, got up to 1 and 255"),
+        ({"representative": PHOTOS * 0}, "of one scale, got up to 255 and 0"),
+        ({"epochs": 0}, "epochs must be a positive integer, got 0"),
+        ({"batch_size": 1.5}, r"batch_size must be a positive integer, got 1\.5"),
         ({"learning_rate": float("nan"), "epochs": 2}, "the loss became nan; pass a lower learning_rate"),
     ],
 )
@@ -201,6 +209,10 @@ def test_models_that_cannot_be_folded_are_refused_by_name():
         answer = keras.layers.GlobalAveragePooling2D()(join(keras.layers.BatchNormalization(name="lone"), x))
         with pytest.raises(ValueError, match="'lone' does not directly follow"):
             qat.fold(keras.Model(image, answer))
+    rows = keras.layers.BatchNormalization(axis=1, name="lone")  # of as many rows as channels: merged wrongly before
+    answer = keras.layers.GlobalAveragePooling2D()(rows(keras.layers.Conv2D(8, 3, padding="same")(image)))
+    with pytest.raises(ValueError, match="'lone' does not directly follow"):
+        qat.fold(keras.Model(image, answer))
     with pytest.raises(ValueError, match="expected a functional model"):
         qat.fold(keras.Sequential([keras.layers.Dense(2)]))
     with pytest.raises(ValueError, match="representative photos"):

@@ -9,6 +9,7 @@ Source: Jacob et al. 2018, arXiv:1712.05877; straight-through gradients: Bengio 
 """
 
 import functools
+import numbers
 
 import keras
 import numpy as np
@@ -187,10 +188,19 @@ def train(
     representative = collect(representative)
     model = _functional(as_keras_model(model, representative))
     _check_photos(images, model, "images")
+    for name, count in (("epochs", epochs), ("batch_size", batch_size)):
+        if not isinstance(count, numbers.Integral) or count < 1:
+            raise ValueError(f"{name} must be a positive integer, got {count!r}")
     targets = _targets(targets, len(images), model.output_shape[-1])
     loss = _loss(model, targets, loss)
     keras.utils.set_random_seed(seed)
     prepared = prepare(model, representative, batch_size)
+    peaks = [float(np.abs(given).max()) for given in (representative, images)]
+    if max(peaks) > 50 * min(peaks):
+        raise ValueError(
+            f"expected images and representative photos of one scale, got up to {peaks[1]:.3g} and {peaks[0]:.3g}; "
+            "pass both as the model takes them"
+        )
     if targets is None:
         targets = model.predict(images, batch_size=batch_size, verbose=0)
     prepared.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=loss)
@@ -272,6 +282,14 @@ def _loss(model, targets, loss):
             f"{model.name!r} ends in {head!r}, not in probabilities, got loss={named or None!r}; pass loss="
             "'mean_squared_error', or targets and keras.losses.CategoricalCrossentropy(from_logits=True) for logits"
         )
+    crossed = of_logits or loss is None or "entropy" in named or "kl" in named
+    if crossed and targets is not None and not indices and not (targets.min() >= 0 and targets.max() <= 1):
+        raise ValueError(
+            f"targets of a cross-entropy must be probabilities in 0..1, got {targets.min():.3g}..{targets.max():.3g}; "
+            "pass such, or another loss"
+        )
+    if classes == 1 and "categorical" in named and "entropy" in named:
+        raise ValueError(f"loss {named!r} of one output is always 0; pass 'binary_crossentropy'")
     if head in fitting and of_logits:
         raise ValueError(f"{model.name!r} ends in {head!r}, got a loss of logits; pass loss= without from_logits")
     loss, named = (fitting[head],) * 2 if loss is None else (loss, named)
@@ -328,10 +346,11 @@ def _partners(model):
         sources = {id(operation): operation for operation in before if id(operation) in members}
         source = next(iter(sources.values())) if len(sources) == 1 else None
         linear = isinstance(source, FOLDABLE) and keras.activations.serialize(source.activation) == "linear"
+        linear = linear and layer.axis % 4 == (3 if source.data_format == "channels_last" else 1)
         if not linear or _consumers(source).keys() & members != {id(layer)}:
             raise ValueError(
-                f"batch normalization {layer.name!r} does not directly follow a convolution of its own; "
-                "quantization-aware training cannot merge it"
+                f"batch normalization {layer.name!r} does not directly follow a convolution of its own, over its "
+                "channels; quantization-aware training cannot merge it"
             )
         found[source.name] = layer.name
     return found
