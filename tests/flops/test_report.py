@@ -108,6 +108,8 @@ def test_resolutions_sum_up_what_stands_between_two_halvings():
     assert found["layers"].tolist() == [2, 1]  # the gate on a grid of one cell belongs to the first
     assert found["macs"].tolist() == [64 * 4 * 27 + 4 * 4, 16 * 6 * 16]
     assert report.total_macs - found["macs"].sum() == 16 * 6 * 5
+    quarters = keras.ops.split(image := keras.Input((8, 8, 8)), 4, axis=-1)  # four outputs are no grid of four sides
+    assert flops.count(keras.Model(image, quarters)).by_resolution()["side"].tolist() == [8]
     assert flops.count(build((8,), L.Dense(2))).by_resolution().empty
 
 

@@ -377,6 +377,20 @@ def test_a_convolution_with_a_state_grows_with_every_frame():
     assert ask(sliced, 4, 20, 24, 2).size == (1, 5, 5)  # each of its channels reads all of the join's
 
 
+@pytest.mark.parametrize("frames", [True, False])
+def test_frames_with_channels_first_see_what_frames_with_channels_last_see(frames):
+    def size(wrap, data_format):
+        layer = wrap(lambda kind, *more, **named: kind(2, *more, padding="same", data_format=data_format, **named))
+        return ask(layer, *((4, 2, 20, 24) if data_format == "channels_first" else (4, 20, 24, 2))).size
+
+    for wrap, expected in (
+        (lambda made: made(layers.ConvLSTM2D, (3, 5), return_sequences=frames), (1, 9, 17)),  # as counted above
+        (lambda made: layers.Bidirectional(made(layers.ConvLSTM2D, (3, 5), return_sequences=frames)), (1, 9, 17)),
+        (lambda made: layers.TimeDistributed(made(layers.Conv2D, (3, 5))), (1, 3, 5)),
+    ):
+        assert size(wrap, "channels_last") == size(wrap, "channels_first") == expected
+
+
 def test_flatten_puts_the_channels_last_first():
     # (20, 24, 2) taken for channels, rows, columns is written out as rows, columns, channels: (24, 2, 20).
     found = ask(

@@ -210,9 +210,9 @@ class CostReport:
         """
         stages = []
         for row in self.rows:
-            shape = _single(row.output_shapes)
-            if not isinstance(shape, tuple) or len(shape) != 4:
+            if len(row.output_shapes) != 1 or len(row.output_shapes[0]) != 4:
                 continue
+            shape = row.output_shapes[0]
             grid, channels = (shape[2:], shape[1]) if row.channels_first else (shape[1:3], shape[3])
             if not stages or grid not in (stages[-1]["grid"], (1, 1)):
                 stages.append({"grid": grid, "side": grid[0], "channels": 0, "layers": 0, "macs": 0})

@@ -14,7 +14,7 @@ from . import rules as _rules
 from .algebra import Axis, Field
 from .index_maps import permute
 from .lines import Line
-from .windows import channel_axis
+from .windows import channel_axis, data_format
 
 
 class Walk:
@@ -99,7 +99,7 @@ class Walk:
 
     def _channels_first(self):
         layers = getattr(self.model, "layers", ()) if self.calls is None else [call.layer for call in self.calls]
-        formats = (getattr(layer, "data_format", None) for layer in layers)
+        formats = map(data_format, layers)
         return next((one for one in formats if one), keras.config.image_data_format()) == "channels_first"
 
     def _start(self, input_name):
@@ -145,7 +145,7 @@ class Walk:
                 moved = permute(call, (Field((Axis(tuple(((at, Line()),) for at in range(len(order)))),)),))
                 found = [branch[0][0] for branch in moved.axes[0].branches]
                 order = [order[found.index(at)] for at in range(len(order))]
-            elif getattr(call.layer, "data_format", None) and len(call.input_shapes[0]) == len(order):
+            elif data_format(call.layer) and len(call.input_shapes[0]) == len(order):
                 return order[channel_axis(call.layer, len(order))]
             elif len(call.output_shapes[0]) != len(order):
                 added, grown = 1 if first else len(order), list(call.output_shapes[0])

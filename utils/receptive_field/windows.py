@@ -6,9 +6,18 @@ import numpy as np
 from .lines import Step, adaptive_window, resize_window, shift, transposed_window, window
 
 
+def data_format(layer):
+    """Where a layer, or the one that it wraps, has its channels; None where it does not say."""
+    inner = getattr(layer, "layer", None) or getattr(layer, "forward_layer", None)
+    return getattr(layer, "data_format", None) or getattr(inner, "data_format", None)
+
+
 def channel_axis(layer, rank):
-    data_format = getattr(layer, "data_format", None) or keras.config.image_data_format()
-    return 1 if data_format == "channels_first" else rank - 1
+    """The tensor axis of the channels; where time is axis 1, they come after it."""
+    if (data_format(layer) or keras.config.image_data_format()) == "channels_last":
+        return rank - 1
+    timed = keras.layers.ConvLSTM1D, keras.layers.ConvLSTM2D, keras.layers.ConvLSTM3D, keras.layers.TimeDistributed
+    return 2 if isinstance(getattr(layer, "forward_layer", layer), timed) else 1
 
 
 def spatial_axes(layer, rank):
@@ -218,7 +227,7 @@ def recurrent_convolution(call, fields):
     """A convolution of each frame; the state is convolved again at each later one."""
     layer, shape = call.layer, call.input_shapes[0]
     rank, steps = len(shape), shape[1]
-    axes = range(2, rank - 1) if layer.data_format == "channels_last" else range(3, rank)
+    axes = [axis for axis in spatial_axes(layer, rank) if axis > 1]
     settings = [per_axis(value, len(axes)) for value in (layer.kernel_size, layer.strides, layer.dilation_rate)]
     field = mixed_channels(call, fields[0]).step(
         {axis: window(k, s, d, layer.padding, shape[axis]) for axis, k, s, d in zip(axes, *settings, strict=True)}, {}
