@@ -306,6 +306,8 @@ def test_a_published_float_file_is_scaled_and_named_as_its_metadata_say(tmp_path
     assert TFLiteModel(path, labels="abc", input_range=(0, 1)).input_range == (0, 1)
     again = quantization.save(tmp_path / "n.tflite", model.content, "abc")
     assert read_description(again)["input_range"] == [-1, 1] and TFLiteModel(again).labels == tuple("abc")
+    with pytest.raises(ValueError, match="more than 1,048,576 bytes of labels"):  # a zip can hold any number of them
+        TFLiteModel(with_metadata(files["float32"], [0.0], [1.0], "\n" * 2**21))
     quantized = with_metadata(files["int8_io"], [0.0], [1.0])  # which those who call such files do not look at
     assert TFLiteModel(quantized).input_range == (-1, 1)
     for mean, message in (([1.0, 2.0, 3.0], "channels have different scales"), ([], "different scales")):

@@ -347,9 +347,10 @@ def test_a_probe_becomes_the_head(small):
 @pytest.mark.parametrize(
     ("classes", "size", "word"),
     [
-        (10, 21, "input_size must be an integer from .* got 21"), (10, 1025, "input_size"), (1, 64, "two, got 1"),
-        (0, 64, "two, got 0"), (["a"], 64, "two, got 1"), ("ab", 64, "sequence of different names, got 'ab'"),
-        (["a", "b", "a"], 64, "different names"), (True, 64, "different names, got True"),
+        (10, 21, "input_size must be an integer from .* got 21"), (10, 1025, "input_size"), (1, 64, "from 2 up, got 1"),
+        (0, 64, "from 2 up, got 0"), (["a"], 64, "from 2 up, got 1"), (2.5, 64, "from 2 up, got 2.5"),
+        ("ab", 64, "sequence of different names, got 'ab'"), (["a", "b", "a"], 64, "different names"),
+        (True, 64, "from 2 up, got True"),
     ],
 )  # fmt: skip
 def test_bad_sizes_and_classes_are_named(build, classes, size, word):

@@ -14,6 +14,7 @@ from flatbuffers.number_types import Uint8Flags, Uint32Flags
 from flatbuffers.table import Table
 
 _NORMALIZATION, _AXIS_LABELS = 1, 2
+_MOST = 2**20  # bytes of labels: a zip can claim any size
 
 
 def read(content, name="the model"):
@@ -36,7 +37,10 @@ def read(content, name="the model"):
             for file in [file for tensor in _tables(graph, 3)[:1] for file in _tables(tensor, 6)]:
                 if _number(file, 2, Uint8Flags) == _AXIS_LABELS and "labels" not in found:
                     with contextlib.suppress(zipfile.BadZipFile, KeyError):  # a rewritten file has lost them
-                        text = zipfile.ZipFile(io.BytesIO(content)).read(_text(file, 0))
+                        with zipfile.ZipFile(io.BytesIO(content)).open(_text(file, 0)) as packed:
+                            text = packed.read(_MOST + 1)
+                        if len(text) > _MOST:
+                            raise ValueError(f"more than {_MOST:,} bytes of labels")
                         found["labels"] = text.decode().rstrip("\r\n").splitlines()
     except (struct.error, LookupError, ValueError, TypeError) as error:
         raise ValueError(f"{name} has metadata that cannot be read ({error}); pass labels and input_range") from error

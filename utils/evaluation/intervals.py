@@ -4,6 +4,7 @@ Photos by one photographer resemble each other, so an interval that counts every
 """
 
 import numpy as np
+import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
 LEVEL, DRAWS = 0.95, 10_000
@@ -85,5 +86,6 @@ def sender_interval(correct, senders, labels=None):
 
 def sender_names(senders):
     """Senders as text, an object array (n,); missing ones are "unknown"."""
-    names = ["" if sender is None or sender != sender else str(sender) for sender in senders]  # NaN differs from itself
-    return np.array(["unknown" if name in ("", "<NA>", "nan") else name for name in names], dtype=object)
+    names = pd.Series(list(senders), dtype=object)
+    names = names.where(names.notna(), "").astype(str)
+    return names.where(~names.isin(["", "<NA>", "nan"]), "unknown").to_numpy(dtype=object)

@@ -1,7 +1,6 @@
 """The baseline network and the transfer models, as single flat graphs that carry their own preprocessing."""
 
 import dataclasses
-import operator
 
 import keras
 import numpy as np
@@ -249,10 +248,7 @@ def _known(backbone):
 
 
 def _class_count(classes):
-    names = [] if isinstance(classes, str | int | np.integer) else list(classes)
-    if isinstance(classes, str | bool) or len(set(names)) < len(names):
+    names = list(classes) if np.iterable(classes) and not isinstance(classes, str) else []
+    if isinstance(classes, str) or len(set(names)) < len(names):
         raise ValueError(f"classes must be a number or a sequence of different names, got {classes!r}")
-    count = len(names) or operator.index(classes)
-    if count < 2:
-        raise ValueError(f"classes must be at least two, got {count}")
-    return count
+    return whole("the number of classes", len(names) if np.iterable(classes) else classes, 2)
