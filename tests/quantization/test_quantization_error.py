@@ -1,6 +1,7 @@
 """Error by layer: names, ratios by hand, blame, and the mixed scheme."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import quantization_models as small
 
@@ -94,6 +95,8 @@ def test_layers_counts_and_labels_that_do_not_fit_are_refused_and_never_counted(
         quantization_error.alone(content, statistics, photos, ["none"])
     assert list(quantization_error.alone(content, statistics, photos, "a_project")["layer"]) == ["a_project"]
     assert quantization_error.alone(content, statistics, photos, []).empty
+    column = pd.Series(["a_project"])  # of a table, as the notebook passes it
+    assert list(quantization_error.alone(content, statistics, photos, column)["layer"]) == ["a_project"]
     table = quantization_error.mixed(content, statistics, "a_project", photos, counts=(0, 1, 8))
     assert list(table["layers_in_float"]) == [0, 1]
     with pytest.raises(ValueError, match="counts must be numbers of layers"):

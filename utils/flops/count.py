@@ -9,6 +9,7 @@ import math
 
 import keras
 
+from .._checks import whole
 from ..layer_calls import keras_graph, layer_calls
 from . import layers, operations
 from .formulas import ACTIVATION_OPS, CONVENTIONS, Cost
@@ -59,10 +60,7 @@ def count(model, input_shape=None, batch_size=None, rules=None, unsupported="war
         204800
     """
     check_choice(unsupported)
-    if batch_size is not None and (
-        isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1
-    ):
-        raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
+    batch_size = batch_size if batch_size is None else whole("batch_size", batch_size)
     table = _Rules(rules, convention)
     calls = layer_calls(
         model, input_shape, batch_size=_batch(model, batch_size), closed=table.closed, opened=table.looks_inside,

@@ -96,6 +96,7 @@ def convert(
         raise ValueError(f"io must be int8 or uint8, got {io!r}")
     if io == "uint8" and (scheme.name != "int8_io" or tool != "converter"):
         raise ValueError("io='uint8' works with scheme int8_io and tool='converter' only; use io='int8'")
+    keep_float = [keep_float] if isinstance(keep_float, str) else list(keep_float)
     if tool == "converter" and (keep_float or calibrate != "min-max"):
         raise ValueError("the converter keeps no layer in float and calibrates by min-max; use tool='quantizer'")
     photos, input_range = collect(representative), wanted_range(model, input_range)
@@ -253,7 +254,6 @@ def _exclude(work, regex, operation):
 
 def tensors_of(source, layers):
     """Computed activations of the named layers."""
-    layers = [layers] if isinstance(layers, str) else layers
     if not layers:
         return []
     known = tensor_layers(source)

@@ -85,11 +85,11 @@ def alone(float_content, statistics, images, layers=None):
         (share of photos whose first class changes).
     """
     statistics = _statistics(float_content, statistics)
-    tensors_of(float_content, layers)  # refuses unknown ones
-    layers = [layers] if isinstance(layers, str) else layers
     every = list(dict.fromkeys(tensor_layers(float_content).values()))
+    layers = every if layers is None else [layers] if isinstance(layers, str) else list(layers)
+    tensors_of(float_content, layers)  # refuses unknown ones
     reference, rows = TFLiteModel(float_content, input_range=statistics.input_range)(images), []
-    for layer in layers if layers is not None else every:
+    for layer in layers:
         others = [name for name in every if name != layer]
         content = convert(float_content, "int8", statistics=statistics, keep_float=others)
         change = difference(TFLiteModel(content, input_range=statistics.input_range)(images), reference)

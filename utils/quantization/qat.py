@@ -9,12 +9,12 @@ Source: Jacob et al. 2018, arXiv:1712.05877; straight-through gradients: Bengio 
 """
 
 import functools
-import numbers
 
 import keras
 import numpy as np
 from keras import ops
 
+from utils._checks import whole
 from utils.models import set_weights
 
 from .inputs import as_keras_model, collect
@@ -188,9 +188,7 @@ def train(
     representative = collect(representative)
     model = _functional(as_keras_model(model, representative))
     _check_photos(images, model, "images")
-    for name, count in (("epochs", epochs), ("batch_size", batch_size)):
-        if not isinstance(count, numbers.Integral) or count < 1:
-            raise ValueError(f"{name} must be a positive integer, got {count!r}")
+    epochs, batch_size = whole("epochs", epochs), whole("batch_size", batch_size)
     targets = _targets(targets, len(images), model.output_shape[-1])
     loss = _loss(model, targets, loss)
     keras.utils.set_random_seed(seed)

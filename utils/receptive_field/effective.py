@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pandas as pd
 
+from .._checks import whole
 from ..layer_calls import keras_graph
 from .field import result_of
 from .walk import Walk
@@ -121,13 +122,12 @@ def effective(model, images, layer=None, *, feature=None, batch_size=8, seed=0):
         raise ValueError(f"images must be (n, height, width, channels) with n at least 1, got {images.shape}")
     if images.dtype.kind not in "buif":
         raise ValueError(f"images must hold numbers, got {images.dtype}")
-    if not hasattr(batch_size, "__index__") or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
+    batch_size = whole("batch_size", batch_size)
     walk, call, theoretical = _theoretical(model, layer, images)
     grid = theoretical.grid
     feature = tuple(count // 2 for count in grid) if feature is None else feature
-    whole = np.ndim(feature) == 1 and len(feature) == 2 and all(hasattr(u, "__index__") for u in feature)
-    if not whole or any(not 0 <= u < count for u, count in zip(feature, grid, strict=True)):
+    two = np.ndim(feature) == 1 and len(feature) == 2 and all(hasattr(u, "__index__") for u in feature)
+    if not two or any(not 0 <= u < count for u, count in zip(feature, grid, strict=True)):
         raise ValueError(f"layer {theoretical.layer!r} has {grid} features and none at {feature}; count from 0")
     feature, forward = tuple(feature), _forward(walk, call, images)
     energy = _gradient_energy(forward, images, walk.channels, theoretical.places, feature, batch_size, seed)
