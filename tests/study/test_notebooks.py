@@ -1,5 +1,6 @@
 """The runner: what it executes, keeps, refuses to commit; and what a run in Jupyter may write."""
 
+import inspect
 import subprocess
 
 import nbformat
@@ -8,6 +9,7 @@ from conftest import ROOT
 from nbclient import NotebookClient
 
 from study import notebooks
+from utils import models
 
 
 def notebook_of(*sources, tags=()):
@@ -101,3 +103,9 @@ def test_a_run_in_jupyter_changes_no_tracked_file(monkeypatch):
     assert "build" in notebook.cells[-1].outputs[0].data["text/plain"]
     assert git_status() == before
     assert (ROOT / "build" / "results" / "01_data_and_training.json").exists()
+
+
+def test_the_source_that_notebook_1_shows_is_todays():
+    page = nbformat.read(ROOT / "notebooks" / "01_data_and_training.ipynb", as_version=4)
+    (cell,) = [cell for cell in page.cells if "inspect.getsource(models.baseline_cnn)" in cell.source]
+    assert cell.outputs[0].data["text/plain"].strip() == inspect.getsource(models.baseline_cnn).strip()

@@ -51,7 +51,7 @@ def baseline_cnn(classes, input_size=224):
         >>> baseline_cnn(17).count_params()
         2996305
     """
-    count, size = _class_count(classes), whole("input_size", input_size, 22, 1024)
+    count, size = _class_count(classes), _input_size(input_size, least=22)
     image = keras.Input((size, size, 3), name="image")
     x = keras.layers.Rescaling(1 / 255, name="preprocess")(image)
     for number, channels in enumerate((128, 128, 64)):
@@ -147,7 +147,7 @@ def needs_batch_norm(backbone, weights="auto"):
 
 def _pooled(backbone, input_size, weights):
     """(image tensor, pooled feature tensor) of a backbone with its weights."""
-    name, size = _known(backbone).name, whole("input_size", input_size, 32, 1024)
+    name, size = _known(backbone).name, _input_size(input_size)
     _, fill = _weights(name, weights)
     image = keras.Input((size, size, 3), name="image")
     body = _BODIES[name](image)
@@ -252,3 +252,7 @@ def _class_count(classes):
     if isinstance(classes, str) or len(set(names)) < len(names):
         raise ValueError(f"classes must be a number or a sequence of different names, got {classes!r}")
     return whole("the number of classes", len(names) if np.iterable(classes) else classes, 2)
+
+
+def _input_size(input_size, least=32):
+    return whole("input_size", input_size, least, 1024)
